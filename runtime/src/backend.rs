@@ -1,0 +1,243 @@
+//! What the engine and a backend say to each other.
+//!
+//! A [`Backend`] compiles a [`Program`] into an [`Executor`], which is owned by one thread and runs [`Batch`]es. The
+//! engine fills one reused `Batch` per step and reads one reused [`StepOutput`]; it never sees a backend's memory.
+
+use std::ops::Range;
+
+use njoule_models::program::Program;
+use njoule_models::weights::{WeightError, WeightSource};
+
+/// Index of a cache block; the same in every layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockId(pub u32);
+
+/// How a backend stores weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Quant {
+    /// The file's values unchanged, computed and cached in f32.
+    None,
+    /// bfloat16.
+    Bf16,
+    /// 8 bits: Q8_0's groups kept, else one scale per output channel.
+    Int8,
+    /// 4 bits in groups of 32 with scale and minimum; embedding and head in 8 bits.
+    Int4,
+    /// A GGUF's own types; int8 for f16 and bf16 files, f32 for f32 files.
+    Auto,
+}
+
+/// Element type of the key/value cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KvType {
+    /// f32.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half.
+    F16,
+    /// 8 bits with one scale per token and head.
+    Int8,
+}
+
+impl KvType {
+    /// Bytes of `n` cached values of one token and head.
+    pub fn bytes(self, n: usize) -> usize {
+        match self {
+            KvType::F32 => 4 * n,
+            KvType::Bf16 | KvType::F16 => 2 * n,
+            KvType::Int8 => n + 4,
+        }
+    }
+}
+
+/// How much an executor must be able to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Cache blocks.
+    pub blocks: usize,
+    /// Tokens per block.
+    pub block_len: usize,
+    /// Rows of a step at most.
+    pub max_rows: usize,
+    /// Sequences of a step at most.
+    pub max_seqs: usize,
+    /// Rows of a step whose logits are wanted, at most.
+    pub max_outputs: usize,
+    /// Longest sequence.
+    pub max_len: usize,
+}
+
+/// What a backend can do with a program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Tokens per cache block that it wants.
+    pub block_len: usize,
+    /// Whether a batch may hold prefill chunks beside decodes.
+    pub mixed_batches: bool,
+    /// Whether it returns logits (else candidates).
+    pub logits: bool,
+    /// Whether any block may hold any part of a sequence (else one contiguous row per sequence).
+    pub paged: bool,
+}
+
+/// One sequence's part of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeqSpan {
+    /// Its rows, consecutive and in position order.
+    pub rows: Range<usize>,
+    /// Tokens in its cache once these rows are written: the last row's position + 1.
+    pub context: usize,
+    /// Its part of [`Batch::tables`]: block `i` holds positions `i * block_len ..`.
+    pub table: Range<usize>,
+    /// Prompt and most new tokens, fixed at admission (rope variants that depend on the whole length).
+    pub rope_len: usize,
+}
+
+/// One step's work, as a struct of arrays; reused from step to step.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// Token per row.
+    pub tokens: Vec<u32>,
+    /// Position per row.
+    pub positions: Vec<u32>,
+    /// Cache slot per row: `block * block_len + position % block_len`.
+    pub slots: Vec<u32>,
+    /// The sequences.
+    pub seqs: Vec<SeqSpan>,
+    /// Block tables, end to end.
+    pub tables: Vec<BlockId>,
+    /// Rows whose logits are wanted, ascending.
+    pub outputs: Vec<u32>,
+}
+
+impl Batch {
+    /// Empties it, keeping its memory.
+    pub fn clear(&mut self) {
+        self.tokens.clear();
+        self.positions.clear();
+        self.slots.clear();
+        self.seqs.clear();
+        self.tables.clear();
+        self.outputs.clear();
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.tokens.len()
+    }
+}
+
+/// What a step returns; reused.
+#[derive(Clone, Debug, Default)]
+pub struct StepOutput {
+    /// `[outputs, vocab]`, row-major, in the order of [`Batch::outputs`].
+    pub logits: Vec<f32>,
+    /// Columns of `logits`.
+    pub vocab: usize,
+}
+
+impl StepOutput {
+    /// Logits of output `i`.
+    pub fn row(&self, i: usize) -> &[f32] {
+        &self.logits[i * self.vocab..(i + 1) * self.vocab]
+    }
+}
+
+/// Work of a step, for rooflines and the energy split.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cost {
+    /// Floating point operations (a multiply-add is two).
+    pub flops: f64,
+    /// Weight bytes read, each once.
+    pub weight_bytes: f64,
+    /// Cache bytes read and written.
+    pub kv_bytes: f64,
+}
+
+/// A way to run programs.
+pub trait Backend: Send + Sync {
+    /// What it can do with `program`.
+    fn limits(&self, program: &Program) -> Limits;
+
+    /// Reads the weights and gets ready to run.
+    fn load(
+        &self,
+        program: &Program,
+        weights: &dyn WeightSource,
+        capacity: Capacity,
+    ) -> Result<Box<dyn Executor>, LoadError>;
+}
+
+/// One loaded model; owned by the engine thread.
+pub trait Executor: Send {
+    /// Starts a step (a CPU computes it here).
+    fn submit(&mut self, batch: &Batch) -> Result<(), StepError>;
+
+    /// Waits for the step and fetches its result.
+    fn collect(&mut self, out: &mut StepOutput) -> Result<(), StepError>;
+
+    /// Work of `batch`.
+    fn cost(&self, batch: &Batch) -> Cost;
+
+    /// What it holds.
+    fn memory(&self) -> MemoryUse;
+}
+
+/// Bytes an executor holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Packed weights.
+    pub weights: usize,
+    /// Cache capacity.
+    pub kv: usize,
+    /// Activations and other scratch.
+    pub scratch: usize,
+}
+
+/// Why a model cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// A weight is missing or broken.
+    #[error(transparent)]
+    Weight(#[from] WeightError),
+    /// The backend lacks something that the program needs.
+    #[error("the {backend} backend cannot run this model: {what}")]
+    Unsupported {
+        /// Backend.
+        backend: &'static str,
+        /// What it lacks.
+        what: String,
+    },
+    /// A tensor holds values that the stored type cannot hold.
+    #[error("tensor `{name}` cannot be stored as {stored}: {what}")]
+    Values {
+        /// Tensor.
+        name: String,
+        /// Stored type.
+        stored: &'static str,
+        /// What is wrong.
+        what: String,
+    },
+    /// Memory for the weights or the cache could not be had.
+    #[error("cannot allocate {bytes} bytes for {what}")]
+    Memory {
+        /// Bytes wanted.
+        bytes: usize,
+        /// For what.
+        what: &'static str,
+    },
+}
+
+/// Why a step failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StepError {
+    /// The batch breaks the contract: a bug in the engine.
+    #[error("invalid batch: {0}")]
+    Batch(String),
+    /// The device failed.
+    #[error("device failure: {0}")]
+    Device(String),
+}
