@@ -3,6 +3,19 @@
 //! A value of this type can be traced without a further check: every size is positive, heads divide, `windows` has one
 //! entry per layer. A key that changes the mathematics and is not supported is an error that names it.
 
+
+mod hf;
+mod keys;
+mod rope;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+pub(crate) use hf::token_ids;
+
+
+
 /// A family of architectures, as its reference implementation names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
@@ -19,6 +32,11 @@ pub enum Family {
 impl Family {
     /// Every supported family.
     pub const ALL: [Family; 4] = [Family::Llama, Family::Mistral, Family::Qwen2, Family::Qwen3];
+
+    /// The family of this `model_type`.
+    pub fn from_name(name: &str) -> Option<Family> {
+        Family::ALL.into_iter().find(|f| f.name() == name)
+    }
 
     /// `model_type` in config.json.
     pub fn name(self) -> &'static str {
@@ -133,3 +151,116 @@ pub struct ModelConfig {
     /// End-of-sequence tokens.
     pub eos: Vec<u32>,
 }
+
+impl ModelConfig {
+    /// Reads a `config.json` of transformers 4 or 5.
+    pub fn from_hf_json(json: &serde_json::Value) -> Result<ModelConfig, ConfigError> {
+        hf::parse(json)
+    }
+
+    /// Checks every size, so that what is traced from the result cannot overflow or divide unevenly.
+    pub(crate) fn validated(self) -> Result<ModelConfig, ConfigError> {
+        let sizes = [
+            ("vocab_size", self.vocab, MAX_VOCAB),
+            ("hidden_size", self.hidden, MAX_WIDTH),
+            ("num_hidden_layers", self.layers, MAX_LAYERS),
+            ("num_attention_heads", self.heads, MAX_WIDTH),
+            ("num_key_value_heads", self.kv_heads, MAX_WIDTH),
+            ("head_dim", self.head_dim, MAX_HEAD_DIM),
+            ("intermediate_size", self.ffn, MAX_WIDTH),
+            ("max_position_embeddings", self.max_len, MAX_LEN),
+        ];
+        for (key, value, most) in sizes {
+            if value == 0 || value > most {
+                return Err(ConfigError::value(key, value, format!("must lie in 1..={most}")));
+            }
+        }
+        if self.heads.checked_mul(self.head_dim).is_none_or(|n| n > MAX_WIDTH) {
+            return Err(ConfigError::value("num_attention_heads", self.heads, format!("times head_dim exceeds {MAX_WIDTH}")));
+        }
+        if self.heads % self.kv_heads != 0 {
+            let why = format!("must divide num_attention_heads = {}", self.heads);
+            return Err(ConfigError::value("num_key_value_heads", self.kv_heads, why));
+        }
+        if self.head_dim % 2 != 0 {
+            return Err(ConfigError::value("head_dim", self.head_dim, "must be even for rotary embeddings"));
+        }
+        if !(self.norm_eps >= 0.0 && self.norm_eps.is_finite()) {
+            return Err(ConfigError::value("rms_norm_eps", self.norm_eps, "must be finite and not negative"));
+        }
+        if self.windows.len() != self.layers {
+            return Err(ConfigError::value("layer_types", self.windows.len(), "must have one entry per layer"));
+        }
+        if self.windows.contains(&Some(0)) {
+            return Err(ConfigError::value("sliding_window", 0, "must be positive"));
+        }
+        self.rope.check(self.head_dim)?;
+        Ok(self)
+    }
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The JSON is not an object.
+    #[error("the config is not a JSON object")]
+    NotAnObject,
+    /// An architecture that this program does not know.
+    #[error("architecture `{found}` is not supported, supported are {}", supported())]
+    Architecture {
+        /// As the checkpoint calls it.
+        found: String,
+    },
+    /// A key that changes the mathematics in a way that is not implemented.
+    #[error("config key `{key}` = {value} is not supported")]
+    UnsupportedKey {
+        /// Key, with its path.
+        key: String,
+        /// Its value, shortened.
+        value: String,
+    },
+    /// A key has a value of another type.
+    #[error("config key `{key}` should be {expected}, is {value}")]
+    Type {
+        /// Key, with its path.
+        key: String,
+        /// What was expected.
+        expected: &'static str,
+        /// Its value, shortened.
+        value: String,
+    },
+    /// A key's value makes no sense.
+    #[error("config key `{key}` = {value} {why}")]
+    Value {
+        /// Key, with its path.
+        key: String,
+        /// Its value.
+        value: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A key without a default is absent.
+    #[error("config key `{key}` is missing")]
+    Missing {
+        /// Key, with its path.
+        key: String,
+    },
+}
+
+impl ConfigError {
+    fn value(key: impl Into<String>, value: impl fmt::Display, why: impl Into<String>) -> Self {
+        ConfigError::Value { key: key.into(), value: value.to_string(), why: why.into() }
+    }
+}
+
+fn supported() -> String {
+    Family::ALL.map(Family::name).join(", ")
+}
+
+// Far above any published model, and small enough that no product of two of them overflows.
+const MAX_VOCAB: usize = 1 << 24;
+const MAX_WIDTH: usize = 1 << 20;
+const MAX_LAYERS: usize = 1024;
+const MAX_HEAD_DIM: usize = 4096;
+const MAX_LEN: usize = 1 << 30;

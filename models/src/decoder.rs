@@ -55,7 +55,7 @@ fn attention(t: &mut Tracer, c: &ModelConfig, layer: usize, h: Val) -> Val {
         q = t.norm(q, q_norm, c.norm_eps, NormGroup::Head(c.head_dim));
         k = t.norm(k, k_norm, c.norm_eps, NormGroup::Head(c.head_dim));
     }
-    let table = t.rope_table(RopeTable::new(&c.rope, c.head_dim, c.max_len));
+    let table = t.rope_table(RopeTable::new(&c.rope, c.head_dim));
     let q = t.rope(q, table, c.head_dim, Pairing::Half);
     let k = t.rope(k, table, c.head_dim, Pairing::Half);
     let scale = 1.0 / (c.head_dim as f32).sqrt();

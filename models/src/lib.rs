@@ -4,9 +4,12 @@
 //! coarse transformer operations. Backends compile programs; this crate knows no backend. It also reads checkpoints
 //! (Hugging Face directories and GGUF files) as [`weights::WeightSource`]s, and text (tokenizers, chat templates).
 
+pub mod checkpoint;
 pub mod config;
 pub mod cost;
 pub mod decoder;
+#[cfg(test)]
+mod fixtures;
 pub mod program;
 pub mod rope;
 pub mod tracer;

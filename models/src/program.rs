@@ -89,6 +89,8 @@ pub struct WeightDecl {
     pub cols: usize,
     /// First row of the view within the tensor (fused tensors are several views of one name).
     pub row_start: usize,
+    /// Rows of the whole tensor; `rows` unless it is fused.
+    pub of_rows: usize,
     /// What it is used for.
     pub usage: WeightUse,
     /// How it is split over cores.
@@ -335,8 +337,8 @@ impl fmt::Display for Program {
         writeln!(f, "program {}", self.name)?;
         for (i, w) in self.weights.iter().enumerate() {
             write!(f, "w{i} = {} [{}, {}]", w.name, w.rows, w.cols)?;
-            if w.row_start != 0 {
-                write!(f, " from row {}", w.row_start)?;
+            if w.of_rows != w.rows {
+                write!(f, " from row {} of {}", w.row_start, w.of_rows)?;
             }
             writeln!(f, " {:?} {:?}", w.usage, w.parallel)?;
         }

@@ -18,8 +18,8 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// The table for heads of `head_dim` values; `max_len` is the checkpoint's context length.
-    pub fn new(config: &RopeConfig, head_dim: usize, _max_len: usize) -> Self {
+    /// The table for heads of `head_dim` values.
+    pub fn new(config: &RopeConfig, head_dim: usize) -> Self {
         let base = |i: usize| config.theta.powf(-(2.0 * i as f64) / head_dim as f64);
         let pairs = head_dim / 2;
         let table = |f: &dyn Fn(usize) -> f64, amplitude: f64| RopeTable {

@@ -3,6 +3,8 @@
 //! Shapes are checked at the call. A mismatch is a mistake in a model file, not in a checkpoint, and panics with the
 //! scope path; numbers from a checkpoint are validated before, in [`crate::config`].
 
+use std::collections::HashMap;
+
 use crate::program::*;
 use crate::rope::RopeTable;
 
@@ -11,6 +13,7 @@ use crate::rope::RopeTable;
 pub struct Tracer {
     program: Program,
     scope: Vec<String>,
+    declared: HashMap<WeightDecl, WeightId>,
 }
 
 /// A matrix and its bias.
@@ -35,7 +38,7 @@ impl Tracer {
             layers: vec![],
             logits: Val(u32::MAX),
         };
-        Tracer { program, scope: vec![] }
+        Tracer { program, scope: vec![], declared: HashMap::new() }
     }
 
     /// Ends the trace; `logits` is the program's result.
@@ -65,12 +68,14 @@ impl Tracer {
     /// Declares a weight of the current scope, or finds it where it was declared before.
     pub fn weight(&mut self, name: &str, rows: usize, cols: usize, usage: WeightUse, parallel: Parallel) -> WeightId {
         let name = self.path(name);
-        let decl = WeightDecl { name, rows, cols, row_start: 0, usage, parallel };
-        if let Some(i) = self.program.weights.iter().position(|w| *w == decl) {
-            return WeightId(index(i));
+        let decl = WeightDecl { name, rows, cols, row_start: 0, of_rows: rows, usage, parallel };
+        if let Some(&id) = self.declared.get(&decl) {
+            return id;
         }
-        self.program.weights.push(decl);
-        WeightId(index(self.program.weights.len() - 1))
+        let id = WeightId(index(self.program.weights.len()));
+        self.program.weights.push(decl.clone());
+        self.declared.insert(decl, id);
+        id
     }
 
     /// Declares `{name}.weight` as a vector of length `len`.

@@ -4,6 +4,11 @@
 //! in chunks so that no tensor is ever held whole in memory beside the file's own pages. Dialects (GGUF names, permuted
 //! rows) are tables inside the sources; a view already speaks the reference implementation's order.
 
+pub mod dequant;
+mod mapped;
+mod rows;
+pub mod safetensors;
+
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -58,7 +63,7 @@ pub trait WeightRows: Send + Sync {
     /// Decodes `rows` into `out`, row-major, `rows.len() * cols` values.
     fn read_f32(&self, rows: Range<usize>, out: &mut [f32]);
 
-    /// The bytes of one row as the file has them; `None` where the values are generated.
+    /// The bytes of one row as the file has them; `None` where the values are generated or reordered within a row.
     fn raw_row(&self, row: usize) -> Option<&[u8]>;
 
     /// Says that the file's pages under `rows` are not needed again soon, so that they do not count as resident.
@@ -112,6 +117,20 @@ pub enum WeightError {
         /// By the config.
         expected: Vec<usize>,
     },
+    /// A tensor lies beyond the end of its file.
+    #[error("{path} is truncated: tensor `{name}` at offset {offset} ends at {end}, the file has {actual} bytes")]
+    Truncated {
+        /// File.
+        path: PathBuf,
+        /// First tensor that is not whole.
+        name: String,
+        /// Where its data starts.
+        offset: u64,
+        /// Where its data ends.
+        end: u64,
+        /// Size of the file.
+        actual: u64,
+    },
     /// A tensor's element type is not supported.
     #[error("tensor `{name}` in {path} has type {dtype}, supported are {supported}")]
     DType {
@@ -126,11 +145,90 @@ pub enum WeightError {
     },
 }
 
+impl GgmlType {
+    /// Values of a block.
+    pub fn block_len(self) -> usize {
+        use GgmlType::*;
+        match self {
+            Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 => 32,
+            Q2_K | Q3_K | Q4_K | Q5_K | Q6_K => 256,
+        }
+    }
+
+    /// Bytes of a block.
+    pub fn block_bytes(self) -> usize {
+        use GgmlType::*;
+        match self {
+            Q4_0 => 18,
+            Q4_1 => 20,
+            Q5_0 => 22,
+            Q5_1 => 24,
+            Q8_0 => 34,
+            Q2_K => 84,
+            Q3_K => 110,
+            Q4_K => 144,
+            Q5_K => 176,
+            Q6_K => 210,
+        }
+    }
+}
+
+impl Encoding {
+    /// Bytes of a row of `cols` values; `None` where a row is no whole number of blocks, or on overflow.
+    pub fn row_bytes(self, cols: usize) -> Option<usize> {
+        match self {
+            Encoding::Dense(DType::F32) => cols.checked_mul(4),
+            Encoding::Dense(DType::F16 | DType::BF16) => cols.checked_mul(2),
+            Encoding::GgufBlock(t) if cols % t.block_len() == 0 => (cols / t.block_len()).checked_mul(t.block_bytes()),
+            Encoding::GgufBlock(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for Encoding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Encoding::Dense(d) => write!(f, "{d:?}"),
             Encoding::GgufBlock(t) => write!(f, "{t:?}"),
         }
+    }
+}
+
+/// What a checkpoint's tensors are stored as: bytes per encoding, largest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StoredTypes(Vec<(Encoding, u64)>);
+
+impl StoredTypes {
+    /// Counts `bytes` of `encoding`.
+    pub fn add(&mut self, encoding: Encoding, bytes: u64) {
+        match self.0.iter_mut().find(|(e, _)| *e == encoding) {
+            Some((_, n)) => *n = n.saturating_add(bytes),
+            None => self.0.push((encoding, bytes)),
+        }
+        self.0.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
+    }
+
+    /// The encodings and their bytes, largest first.
+    pub fn iter(&self) -> impl Iterator<Item = (Encoding, u64)> + '_ {
+        self.0.iter().copied()
+    }
+
+    /// The encoding of most bytes.
+    pub fn main(&self) -> Option<Encoding> {
+        self.0.first().map(|(e, _)| *e)
+    }
+}
+
+impl fmt::Display for StoredTypes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let total = self.0.iter().map(|(_, n)| *n as f64).sum::<f64>().max(1.0);
+        for (i, (encoding, bytes)) in self.0.iter().enumerate() {
+            let separator = if i == 0 { "" } else { ", " };
+            match self.0.len() {
+                1 => write!(f, "{encoding}")?,
+                _ => write!(f, "{separator}{encoding} {:.1} %", 100.0 * *bytes as f64 / total)?,
+            }
+        }
+        Ok(())
     }
 }

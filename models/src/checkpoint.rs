@@ -1,0 +1,226 @@
+//! Opens a model: a Hugging Face directory, a GGUF file, or a preset with random weights.
+//!
+//! A [`Checkpoint`] is everything that is known of a model before a backend loads it. Tokenizers are opened separately,
+//! see [`crate::tokenizer`].
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::config::{ConfigError, ModelConfig, token_ids};
+use crate::weights::safetensors::SafetensorsSource;
+use crate::weights::{StoredTypes, WeightError, WeightSource};
+
+/// What a checkpoint suggests for generation, from `generation_config.json`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GenerationDefaults {
+    /// Tokens that end a sequence: those of the config and those of the generation config.
+    pub eos: Vec<u32>,
+    /// Whether to sample at all; greedy where false.
+    pub do_sample: Option<bool>,
+    /// Divisor of the logits.
+    pub temperature: Option<f32>,
+    /// Probability mass kept.
+    pub top_p: Option<f32>,
+    /// Candidates kept; 0 keeps all.
+    pub top_k: Option<u32>,
+    /// Factor against repetition.
+    pub repetition_penalty: Option<f32>,
+}
+
+/// Where a checkpoint's bytes are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A Hugging Face directory.
+    Directory(PathBuf),
+    /// A GGUF file.
+    Gguf(PathBuf),
+    /// Random weights in a published shape.
+    Preset(String),
+}
+
+/// A model that can be loaded.
+pub struct Checkpoint {
+    /// Where it is.
+    pub origin: Origin,
+    /// Architecture and sizes.
+    pub config: ModelConfig,
+    /// Weights.
+    pub weights: Box<dyn WeightSource>,
+    /// Defaults of generation.
+    pub generation: GenerationDefaults,
+    /// Types the tensors are stored as.
+    pub stored: StoredTypes,
+    /// Bytes of the files that hold the weights; 0 for a preset.
+    pub file_bytes: u64,
+}
+
+impl Checkpoint {
+    /// Opens a directory with `config.json` and safetensors, a `.gguf` file, or a directory with exactly one of those.
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let meta = std::fs::metadata(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
+        if meta.is_dir() { Self::open_directory(path) } else { Self::open_gguf(path) }
+    }
+
+    fn open_directory(dir: &Path) -> Result<Self, CheckpointError> {
+        let config_path = dir.join("config.json");
+        if !config_path.is_file() {
+            return Self::open_gguf(&only_gguf(dir)?);
+        }
+        let json = read_json(&config_path)?;
+        let config = ModelConfig::from_hf_json(&json)
+            .map_err(|source| CheckpointError::Config { path: config_path.clone(), source })?;
+        let source = SafetensorsSource::open(dir)?;
+        Ok(Checkpoint {
+            origin: Origin::Directory(dir.to_owned()),
+            generation: GenerationDefaults::read(&dir.join("generation_config.json"), &config)?,
+            config,
+            stored: source.stored_types(),
+            file_bytes: source.file_bytes(),
+            weights: Box::new(source),
+        })
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self, CheckpointError> {
+        Err(CheckpointError::NothingThere { path: path.to_owned() })
+    }
+}
+
+/// The GGUF file of a directory; of a split one, the first part.
+fn only_gguf(dir: &Path) -> Result<PathBuf, CheckpointError> {
+    let io = |source| CheckpointError::Io { path: dir.to_owned(), source };
+    let mut found = vec![];
+    for entry in std::fs::read_dir(dir).map_err(io)? {
+        let path = entry.map_err(io)?.path();
+        if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    match found.as_slice() {
+        [] => Err(CheckpointError::NothingThere { path: dir.to_owned() }),
+        [one] => Ok(one.clone()),
+        [first, ..] => Err(CheckpointError::SeveralGguf { path: dir.to_owned(), first: first.clone(), count: found.len() }),
+    }
+}
+
+fn read_json(path: &Path) -> Result<Value, CheckpointError> {
+    let bytes = std::fs::read(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
+    serde_json::from_slice(&bytes).map_err(|source| CheckpointError::Json { path: path.to_owned(), source })
+}
+
+impl GenerationDefaults {
+    /// Those of a config alone.
+    fn of_config(config: &ModelConfig) -> Self {
+        GenerationDefaults { eos: config.eos.clone(), ..Default::default() }
+    }
+
+    /// Reads `path` where it exists.
+    fn read(path: &Path, config: &ModelConfig) -> Result<Self, CheckpointError> {
+        let mut defaults = Self::of_config(config);
+        if !path.exists() {
+            return Ok(defaults);
+        }
+        let json = read_json(path)?;
+        let field = |key: &'static str| json.get(key).filter(|v| !v.is_null());
+        let error = |key: &'static str, value: &Value| {
+            let value = value.to_string().chars().take(80).collect();
+            CheckpointError::Generation { path: path.to_owned(), key, value }
+        };
+        let number = |key| {
+            // f32 is the precision that sampling works in
+            let read = |v: &Value| v.as_f64().filter(|x| x.is_finite() && *x >= 0.0).map(|x| x as f32);
+            field(key).map(|v| read(v).ok_or_else(|| error(key, v))).transpose()
+        };
+        let whole = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
+        if let Some(value) = field("eos_token_id") {
+            let more = token_ids(value).ok_or_else(|| error("eos_token_id", value))?;
+            more.into_iter().for_each(|id| if !defaults.eos.contains(&id) { defaults.eos.push(id) });
+        }
+        defaults.do_sample =
+            field("do_sample").map(|v| v.as_bool().ok_or_else(|| error("do_sample", v))).transpose()?;
+        defaults.top_k = field("top_k").map(|v| whole(v).ok_or_else(|| error("top_k", v))).transpose()?;
+        defaults.temperature = number("temperature")?;
+        defaults.top_p = number("top_p")?;
+        defaults.repetition_penalty = number("repetition_penalty")?;
+        Ok(defaults)
+    }
+}
+
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Checkpoint { origin, config, weights: _, generation, stored, file_bytes } = self;
+        f.debug_struct("Checkpoint")
+            .field("origin", origin)
+            .field("config", config)
+            .field("generation", generation)
+            .field("stored", stored)
+            .field("file_bytes", file_bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a checkpoint cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// A file or directory could not be read.
+    #[error("cannot read {path}")]
+    Io {
+        /// File or directory.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Neither a checkpoint directory nor a GGUF file.
+    #[error("{path} is no checkpoint: expected a directory with config.json and model.safetensors, or a .gguf file")]
+    NothingThere {
+        /// What was looked at.
+        path: PathBuf,
+    },
+    /// A directory without config.json holds several GGUF files.
+    #[error("{path} holds {count} .gguf files, name one of them, for example {first}")]
+    SeveralGguf {
+        /// Directory.
+        path: PathBuf,
+        /// First file, by name.
+        first: PathBuf,
+        /// How many.
+        count: usize,
+    },
+    /// A JSON file does not parse.
+    #[error("{path} is not valid JSON")]
+    Json {
+        /// File.
+        path: PathBuf,
+        /// Cause, with line and column.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The model is not supported, or its config makes no sense.
+    #[error("{path}: {source}")]
+    Config {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        source: ConfigError,
+    },
+    /// The generation config has a field that makes no sense.
+    #[error("{path}: field `{key}` cannot be {value}")]
+    Generation {
+        /// File.
+        path: PathBuf,
+        /// Field.
+        key: &'static str,
+        /// Its value, shortened.
+        value: String,
+    },
+    /// The weights cannot be read.
+    #[error(transparent)]
+    Weights(#[from] WeightError),
+}
+
+#[cfg(test)]
+mod tests;

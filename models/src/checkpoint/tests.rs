@@ -1,0 +1,67 @@
+//! Checkpoints of the fixtures and broken ones.
+
+use super::*;
+use crate::decoder;
+use crate::fixtures;
+
+#[test]
+fn every_fixture_directory_opens_and_has_every_weight_its_program_names() {
+    for name in fixtures::CHECKPOINTS {
+        let c = Checkpoint::open(&fixtures::path(name)).unwrap();
+        let program = decoder::program(&c.config);
+        for decl in &program.weights {
+            let view = c.weights.get(decl).unwrap();
+            assert_eq!(view.shape(), (decl.rows, decl.cols), "{name} {}", decl.name);
+            let mut out = vec![f32::NAN; decl.rows * decl.cols];
+            view.read_f32(0..decl.rows, &mut out);
+            assert!(out.iter().all(|x| x.is_finite()), "{name} {}", decl.name);
+        }
+        assert!(c.file_bytes > 0);
+    }
+}
+
+#[test]
+fn stored_types_are_described_in_one_line() {
+    let described = |name| Checkpoint::open(&fixtures::path(name)).unwrap().stored.to_string();
+    assert_eq!(described("llama_plain"), "BF16");
+    assert_eq!(described("llama_tied"), "F32");
+    assert!(described("llama_linear").starts_with("F16"));
+}
+
+#[test]
+fn end_tokens_of_both_configs_are_merged() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = fixtures::path("llama_plain");
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(source.join(file), dir.path().join(file)).unwrap();
+    }
+    let json = r#"{"eos_token_id": [7, 2], "temperature": 0.6, "top_p": 0.9, "top_k": 20, "do_sample": true}"#;
+    std::fs::write(dir.path().join("generation_config.json"), json).unwrap();
+    let g = Checkpoint::open(dir.path()).unwrap().generation;
+    assert_eq!((g.eos, g.temperature, g.top_p, g.top_k), (vec![2, 7], Some(0.6), Some(0.9), Some(20)));
+
+    std::fs::write(dir.path().join("generation_config.json"), r#"{"temperature": "warm"}"#).unwrap();
+    let error = Checkpoint::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("`temperature`") && error.contains("warm"), "{error}");
+}
+
+#[test]
+fn what_is_no_checkpoint_is_refused_by_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = Checkpoint::open(dir.path()).unwrap_err();
+    assert!(matches!(&error, CheckpointError::NothingThere { .. }), "{error}");
+    let error = Checkpoint::open(&dir.path().join("absent")).unwrap_err().to_string();
+    assert!(error.contains("absent"), "{error}");
+    std::fs::write(dir.path().join("config.json"), "{\"model_type\": ").unwrap();
+    let error = Checkpoint::open(dir.path()).unwrap_err();
+    assert!(matches!(&error, CheckpointError::Json { .. }), "{error}");
+    for (json, words) in [
+        (r#"{"model_type": "gemma2"}"#, ["gemma2", "llama, mistral, qwen2, qwen3"]),
+        (r#"{"model_type": "llama", "logit_scale": 0.5}"#, ["`logit_scale` = 0.5", "config.json"]),
+        (r#"{"model_type": "llama"}"#, ["model.safetensors", "cannot read"]),
+    ] {
+        std::fs::write(dir.path().join("config.json"), json).unwrap();
+        let error = Checkpoint::open(dir.path()).unwrap_err().to_string();
+        assert!(words.iter().all(|w| error.contains(w)), "{error}");
+    }
+}

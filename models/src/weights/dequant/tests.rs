@@ -1,0 +1,1 @@
+//! Blocks against gguf-py.

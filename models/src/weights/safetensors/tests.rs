@@ -1,0 +1,1 @@
+//! Safetensors sources over fixtures, broken files and arbitrary bytes.
