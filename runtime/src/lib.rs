@@ -4,3 +4,12 @@
 //! backend owns bytes.
 
 pub mod backend;
+pub mod engine;
+mod kv;
+pub mod request;
+pub mod sampler;
+mod scheduler;
+
+pub use engine::{Engine, EngineConfig, EngineStats};
+pub use request::{Event, FinishReason, Request, RequestHandle};
+pub use sampler::SamplingParams;

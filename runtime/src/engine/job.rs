@@ -1,0 +1,208 @@
+//! What the engine keeps of a request beside the scheduler's part: how to sample it, when it ends, what to tell.
+//!
+//! Invariant: nothing in here depends on the cache or the batch, so that preemption leaves it alone.
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::time::Instant;
+
+use super::EngineConfig;
+use super::inbox::Submission;
+use super::stop::StopMatcher;
+use crate::request::{Event, FinishReason, Reply, RequestError, StopMatch, TextStream, Usage};
+use crate::sampler::{History, SamplingParams, TokenLogprob};
+use crate::scheduler::Sequence;
+
+/// The engine's part of a sequence.
+pub struct Job {
+    pub reply: Reply,
+    pub sampling: SamplingParams,
+    pub seed: u64,
+    pub history: History,
+    /// Tokens that are not sampled before `min_tokens`.
+    pub forbidden: Vec<u32>,
+    pub min_tokens: usize,
+    pub logprobs: Option<usize>,
+    pub prompt_logprobs: Option<usize>,
+    pub prompt_logits: bool,
+    pub deadline: Option<Instant>,
+    pub end: Option<End>,
+    pub started: Option<Instant>,
+    first_token: Option<Instant>,
+    submitted: Instant,
+    eos_ids: Vec<u32>,
+    stop_token_ids: Vec<u32>,
+    text: Option<Text>,
+    /// Text that the terminal event will carry.
+    tail: String,
+}
+
+struct Text {
+    stream: Box<dyn TextStream>,
+    matcher: StopMatcher,
+    stops: Vec<String>,
+}
+
+/// How a request ends.
+#[derive(Debug)]
+pub enum End {
+    Finished(FinishReason, Option<StopMatch>),
+    Failed(RequestError),
+}
+
+impl Job {
+    /// Makes a sequence of an accepted request.
+    pub fn sequence(submission: Submission, config: &EngineConfig) -> Box<Sequence<Job>> {
+        let Submission {
+            id,
+            request,
+            reply,
+            submitted,
+        } = submission;
+        let text = request.text.map(|text| Text {
+            stream: text.start(&request.prompt),
+            matcher: StopMatcher::new(request.stop.clone(), request.include_stop),
+            stops: request.stop,
+        });
+        let eos_ids = if request.ignore_eos {
+            Vec::new()
+        } else {
+            request.eos_ids
+        };
+        let mut forbidden = Vec::new();
+        if request.min_tokens > 0 {
+            forbidden.extend(eos_ids.iter().chain(&request.stop_token_ids));
+        }
+        let wants_prompt = request.prompt_logits || request.prompt_logprobs.is_some();
+        let job = Job {
+            reply,
+            seed: request.sampling.seed.unwrap_or_else(|| {
+                // A RandomState carries fresh randomness from the system in each thread and differs from call to call.
+                RandomState::new().hash_one(id)
+            }),
+            history: History::new(&request.sampling, &request.prompt, request.max_new_tokens),
+            sampling: request.sampling,
+            forbidden,
+            min_tokens: request.min_tokens,
+            logprobs: request.logprobs,
+            prompt_logprobs: request.prompt_logprobs,
+            prompt_logits: request.prompt_logits,
+            deadline: request.deadline,
+            end: None,
+            started: None,
+            first_token: None,
+            submitted,
+            eos_ids,
+            stop_token_ids: request.stop_token_ids,
+            text,
+            tail: String::new(),
+        };
+        let order = (request.priority, id);
+        let block_len = config.capacity.block_len;
+        let mut sequence = Sequence::new(
+            order,
+            request.prompt,
+            request.max_new_tokens,
+            block_len,
+            job,
+        );
+        if wants_prompt {
+            sequence.next_prompt_output = 0;
+        }
+        if request.prompt_logits {
+            sequence.prompt_allowance = config.max_unread_rows;
+        }
+        Box::new(sequence)
+    }
+
+    /// Whether the client or the clock has ended it.
+    pub fn given_up(&self, now: Instant) -> Option<FinishReason> {
+        if self.reply.control().is_cancelled() {
+            Some(FinishReason::Cancelled)
+        } else if self.deadline.is_some_and(|deadline| now >= deadline) {
+            Some(FinishReason::Deadline)
+        } else {
+            None
+        }
+    }
+
+    /// Takes in generated token number `index`; `last` says that the request's limit is reached with it.
+    pub fn take(
+        &mut self,
+        id: u32,
+        index: usize,
+        last: bool,
+        logprob: Option<TokenLogprob>,
+        now: Instant,
+    ) {
+        self.first_token.get_or_insert(now);
+        self.history.push(id);
+        let mut text = String::new();
+        let matched = if self.eos_ids.contains(&id) {
+            Some(StopMatch::Eos(id))
+        } else if self.stop_token_ids.contains(&id) {
+            Some(StopMatch::Token(id))
+        } else {
+            self.text.as_mut().and_then(|state| {
+                state.stream.push(id, state.matcher.text());
+                let exempt = index < self.min_tokens;
+                let which = state.matcher.advance(exempt, &mut text)?;
+                Some(StopMatch::Text(state.stops[which].clone()))
+            })
+        };
+        self.end = match matched {
+            Some(matched) => Some(End::Finished(FinishReason::Stop, Some(matched))),
+            None if last => Some(End::Finished(FinishReason::Length, None)),
+            None => None,
+        };
+        self.reply.send(Event::Token {
+            id,
+            index,
+            text,
+            logprob,
+        });
+    }
+
+    /// Sends the terminal event; `end` must have been set.
+    pub fn finish(
+        &mut self,
+        prompt_tokens: usize,
+        generated_tokens: usize,
+        preemptions: u32,
+        now: Instant,
+    ) {
+        let event = match self.end.take() {
+            None => Event::Failed(RequestError::ShutDown),
+            Some(End::Failed(error)) => Event::Failed(error),
+            Some(End::Finished(reason, matched)) => {
+                self.release_text(matches!(matched, Some(StopMatch::Text(_))));
+                let started = self.started.unwrap_or(now);
+                let first = self.first_token;
+                Event::Finished {
+                    reason,
+                    matched,
+                    text: std::mem::take(&mut self.tail),
+                    usage: Usage {
+                        prompt_tokens,
+                        generated_tokens,
+                        queued: started.saturating_duration_since(self.submitted),
+                        ttft: first.map(|t| t.saturating_duration_since(self.submitted)),
+                        prefill: first.unwrap_or(now).saturating_duration_since(started),
+                        decode: first
+                            .map_or(Default::default(), |t| now.saturating_duration_since(t)),
+                        preemptions,
+                    },
+                }
+            }
+        };
+        self.reply.send(event);
+    }
+
+    /// Moves held text and an incomplete character to the tail, unless a stop string has cut the text off.
+    fn release_text(&mut self, cut: bool) {
+        if let Some(state) = self.text.as_mut().filter(|_| !cut) {
+            state.stream.finish(state.matcher.text());
+            self.tail = state.matcher.finish();
+        }
+    }
+}

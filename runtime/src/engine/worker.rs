@@ -1,0 +1,385 @@
+//! The engine thread: requests in, steps, events out.
+//!
+//! Invariant: between steps every accepted request is in the inbox or in the scheduler, and whatever ends the loop answers
+//! both.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+use super::inbox::{Phase, Submission, lock};
+use super::job::{End, Job};
+use super::stats::EngineStats;
+use super::{EngineConfig, Shared};
+use crate::backend::{Batch, Executor, StepOutput};
+use crate::kv::BlockPool;
+use crate::request::{Event, RequestError};
+use crate::sampler::Sampler;
+use crate::scheduler::{Plan, Scheduler, Sequence, StepLimits};
+
+/// Body of the engine thread.
+pub fn run(executor: Box<dyn Executor>, vocab: usize, config: EngineConfig, shared: &Shared) {
+    // Rings when all is over, whatever happens.
+    struct Ended<'a>(&'a Shared);
+    impl Drop for Ended<'_> {
+        fn drop(&mut self) {
+            self.0.ended.ring();
+        }
+    }
+    let _ended = Ended(shared);
+    let mut worker = Worker::new(executor, vocab, config);
+    let result = catch_unwind(AssertUnwindSafe(|| worker.serve(shared)));
+    let failure = match result {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error),
+        Err(panic) => Some(RequestError::Panicked(message(&*panic))),
+    };
+    worker.fail_all(shared, failure);
+}
+
+/// What the thread owns.
+struct Worker {
+    executor: Box<dyn Executor>,
+    config: EngineConfig,
+    scheduler: Scheduler<Job>,
+    sampler: Sampler,
+    vocab: usize,
+    stats: EngineStats,
+    /// Reused from step to step.
+    batch: Batch,
+    output: StepOutput,
+    arrived: Vec<Submission>,
+    ended: Vec<Box<Sequence<Job>>>,
+    /// End of the last step.
+    idle_since: Option<Instant>,
+}
+
+impl Worker {
+    fn new(executor: Box<dyn Executor>, vocab: usize, config: EngineConfig) -> Self {
+        let capacity = &config.capacity;
+        let limits = StepLimits::new(
+            capacity,
+            config.token_budget,
+            config.prefill_chunk,
+            config.mixed_batches,
+        );
+        let pool = BlockPool::new(capacity.blocks, capacity.block_len);
+        Worker {
+            executor,
+            scheduler: Scheduler::new(limits, pool),
+            sampler: Sampler::new(vocab),
+            vocab,
+            stats: EngineStats::new(capacity.blocks),
+            batch: Batch::default(),
+            output: StepOutput::default(),
+            arrived: Vec::new(),
+            ended: Vec::new(),
+            idle_since: None,
+            config,
+        }
+    }
+
+    /// Runs until the engine is closed and empty, or aborted, or a step fails.
+    fn serve(&mut self, shared: &Shared) -> Result<(), RequestError> {
+        loop {
+            // Taken before looking, so that a ring during the look is not lost.
+            let rung = shared.doorbell.take();
+            let phase = lock(&shared.inbox).take(&mut self.arrived);
+            for submission in self.arrived.drain(..) {
+                self.scheduler.add(Job::sequence(submission, &self.config));
+            }
+            if phase == Phase::Aborted {
+                return Ok(());
+            }
+            self.reap(shared, rung);
+            let plan = self.plan(shared);
+            if plan == Plan::default() {
+                self.publish(shared);
+                if phase == Phase::Closed && self.scheduler.is_empty() {
+                    return Ok(());
+                }
+                self.idle_since = None;
+                shared.doorbell.wait(self.next_deadline());
+                continue;
+            }
+            self.step(plan, shared)?;
+        }
+    }
+
+    /// Ends what was cancelled or has run out of time. Waiting requests are looked at when somebody rang.
+    fn reap(&mut self, shared: &Shared, rung: bool) {
+        let now = Instant::now();
+        for i in (0..self.scheduler.running().len()).rev() {
+            if let Some(reason) = self.scheduler.running()[i].job.given_up(now) {
+                let mut sequence = self.scheduler.remove_running(i);
+                sequence.job.end = Some(End::Finished(reason, None));
+                self.ended.push(sequence);
+            }
+        }
+        let deadlines = self.scheduler.waiting().any(|s| s.job.deadline.is_some());
+        if rung || deadlines {
+            let given_up = |s: &Sequence<Job>| s.job.given_up(now).map(|reason| (s.order, reason));
+            loop {
+                let found = self.scheduler.waiting().find_map(given_up);
+                let Some((order, reason)) = found else {
+                    break;
+                };
+                if let Some(mut sequence) = self.scheduler.remove_waiting(order) {
+                    if sequence.job.started.is_none() {
+                        lock(&shared.inbox).left_queue(sequence.prompt_len);
+                    }
+                    sequence.job.end = Some(End::Finished(reason, None));
+                    self.ended.push(sequence);
+                }
+            }
+        }
+        if !self.ended.is_empty() {
+            self.stats.cancelled += self.ended.len() as u64;
+            self.answer(shared, now);
+        }
+    }
+
+    fn plan(&mut self, shared: &Shared) -> Plan {
+        for sequence in self.scheduler.running_mut() {
+            if sequence.job.prompt_logits {
+                let unread = sequence.job.reply.control().unread_rows();
+                sequence.prompt_allowance = self.config.max_unread_rows.saturating_sub(unread);
+            }
+        }
+        self.scheduler.plan(&mut self.batch, |sequence| {
+            if sequence.job.started.is_none() {
+                sequence.job.started = Some(Instant::now());
+                lock(&shared.inbox).left_queue(sequence.prompt_len);
+            }
+        })
+    }
+
+    fn step(&mut self, plan: Plan, shared: &Shared) -> Result<(), RequestError> {
+        let start = Instant::now();
+        if let Some(idle_since) = self.idle_since {
+            self.stats.host_seconds += (start - idle_since).as_secs_f64();
+        }
+        self.stats.step_started = Some(start);
+        self.publish(shared);
+        let failed = |error: crate::backend::StepError| RequestError::Step(error.to_string());
+        self.executor.submit(&self.batch).map_err(failed)?;
+        self.executor.collect(&mut self.output).map_err(failed)?;
+        let now = Instant::now();
+        self.idle_since = Some(now);
+        self.count(plan, (now - start).as_secs_f64());
+        let (rows, vocab) = (self.batch.outputs.len(), self.vocab);
+        if rows > 0 && (self.output.vocab != vocab || self.output.logits.len() != rows * vocab) {
+            return Err(RequestError::Step(format!(
+                "the backend returned {} logits in rows of {}, not {rows} rows of {vocab}",
+                self.output.logits.len(),
+                self.output.vocab,
+            )));
+        }
+        for i in 0..self.scheduler.running().len() {
+            if self.scheduler.running()[i].chunk > 0 {
+                self.advance(i, now);
+            }
+        }
+        self.scheduler.commit();
+        for i in (0..self.scheduler.running().len()).rev() {
+            let sequence = &mut self.scheduler.running_mut()[i];
+            let done = sequence.max_tokens == sequence.prompt_len
+                && sequence.computed == sequence.prompt_len;
+            if done && sequence.job.end.is_none() {
+                let reason = crate::request::FinishReason::Length;
+                sequence.job.end = Some(End::Finished(reason, None));
+            }
+            if sequence.job.end.is_some() {
+                let sequence = self.scheduler.remove_running(i);
+                self.ended.push(sequence);
+            }
+        }
+        if !self.ended.is_empty() {
+            self.answer(shared, now);
+        }
+        Ok(())
+    }
+
+    /// Delivers the prompt outputs of running sequence `i` and samples its next token, as far as this step has them.
+    fn advance(&mut self, i: usize, now: Instant) {
+        let Worker {
+            scheduler,
+            sampler,
+            output,
+            vocab,
+            stats,
+            ..
+        } = self;
+        let sequence = &mut scheduler.running_mut()[i];
+        let samples = sequence.samples_now();
+        let row = |output: usize| output * *vocab..(output + 1) * *vocab;
+        let first = sequence.computed.max(sequence.next_prompt_output);
+        let end = (sequence.computed + sequence.chunk).min(sequence.prompt_len);
+        if first < end {
+            let rows = row(sequence.outputs.start).start
+                ..row(sequence.outputs.start + end - first - 1).end;
+            if let Err(error) =
+                prompt_outputs(sequence, first, &output.logits[rows], sampler, *vocab)
+            {
+                sequence.job.end = Some(End::Failed(error));
+                return;
+            }
+            sequence.next_prompt_output = end;
+        }
+        if !samples {
+            return;
+        }
+        let logits = &mut output.logits[row(sequence.outputs.end - 1)];
+        let index = sequence.generated();
+        let job = &mut sequence.job;
+        let forbidden = if index < job.min_tokens {
+            &job.forbidden[..]
+        } else {
+            &[]
+        };
+        let picked = sampler
+            .sample(
+                logits,
+                &job.sampling,
+                &job.history,
+                forbidden,
+                job.seed,
+                index as u64,
+            )
+            .and_then(|id| match job.logprobs {
+                Some(top) => Ok((id, Some(sampler.logprob(logits, id, top)?))),
+                None => Ok((id, None)),
+            });
+        match picked {
+            Ok((id, logprob)) => {
+                stats.generated_tokens += 1;
+                sequence.tokens.push(id);
+                let last = sequence.tokens.len() == sequence.max_tokens;
+                sequence.job.take(id, index, last, logprob, now);
+            }
+            Err(_) => {
+                let position = sequence.tokens.len() - 1;
+                sequence.job.end = Some(End::Failed(RequestError::NonFiniteLogits { position }));
+            }
+        }
+    }
+
+    /// Sends the terminal events of `ended`, after the figures that they should be seen in.
+    fn answer(&mut self, shared: &Shared, now: Instant) {
+        for sequence in &self.ended {
+            match sequence.job.end {
+                Some(End::Finished(..)) => self.stats.finished += 1,
+                _ => self.stats.failed += 1,
+            }
+        }
+        self.publish(shared);
+        for mut sequence in self.ended.drain(..) {
+            let (prompt, generated) = (sequence.prompt_len, sequence.generated());
+            let preemptions = sequence.preemptions;
+            sequence.job.finish(prompt, generated, preemptions, now);
+        }
+    }
+
+    fn count(&mut self, plan: Plan, seconds: f64) {
+        let stats = &mut self.stats;
+        let rows = (plan.decode + plan.prefill) as f64;
+        stats.step_started = None;
+        stats.steps += 1;
+        stats.rows += self.batch.rows() as u64;
+        stats.prefill_tokens += plan.prefill as u64;
+        stats.decode_tokens += plan.decode as u64;
+        stats.prefill_seconds += seconds * plan.prefill as f64 / rows;
+        stats.decode_seconds += seconds * plan.decode as f64 / rows;
+    }
+
+    fn publish(&mut self, shared: &Shared) {
+        self.stats.preemptions = self.scheduler.preemptions();
+        self.stats.preempted = self.scheduler.preempted_waiting();
+        self.stats.running = self.scheduler.running().len();
+        self.stats.blocks_used = self.scheduler.pool().used();
+        *lock(&shared.stats) = self.stats;
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let running = self.scheduler.running().iter().map(|s| s.job.deadline);
+        let waiting = self.scheduler.waiting().map(|s| s.job.deadline);
+        running.chain(waiting).flatten().min()
+    }
+
+    /// Answers everything that is still here when the loop has ended.
+    fn fail_all(&mut self, shared: &Shared, failure: Option<RequestError>) {
+        let error = failure.clone().unwrap_or(RequestError::ShutDown);
+        let arrived = {
+            let mut inbox = lock(&shared.inbox);
+            match failure {
+                Some(failure) => inbox.fail(failure),
+                None => {
+                    let mut arrived = Vec::new();
+                    inbox.abort();
+                    inbox.take(&mut arrived);
+                    arrived
+                }
+            }
+        };
+        self.stats.step_started = None;
+        let mut ended: Vec<_> = self.ended.drain(..).chain(self.scheduler.drain()).collect();
+        self.stats.failed += (ended.len() + arrived.len() + self.arrived.len()) as u64;
+        self.publish(shared);
+        for sequence in &mut ended {
+            // One that ended in the very step that failed keeps its own end.
+            let failed = || End::Failed(error.clone());
+            sequence.job.end.get_or_insert_with(failed);
+            let (prompt, generated) = (sequence.prompt_len, sequence.generated());
+            let (preemptions, now) = (sequence.preemptions, Instant::now());
+            sequence.job.finish(prompt, generated, preemptions, now);
+        }
+        for mut submission in self.arrived.drain(..).chain(arrived) {
+            submission.reply.send(Event::Failed(error.clone()));
+        }
+    }
+}
+
+/// Sends the outputs of prompt positions from `first` on.
+fn prompt_outputs(
+    sequence: &mut Sequence<Job>,
+    first: usize,
+    logits: &[f32],
+    sampler: &mut Sampler,
+    vocab: usize,
+) -> Result<(), RequestError> {
+    let job = &mut sequence.job;
+    let prompt = &sequence.tokens[..sequence.prompt_len];
+    if let Some(top) = job.prompt_logprobs {
+        let mut tokens = Vec::with_capacity(logits.len() / vocab);
+        for (position, row) in (first..).zip(logits.chunks_exact(vocab)) {
+            let Some(&next) = prompt.get(position + 1) else {
+                break;
+            };
+            let logprob = sampler
+                .logprob(row, next, top)
+                .map_err(|_| RequestError::NonFiniteLogits { position })?;
+            tokens.push(logprob);
+        }
+        if !tokens.is_empty() {
+            job.reply.send(Event::PromptLogprobs {
+                start: first + 1,
+                tokens,
+            });
+        }
+    }
+    if job.prompt_logits {
+        job.reply.send(Event::PromptLogits {
+            start: first,
+            vocab,
+            rows: logits.to_vec(),
+        });
+    }
+    Ok(())
+}
+
+/// The text of a panic.
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".into())
+}

@@ -1,0 +1,412 @@
+//! Decides which rows run in a step.
+//!
+//! Decodes (one row each) come first, then prefill chunks in order of priority and arrival, then waiting sequences, until
+//! the token budget is used up. Blocks are allocated when rows need them, in the same order; when none is left, the last
+//! running sequence gives up its cache, keeps its tokens and waits again in its old place. That never stops everybody:
+//! the first sequence can take the blocks of all others, and none is admitted that could not run alone.
+//!
+//! Invariant: a block belongs to one sequence; a sequence's rows continue exactly where its cache ends; `running` is in
+//! order of priority and arrival and no longer than any step can serve (sequences, rows and outputs), so that no decode
+//! ever waits for budget.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use crate::backend::{Batch, BlockId, Capacity, SeqSpan};
+use crate::kv::BlockPool;
+
+#[cfg(test)]
+mod tests;
+
+/// Priority (lower first), then arrival.
+pub type Order = (i64, u64);
+
+/// One sequence as the scheduler sees it, with the engine's own data.
+#[derive(Debug)]
+pub struct Sequence<J> {
+    pub order: Order,
+    /// Prompt and generated tokens.
+    pub tokens: Vec<u32>,
+    pub prompt_len: usize,
+    /// Prompt and most new tokens.
+    pub max_tokens: usize,
+    /// First prompt position whose output is still wanted; `prompt_len` if none is.
+    pub next_prompt_output: usize,
+    /// Prompt outputs that may be produced in this step.
+    pub prompt_allowance: usize,
+    /// Tokens whose keys and values are in the cache.
+    pub computed: usize,
+    /// Its rows in this step.
+    pub chunk: usize,
+    /// Its part of the batch's outputs in this step.
+    pub outputs: Range<usize>,
+    /// Times it gave up its cache.
+    pub preemptions: u32,
+    /// Its cache.
+    blocks: Vec<BlockId>,
+    /// The engine's data.
+    pub job: J,
+}
+
+impl<J> Sequence<J> {
+    /// A sequence whose vectors never grow beyond what is reserved here. `block_len` is the pool's.
+    pub fn new(order: Order, prompt: Vec<u32>, max_new: usize, block_len: usize, job: J) -> Self {
+        let prompt_len = prompt.len();
+        let mut tokens = prompt;
+        tokens.reserve_exact(max_new);
+        let max_tokens = prompt_len + max_new;
+        Sequence {
+            order,
+            tokens,
+            prompt_len,
+            max_tokens,
+            next_prompt_output: prompt_len,
+            prompt_allowance: usize::MAX,
+            computed: 0,
+            chunk: 0,
+            outputs: 0..0,
+            preemptions: 0,
+            blocks: Vec::with_capacity(max_tokens.div_ceil(block_len)),
+            job,
+        }
+    }
+
+    /// Tokens that are not in the cache.
+    fn pending(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    /// Tokens generated.
+    pub fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt_len
+    }
+
+    /// Whether the row of the newest token is sampled.
+    fn samples(&self) -> bool {
+        self.tokens.len() < self.max_tokens
+    }
+
+    /// Whether position `p` has an output if it is run now.
+    fn has_output(&self, p: usize) -> bool {
+        (self.next_prompt_output..self.prompt_len).contains(&p)
+            || (p + 1 == self.tokens.len() && self.samples())
+    }
+
+    /// Whether this step's rows end with one that is sampled.
+    pub fn samples_now(&self) -> bool {
+        self.chunk > 0 && self.computed + self.chunk == self.tokens.len() && self.samples()
+    }
+
+    /// Plans at most `rows` rows with at most `outputs` outputs and returns what it took.
+    fn plan(&mut self, rows: usize, outputs: usize) -> (usize, usize) {
+        let mut end = self.computed + self.pending().min(rows);
+        let first = self.computed.max(self.next_prompt_output);
+        if first < self.prompt_len {
+            end = end.min(first + outputs.min(self.prompt_allowance));
+        }
+        let wanted = end.min(self.prompt_len).saturating_sub(first);
+        // The sampled row counts once when it is the prompt's last and wanted anyway.
+        let extra = end == self.tokens.len()
+            && self.samples()
+            && !(first..self.prompt_len).contains(&(end - 1));
+        if extra && wanted == outputs {
+            end -= 1;
+        }
+        self.chunk = end - self.computed;
+        (self.chunk, wanted + usize::from(extra && wanted < outputs))
+    }
+}
+
+/// Limits of a step.
+#[derive(Clone, Copy, Debug)]
+pub struct StepLimits {
+    /// Rows.
+    pub rows: usize,
+    /// Rows of one sequence.
+    pub chunk: usize,
+    /// Outputs.
+    pub outputs: usize,
+    /// Running sequences.
+    pub running: usize,
+    /// Whether chunks may stand beside decodes.
+    pub mixed: bool,
+}
+
+impl StepLimits {
+    /// Limits within `capacity`. `running` is such that every running sequence can decode in the same step.
+    pub fn new(capacity: &Capacity, token_budget: usize, chunk: usize, mixed: bool) -> Self {
+        let rows = token_budget.min(capacity.max_rows);
+        StepLimits {
+            rows,
+            chunk: chunk.min(rows),
+            outputs: capacity.max_outputs,
+            running: capacity.max_seqs.min(rows).min(capacity.max_outputs),
+            mixed,
+        }
+    }
+}
+
+/// Rows of a step by kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Rows that continue a sequence by its newest token.
+    pub decode: usize,
+    /// Other rows.
+    pub prefill: usize,
+}
+
+/// All sequences of an engine and their blocks.
+#[derive(Debug)]
+pub struct Scheduler<J> {
+    limits: StepLimits,
+    pool: BlockPool,
+    waiting: BTreeMap<Order, Box<Sequence<J>>>,
+    running: Vec<Box<Sequence<J>>>,
+    /// Whether the last unmixed step held decodes.
+    decoded: bool,
+    preemptions: u64,
+    preempted_waiting: usize,
+}
+
+impl<J> Scheduler<J> {
+    pub fn new(limits: StepLimits, pool: BlockPool) -> Self {
+        Scheduler {
+            limits,
+            pool,
+            waiting: BTreeMap::new(),
+            running: Vec::with_capacity(limits.running),
+            decoded: false,
+            preemptions: 0,
+            preempted_waiting: 0,
+        }
+    }
+
+    /// Queues a sequence.
+    pub fn add(&mut self, sequence: Box<Sequence<J>>) {
+        self.waiting.insert(sequence.order, sequence);
+    }
+
+    pub fn pool(&self) -> &BlockPool {
+        &self.pool
+    }
+
+    pub fn running(&self) -> &[Box<Sequence<J>>] {
+        &self.running
+    }
+
+    pub fn running_mut(&mut self) -> &mut [Box<Sequence<J>>] {
+        &mut self.running
+    }
+
+    pub fn waiting(&self) -> impl Iterator<Item = &Sequence<J>> {
+        self.waiting.values().map(|sequence| &**sequence)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Times a sequence gave up its cache.
+    pub fn preemptions(&self) -> u64 {
+        self.preemptions
+    }
+
+    /// Waiting sequences that ran before.
+    pub fn preempted_waiting(&self) -> usize {
+        self.preempted_waiting
+    }
+
+    /// Ends the running sequence `i` and frees its blocks.
+    pub fn remove_running(&mut self, i: usize) -> Box<Sequence<J>> {
+        let mut sequence = self.running.remove(i);
+        self.pool.release(&mut sequence.blocks);
+        sequence
+    }
+
+    /// Ends a waiting sequence.
+    pub fn remove_waiting(&mut self, order: Order) -> Option<Box<Sequence<J>>> {
+        let sequence = self.waiting.remove(&order)?;
+        self.preempted_waiting -= usize::from(sequence.preemptions > 0);
+        Some(sequence)
+    }
+
+    /// Ends everything.
+    pub fn drain(&mut self) -> impl Iterator<Item = Box<Sequence<J>>> {
+        for sequence in &mut self.running {
+            self.pool.release(&mut sequence.blocks);
+        }
+        self.preempted_waiting = 0;
+        let waiting = std::mem::take(&mut self.waiting);
+        self.running.drain(..).chain(waiting.into_values())
+    }
+
+    /// Chooses the rows of the next step and fills `batch` with them; if both counts are 0, nothing can run until a client
+    /// reads or something arrives. `admitted` is called with every sequence that leaves the queue.
+    pub fn plan(&mut self, batch: &mut Batch, mut admitted: impl FnMut(&mut Sequence<J>)) -> Plan {
+        batch.clear();
+        self.choose(&mut admitted);
+        let mut plan = self.fill(batch);
+        if plan == Plan::default() && !self.limits.mixed {
+            // Nothing of one kind could run; it is the other kind's turn now.
+            self.choose(&mut admitted);
+            plan = self.fill(batch);
+        }
+        plan
+    }
+
+    /// Marks the rows of the step as done.
+    pub fn commit(&mut self) {
+        for sequence in &mut self.running {
+            sequence.computed += sequence.chunk;
+            sequence.chunk = 0;
+        }
+    }
+
+    fn choose(&mut self, admitted: &mut impl FnMut(&mut Sequence<J>)) {
+        let StepLimits {
+            mut rows,
+            chunk,
+            mut outputs,
+            ..
+        } = self.limits;
+        let (decodes, prefills) = self.kinds();
+        for sequence in &mut self.running {
+            sequence.chunk = 0;
+            if sequence.pending() == 1 && decodes {
+                let taken = sequence.plan(1, outputs);
+                (rows, outputs) = (rows - taken.0, outputs - taken.1);
+            }
+        }
+        for sequence in &mut self.running {
+            if sequence.pending() > 1 && prefills {
+                let taken = sequence.plan(chunk.min(rows), outputs);
+                (rows, outputs) = (rows - taken.0, outputs - taken.1);
+            }
+        }
+        let enough = self.allocate();
+        while enough && prefills && rows > 0 && self.running.len() < self.limits.running {
+            let Some(mut entry) = self.waiting.first_entry() else {
+                break;
+            };
+            let taken = entry.get_mut().plan(chunk.min(rows), outputs);
+            if taken.0 == 0 {
+                break;
+            }
+            // What the running ones will take soon is spoken for, and a block more lets them go on for a while.
+            let spoken: usize = self
+                .running
+                .iter()
+                .map(|s| self.pool.blocks_for(s.tokens.len() + 1) - s.blocks.len())
+                .sum();
+            let needed = self.pool.blocks_for(entry.get().tokens.len()) + spoken;
+            if !self.running.is_empty() && needed >= self.pool.free() {
+                break;
+            }
+            let mut sequence = entry.remove();
+            self.preempted_waiting -= usize::from(sequence.preemptions > 0);
+            let until = self.pool.blocks_for(sequence.chunk);
+            let grown = self.pool.grow(&mut sequence.blocks, until);
+            debug_assert!(grown, "the free blocks were counted");
+            (rows, outputs) = (rows - taken.0, outputs - taken.1);
+            admitted(&mut sequence);
+            let at = self.running.partition_point(|s| s.order < sequence.order);
+            self.running.insert(at, sequence);
+        }
+    }
+
+    /// Which kinds of rows this step may hold: decodes, prefill.
+    fn kinds(&mut self) -> (bool, bool) {
+        if self.limits.mixed {
+            return (true, true);
+        }
+        let decodes = self.running.iter().any(|s| s.pending() == 1);
+        let prefills = self.running.iter().any(|s| s.pending() > 1)
+            || (!self.waiting.is_empty() && self.running.len() < self.limits.running);
+        // Taking turns starves neither.
+        let decode = decodes && (!prefills || !self.decoded);
+        self.decoded = decode;
+        (decode, !decode)
+    }
+
+    /// Gives the planned rows their blocks, in order; false if somebody has to wait for some.
+    fn allocate(&mut self) -> bool {
+        let mut enough = true;
+        let mut i = 0;
+        while i < self.running.len() {
+            let is_last = i + 1 == self.running.len();
+            let sequence = &mut self.running[i];
+            let needed = self.pool.blocks_for(sequence.computed + sequence.chunk);
+            if self.pool.grow(&mut sequence.blocks, needed) {
+                i += 1;
+                continue;
+            }
+            enough = false;
+            if !is_last {
+                let mut last = self.running.pop().expect("it is longer than i + 1");
+                self.pool.release(&mut last.blocks);
+                (last.computed, last.chunk) = (0, 0);
+                self.preemptions += 1;
+                self.preempted_waiting += 1;
+                last.preemptions += 1;
+                self.waiting.insert(last.order, last);
+            } else {
+                // The last one keeps what it has, takes what is left and waits for the others.
+                let all = sequence.blocks.len() + self.pool.free();
+                let fits = all * self.pool.block_len() - sequence.computed;
+                sequence.chunk = sequence.chunk.min(fits);
+                self.pool.grow(&mut sequence.blocks, all);
+                i += 1;
+            }
+        }
+        enough
+    }
+
+    /// Writes the planned rows to `batch`, single rows first.
+    fn fill(&mut self, batch: &mut Batch) -> Plan {
+        let mut plan = Plan::default();
+        for single in [true, false] {
+            for sequence in &mut self.running {
+                if sequence.chunk == 0 || (sequence.chunk == 1) != single {
+                    continue;
+                }
+                if sequence.generated() > 0 && sequence.pending() == 1 {
+                    plan.decode += 1;
+                } else {
+                    plan.prefill += sequence.chunk;
+                }
+                sequence.write(batch, self.pool.block_len());
+            }
+        }
+        plan
+    }
+}
+
+impl<J> Sequence<J> {
+    fn write(&mut self, batch: &mut Batch, block_len: usize) {
+        let index = |n: usize| {
+            u32::try_from(n).expect("sizes fit into 32 bits, which the engine checks at its start")
+        };
+        let (rows, table) = (batch.rows(), batch.tables.len());
+        let outputs = batch.outputs.len();
+        let context = self.computed + self.chunk;
+        for p in self.computed..context {
+            if self.has_output(p) {
+                batch.outputs.push(index(batch.tokens.len()));
+            }
+            let slot = self.blocks[p / block_len].0 as usize * block_len + p % block_len;
+            batch.tokens.push(self.tokens[p]);
+            batch.positions.push(index(p));
+            batch.slots.push(index(slot));
+        }
+        batch
+            .tables
+            .extend_from_slice(&self.blocks[..context.div_ceil(block_len)]);
+        batch.seqs.push(SeqSpan {
+            rows: rows..batch.rows(),
+            context,
+            table: table..batch.tables.len(),
+            rope_len: self.max_tokens,
+        });
+        self.outputs = outputs..batch.outputs.len();
+    }
+}
