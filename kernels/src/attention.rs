@@ -1,0 +1,267 @@
+//! Attention of one sequence and one key/value head over the paged cache, in one pass (Dao et al. 2022,
+//! arXiv:2205.14135; online softmax of Milakov and Gimelshein 2018, arXiv:1805.02867).
+//!
+//! Queries (rows of the sequence times the query heads of the group) are taken [`Simd::TILE`] at a time over key tiles
+//! of [`KEY_TILE`] keys **at absolute positions**: a query's result depends on its own keys alone, not on which queries
+//! share its tile. A key tile that is masked for a query changes nothing: its probabilities are exact zeros and the
+//! running maximum keeps its value, so `e^0 = 1` rescales.
+
+use crate::kv::{KEYS, KvCache, KvStored};
+use crate::simd::{self, Simd};
+
+/// Keys of one softmax step.
+pub const KEY_TILE: usize = 64;
+/// Queries of a tile at most, on any instruction set.
+pub const MAX_TILE: usize = 12;
+
+/// One task: some consecutive rows of a sequence, one key/value head.
+#[derive(Clone, Copy, Debug)]
+pub struct AttendArgs<'a> {
+    /// Queries of the first row.
+    pub q: *const f32,
+    /// Distance of rows in `q`.
+    pub q_stride: usize,
+    /// Results of the first row.
+    pub out: *mut f32,
+    /// Distance of rows in `out`.
+    pub out_stride: usize,
+    /// Rows.
+    pub rows: usize,
+    /// Position of the first row.
+    pub position: usize,
+    /// Query heads per key/value head.
+    pub group: usize,
+    /// The key/value head.
+    pub head: usize,
+    /// Factor of the scores.
+    pub scale: f32,
+    /// Keys a query sees.
+    pub window: usize,
+    /// The layer's cache.
+    pub cache: &'a KvCache,
+    /// The sequence's blocks.
+    pub table: &'a [u32],
+    /// `scratch_len` values of the worker's own.
+    pub scratch: *mut f32,
+}
+
+/// Values of scratch that a task needs.
+pub fn scratch_len(k_dim: usize, v_pad: usize) -> usize {
+    MAX_TILE * (k_dim + v_pad + KEY_TILE)
+}
+
+/// An attention kernel.
+pub type AttendFn = unsafe fn(&AttendArgs<'_>);
+
+/// Attends all queries of the task; `KV` is `KvStored as u8`.
+#[inline(always)]
+pub unsafe fn attend<S: Simd, const KV: u8>(a: &AttendArgs<'_>) {
+    let items = a.rows * a.group;
+    let mut first = 0;
+    while first < items {
+        let n = (items - first).min(S::TILE);
+        // SAFETY: the caller vouches for the instruction set and the pointers; the tile lies within the task.
+        unsafe {
+            match n {
+                1 => tile::<S, KV, 1>(a, first),
+                2 => tile::<S, KV, 2>(a, first),
+                3 => tile::<S, KV, 3>(a, first),
+                4 => tile::<S, KV, 4>(a, first),
+                5 => tile::<S, KV, 5>(a, first),
+                6 => tile::<S, KV, 6>(a, first),
+                7 => tile::<S, KV, 7>(a, first),
+                8 => tile::<S, KV, 8>(a, first),
+                9 => tile::<S, KV, 9>(a, first),
+                10 => tile::<S, KV, 10>(a, first),
+                11 => tile::<S, KV, 11>(a, first),
+                _ => tile::<S, KV, 12>(a, first),
+            }
+        }
+        first += n;
+    }
+}
+
+#[inline(always)]
+unsafe fn load_kv<S: Simd, const KV: u8>(p: *const u8, i: usize) -> S::F {
+    // SAFETY: the caller's element range is valid.
+    unsafe {
+        if KV == KvStored::F32 as u8 {
+            S::load(p.cast::<f32>().add(i))
+        } else if KV == KvStored::F16 as u8 {
+            S::load_f16(p.cast::<u16>().add(i))
+        } else if KV == KvStored::Bf16 as u8 {
+            S::load_bf16(p.cast::<u16>().add(i))
+        } else {
+            S::load_i8(p.cast::<i8>().add(i))
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn tile<S: Simd, const KV: u8, const NT: usize>(a: &AttendArgs<'_>, first: usize) {
+    let shape = &a.cache.shape;
+    let (k_dim, v_dim, v_pad, block_len) = (shape.k_dim, shape.v_dim, shape.v_pad(), shape.block_len);
+    let keys = a.cache.keys.as_slice().as_ptr();
+    let values = a.cache.values.as_slice().as_ptr();
+    let int8 = KV == KvStored::Int8 as u8;
+    // Item i of the task is row i / group, query head i % group.
+    let row = |t: usize| (first + t) / a.group;
+    let column = |t: usize| a.head * a.group + (first + t) % a.group;
+    let mut to = [0_usize; NT];
+    let mut from = [0_usize; NT];
+    for t in 0..NT {
+        to[t] = a.position + row(t) + 1;
+        from[t] = to[t].saturating_sub(a.window);
+    }
+    let (begin, end) = (from[0] / KEY_TILE * KEY_TILE, to[NT - 1]);
+    // SAFETY: the scratch holds the three parts; rows, blocks and heads are those of the task.
+    unsafe {
+        let q = a.scratch;
+        let acc = q.add(MAX_TILE * k_dim);
+        let scores = acc.add(MAX_TILE * v_pad);
+        for t in 0..NT {
+            let source = a.q.add(row(t) * a.q_stride + column(t) * k_dim);
+            for d in 0..k_dim {
+                *q.add(d * NT + t) = *source.add(d) * a.scale;
+            }
+        }
+        std::ptr::write_bytes(acc, 0, NT * v_pad);
+        let mut max = [-1e30_f32; KEYS];
+        let mut sum = [0.0_f32; NT];
+        let mut key0 = begin;
+        while key0 < end {
+            for sub in (0..KEY_TILE).step_by(KEYS) {
+                let key = key0 + sub;
+                if key >= end {
+                    for t in 0..NT {
+                        for i in (0..KEYS).step_by(S::LANES) {
+                            S::store(scores.add(t * KEY_TILE + sub + i), S::splat(f32::NEG_INFINITY));
+                        }
+                    }
+                    continue;
+                }
+                let block = *a.table.get_unchecked(key / block_len) as usize;
+                let at = shape.head_start(block, a.head, k_dim) + key % block_len * k_dim;
+                for part in (0..KEYS).step_by(S::LANES) {
+                    let mut s = [S::zero(); NT];
+                    for d in 0..k_dim {
+                        let k = load_kv::<S, KV>(keys, at + d * KEYS + part);
+                        for t in 0..NT {
+                            s[t] = S::fma(k, S::splat(*q.add(d * NT + t)), s[t]);
+                        }
+                    }
+                    if int8 {
+                        let scales = a.cache.key_scales.as_slice().as_ptr().cast::<f32>();
+                        let scale = S::load(scales.add(shape.head_start(block, a.head, 1) + key % block_len + part));
+                        for t in 0..NT {
+                            s[t] = S::mul(s[t], scale);
+                        }
+                    }
+                    for t in 0..NT {
+                        let masked = S::mask_range(s[t], (key + part) as i32, from[t] as i32, to[t] as i32);
+                        S::store(scores.add(t * KEY_TILE + sub + part), masked);
+                    }
+                }
+            }
+            softmax_step::<S, NT>(scores, &mut max, &mut sum, acc, v_pad);
+            let count = (end - key0).min(KEY_TILE);
+            if int8 {
+                scale_probabilities::<NT>(a, scores, key0, count);
+            }
+            for column in (0..v_pad).step_by(S::LANES) {
+                let mut o = [S::zero(); NT];
+                for t in 0..NT {
+                    o[t] = S::load(acc.add(t * v_pad + column));
+                }
+                let mut i = 0;
+                while i < count {
+                    let key = key0 + i;
+                    let block = *a.table.get_unchecked(key / block_len) as usize;
+                    let at = shape.head_start(block, a.head, v_pad) + key % block_len * v_pad + column;
+                    let run = (block_len - key % block_len).min(count - i);
+                    for j in 0..run {
+                        let v = load_kv::<S, KV>(values, at + j * v_pad);
+                        for t in 0..NT {
+                            o[t] = S::fma(v, S::splat(*scores.add(t * KEY_TILE + i + j)), o[t]);
+                        }
+                    }
+                    i += run;
+                }
+                for t in 0..NT {
+                    S::store(acc.add(t * v_pad + column), o[t]);
+                }
+            }
+            key0 += KEY_TILE;
+        }
+        for t in 0..NT {
+            let out = a.out.add(row(t) * a.out_stride + column(t) * v_dim);
+            let inverse = S::splat(1.0 / sum[t]);
+            for i in (0..v_dim).step_by(S::LANES) {
+                S::store_n(out.add(i), S::mul(S::load(acc.add(t * v_pad + i)), inverse), (v_dim - i).min(S::LANES));
+            }
+        }
+    }
+}
+
+/// Turns a tile of scores into probabilities relative to the running maximum, and rescales what was summed before.
+#[inline(always)]
+unsafe fn softmax_step<S: Simd, const NT: usize>(
+    scores: *mut f32,
+    max: &mut [f32; KEYS],
+    sum: &mut [f32; NT],
+    acc: *mut f32,
+    v_pad: usize,
+) {
+    // SAFETY: the caller vouches for the instruction set and the tile's buffers.
+    unsafe {
+        let mut rescale = [0.0_f32; KEYS];
+        for t in 0..NT {
+            let s = scores.add(t * KEY_TILE);
+            let mut largest = S::load(s);
+            for i in (S::LANES..KEY_TILE).step_by(S::LANES) {
+                largest = S::max(largest, S::load(s.add(i)));
+            }
+            let new = S::hmax(largest).max(max[t]);
+            rescale[t] = max[t] - new;
+            max[t] = new;
+        }
+        for i in (0..KEYS).step_by(S::LANES) {
+            S::store(rescale.as_mut_ptr().add(i), simd::exp::<S>(S::load(rescale.as_ptr().add(i))));
+        }
+        for t in 0..NT {
+            let s = scores.add(t * KEY_TILE);
+            let shift = S::splat(max[t]);
+            let mut total = S::zero();
+            for i in (0..KEY_TILE).step_by(S::LANES) {
+                let p = simd::exp::<S>(S::sub(S::load(s.add(i)), shift));
+                S::store(s.add(i), p);
+                total = S::add(total, p);
+            }
+            sum[t] = sum[t] * rescale[t] + S::sum(total);
+            if rescale[t] != 1.0 {
+                let r = S::splat(rescale[t]);
+                for i in (0..v_pad).step_by(S::LANES) {
+                    S::store(acc.add(t * v_pad + i), S::mul(S::load(acc.add(t * v_pad + i)), r));
+                }
+            }
+        }
+    }
+}
+
+/// Folds the value scales of an int8 cache into the probabilities.
+#[inline(always)]
+unsafe fn scale_probabilities<const NT: usize>(a: &AttendArgs<'_>, scores: *mut f32, key0: usize, count: usize) {
+    let shape = &a.cache.shape;
+    // SAFETY: keys `key0 .. key0 + count` lie in the sequence's blocks, the tile in the scratch.
+    unsafe {
+        let scales = a.cache.value_scales.as_slice().as_ptr().cast::<f32>();
+        for i in 0..count {
+            let key = key0 + i;
+            let block = *a.table.get_unchecked(key / shape.block_len) as usize;
+            let scale = *scales.add(shape.head_start(block, a.head, 1) + key % shape.block_len);
+            for t in 0..NT {
+                *scores.add(t * KEY_TILE + i) *= scale;
+            }
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! Matrix tiles: one panel of weights by up to [`Simd::TILE`] tokens, accumulators in registers.
+//!
+//! **Batch invariance** rests here: an output element is accumulated over its columns in one fixed order, whatever the
+//! number of tokens in the tile. Activations come packed per tile, tokens innermost, so that a tile reads them as a
+//! stream of broadcasts:
+//!
+//! ```text
+//! ActKind::F32    [col][token] f32            cols rounded up to even
+//! ActKind::Bf16   [col/2][token][2] bf16      likewise
+//! ActKind::Int8   codes [col/4][token][4] i8  cols rounded up to GROUP
+//!                 meta  [group][4][token]: scale f32, scale * sum f32, -8 * sum i32, -128 * sum i32
+//! ```
+
+use crate::packed::{GROUP, PANEL, Packed, Stored};
+use crate::simd::{self, Simd};
+
+/// How activations are packed for a matrix product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ActKind {
+    /// As they are.
+    F32,
+    /// Rounded to bf16, in pairs.
+    Bf16,
+    /// Rounded to 8 bits with one scale per group of 32.
+    Int8,
+}
+
+impl ActKind {
+    /// Bytes per token of `(codes, meta)` for an input of `cols`.
+    pub fn bytes(self, cols: usize) -> (usize, usize) {
+        let groups = cols.div_ceil(GROUP);
+        match self {
+            ActKind::F32 => (cols.next_multiple_of(2) * 4, 0),
+            ActKind::Bf16 => (cols.next_multiple_of(2) * 2, 0),
+            ActKind::Int8 => (groups * GROUP, groups * META * 4),
+        }
+    }
+}
+
+/// 32-bit words of metadata per token and group.
+pub const META: usize = 4;
+
+/// How `rows` tokens are cut into tiles: as few as possible, as even as possible.
+#[derive(Clone, Copy, Debug)]
+pub struct Tiles {
+    rows: usize,
+    count: usize,
+}
+
+impl Tiles {
+    /// Tiles of at most `tile` tokens.
+    pub fn new(rows: usize, tile: usize) -> Self {
+        Tiles { rows, count: rows.div_ceil(tile) }
+    }
+
+    /// Number of tiles.
+    pub fn count(self) -> usize {
+        self.count
+    }
+
+    /// `(first token, tokens)` of tile `i`.
+    pub fn at(self, i: usize) -> (usize, usize) {
+        let (base, extra) = (self.rows / self.count, self.rows % self.count);
+        (i * base + i.min(extra), base + usize::from(i < extra))
+    }
+
+    /// `(first token, tokens)` of the tile that holds `row`.
+    pub fn of(self, row: usize) -> (usize, usize) {
+        let (base, extra) = (self.rows / self.count, self.rows % self.count);
+        let large = extra * (base + 1);
+        self.at(if row < large { row / (base + 1) } else { extra + (row - large) / base })
+    }
+}
+
+/// What a tile kernel reads and writes.
+#[derive(Clone, Copy, Debug)]
+pub struct TileArgs {
+    /// The panel's bytes.
+    pub panel: *const u8,
+    /// Columns of the matrix.
+    pub cols: usize,
+    /// The tile's packed activations.
+    pub act: *const u8,
+    /// Their metadata (int8).
+    pub meta: *const u8,
+    /// `[token][PANEL]` results at `out_stride`.
+    pub out: *mut f32,
+    /// Distance of tokens in `out`, in values.
+    pub out_stride: usize,
+    /// [`PANEL`] values added to every token, or null.
+    pub bias: *const f32,
+}
+
+/// A tile kernel for one stored type and number of tokens.
+pub type TileFn = unsafe fn(&TileArgs);
+
+/// Computes one panel for `NT` tokens; `STORED` is `Stored as u8`.
+#[inline(always)]
+pub unsafe fn tile<S: Simd, const STORED: u8, const NT: usize>(a: &TileArgs) {
+    // SAFETY: the caller vouches for the instruction set and the pointers.
+    unsafe {
+        for part in 0..PANEL / S::LANES {
+            let row = part * S::LANES;
+            let acc = accumulate::<S, STORED, NT>(a, row);
+            for t in 0..NT {
+                let mut x = acc[t];
+                if !a.bias.is_null() {
+                    x = S::add(x, S::load(a.bias.add(row)));
+                }
+                S::store(a.out.add(t * a.out_stride + row), x);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn accumulate<S: Simd, const STORED: u8, const NT: usize>(a: &TileArgs, row: usize) -> [S::F; NT] {
+    // SAFETY: as `tile`; `row` is the first row of this part of the panel.
+    unsafe {
+        let mut acc = [S::zero(); NT];
+        let (groups, act) = (a.cols.div_ceil(GROUP), a.act.cast::<f32>());
+        if STORED == Stored::F32 as u8 {
+            let w = a.panel.cast::<f32>().add(row);
+            for k in 0..a.cols {
+                let w = S::load(w.add(k * PANEL));
+                for t in 0..NT {
+                    acc[t] = S::fma(w, S::splat(*act.add(k * NT + t)), acc[t]);
+                }
+            }
+        } else if STORED == Stored::F16 as u8 {
+            let w = a.panel.cast::<u16>().add(row);
+            for k in 0..a.cols {
+                let w = S::load_f16(w.add(k * PANEL));
+                for t in 0..NT {
+                    acc[t] = S::fma(w, S::splat(*act.add(k * NT + t)), acc[t]);
+                }
+            }
+        } else if STORED == Stored::Bf16 as u8 {
+            let w = a.panel.cast::<u16>().add(2 * row);
+            for pair in 0..a.cols.div_ceil(2) {
+                let w = w.add(pair * PANEL * 2);
+                if S::BF16 {
+                    for t in 0..NT {
+                        acc[t] = S::dot2_bf16(acc[t], w, a.act.cast::<u16>().add((pair * NT + t) * 2));
+                    }
+                } else {
+                    let (even, odd) = S::load_bf16_pairs(w);
+                    for t in 0..NT {
+                        acc[t] = S::fma(even, S::splat(*act.add(2 * pair * NT + t)), acc[t]);
+                    }
+                    for t in 0..NT {
+                        acc[t] = S::fma(odd, S::splat(*act.add((2 * pair + 1) * NT + t)), acc[t]);
+                    }
+                }
+            }
+        } else if STORED == Stored::Int8 as u8 || STORED == Stored::Int8Groups as u8 {
+            let scales = a.panel.add(groups * PANEL * GROUP);
+            for g in 0..groups {
+                let meta = a.meta.cast::<f32>().add(g * META * NT);
+                let codes = a.act.cast::<i8>().add(g * GROUP * NT);
+                let w = a.panel.add(g * PANEL * GROUP + row * 4);
+                let dots = S::dot_i8::<NT>(w, codes, meta.add(3 * NT).cast());
+                if STORED == Stored::Int8 as u8 {
+                    for t in 0..NT {
+                        acc[t] = S::fma(S::to_f32(dots[t]), S::splat(*meta.add(t)), acc[t]);
+                    }
+                } else {
+                    let scale = S::load_f16(scales.cast::<u16>().add(g * PANEL + row));
+                    for t in 0..NT {
+                        acc[t] = S::fma(S::mul(S::to_f32(dots[t]), S::splat(*meta.add(t))), scale, acc[t]);
+                    }
+                }
+            }
+            if STORED == Stored::Int8 as u8 {
+                let scale = S::load(scales.cast::<f32>().add(row));
+                for t in 0..NT {
+                    acc[t] = S::mul(acc[t], scale);
+                }
+            }
+        } else {
+            let scales = a.panel.add(groups * PANEL * GROUP / 2).cast::<u16>().add(row);
+            for g in 0..groups {
+                let meta = a.meta.cast::<f32>().add(g * META * NT);
+                let codes = a.act.cast::<i8>().add(g * GROUP * NT);
+                let w = a.panel.add(g * PANEL * GROUP / 2 + row * 4);
+                let scale = S::load_f16(scales.add(g * PANEL));
+                if STORED == Stored::Int4 as u8 {
+                    let dots = S::dot_i4::<NT>(w, codes, meta.add(2 * NT).cast());
+                    for t in 0..NT {
+                        acc[t] = S::fma(S::mul(S::to_f32(dots[t]), S::splat(*meta.add(t))), scale, acc[t]);
+                    }
+                } else {
+                    let zeros = [0; NT];
+                    let dots = S::dot_i4::<NT>(w, codes, zeros.as_ptr());
+                    let min = S::load_f16(scales.add((groups + g) * PANEL));
+                    for t in 0..NT {
+                        acc[t] = S::fma(S::mul(S::to_f32(dots[t]), S::splat(*meta.add(t))), scale, acc[t]);
+                    }
+                    for t in 0..NT {
+                        acc[t] = S::fma(min, S::splat(*meta.add(NT + t)), acc[t]);
+                    }
+                }
+            }
+        }
+        acc
+    }
+}
+
+/// Packs one row as token `t` of a tile of `nt`. `x` holds zeros from `cols` up to a multiple of [`GROUP`].
+#[inline(always)]
+pub unsafe fn pack_row<S: Simd>(kind: ActKind, x: *const f32, cols: usize, act: *mut u8, meta: *mut u8, t: usize, nt: usize) {
+    // SAFETY: the caller vouches for the instruction set, `x` and the tile's buffers.
+    unsafe {
+        match kind {
+            ActKind::F32 => {
+                for k in 0..cols.next_multiple_of(2) {
+                    *act.cast::<f32>().add(k * nt + t) = *x.add(k);
+                }
+            }
+            ActKind::Bf16 => {
+                let mut rounded = [0_u16; 64];
+                for at in (0..cols).step_by(GROUP) {
+                    for i in (0..GROUP).step_by(S::LANES) {
+                        S::store_bf16(rounded.as_mut_ptr().add(i), S::load(x.add(at + i)));
+                    }
+                    for pair in 0..(cols - at).min(GROUP).div_ceil(2) {
+                        let to = act.cast::<u32>().add((at / 2 + pair) * nt + t);
+                        to.write_unaligned(rounded.as_ptr().add(2 * pair).cast::<u32>().read_unaligned());
+                    }
+                }
+            }
+            ActKind::Int8 => {
+                for g in 0..cols.div_ceil(GROUP) {
+                    pack_group::<S>(x.add(g * GROUP), act.add(g * GROUP * nt), meta.add(g * META * nt * 4), t, nt);
+                }
+            }
+        }
+    }
+}
+
+/// One group of 32 values to codes and metadata. A value that is not finite makes the scale not finite, so that it
+/// shows in the results.
+#[inline(always)]
+unsafe fn pack_group<S: Simd>(x: *const f32, act: *mut u8, meta: *mut u8, t: usize, nt: usize) {
+    // SAFETY: as `pack_row`.
+    unsafe {
+        let mut largest = S::abs_bits(S::load(x));
+        for i in (S::LANES..GROUP).step_by(S::LANES) {
+            largest = S::imax(largest, S::abs_bits(S::load(x.add(i))));
+        }
+        let largest = f32::from_bits(S::ihmax(largest) as u32);
+        let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+        let scale = largest / 127.0;
+        let inverse_v = S::splat(inverse);
+        let mut codes = [0_i8; GROUP];
+        let mut sum = S::isplat(0);
+        for i in (0..GROUP).step_by(S::LANES) {
+            let q = S::round(S::mul(S::load(x.add(i)), inverse_v));
+            sum = S::iadd(sum, q);
+            S::store_i8(codes.as_mut_ptr().add(i), q);
+        }
+        let sum = S::isum(sum);
+        for j in 0..GROUP / 4 {
+            let quad = codes.as_ptr().add(4 * j).cast::<u32>().read_unaligned();
+            act.cast::<u32>().add(j * nt + t).write_unaligned(quad);
+        }
+        let meta = meta.cast::<f32>().add(t);
+        meta.write_unaligned(scale);
+        meta.add(nt).write_unaligned(scale * sum as f32);
+        meta.add(2 * nt).cast::<i32>().write_unaligned(sum.wrapping_mul(-8));
+        meta.add(3 * nt).cast::<i32>().write_unaligned(sum.wrapping_mul(-128));
+    }
+}
+
+/// `out = silu(gate) * up` over `len` values, a multiple of the lanes.
+#[inline(always)]
+pub unsafe fn silu_mul<S: Simd>(gate: *const f32, up: *const f32, out: *mut f32, len: usize) {
+    // SAFETY: the caller vouches for the instruction set and the pointers.
+    unsafe {
+        for i in (0..len).step_by(S::LANES) {
+            S::store(out.add(i), S::mul(simd::silu::<S>(S::load(gate.add(i))), S::load(up.add(i))));
+        }
+    }
+}
+
+/// The activations that `stored` takes where bf16 pairs multiply in hardware (`bf16`) or not.
+pub fn act_kind(stored: Stored, bf16: bool) -> ActKind {
+    match stored {
+        Stored::F32 | Stored::F16 => ActKind::F32,
+        Stored::Bf16 if bf16 => ActKind::Bf16,
+        Stored::Bf16 => ActKind::F32,
+        Stored::Int8 | Stored::Int8Groups | Stored::Int4 | Stored::Int4Min => ActKind::Int8,
+    }
+}
+
+/// Bias of a matrix padded to whole panels.
+pub fn padded_bias(bias: &[f32], weight: &Packed) -> Vec<f32> {
+    let mut padded = bias.to_vec();
+    padded.resize(weight.panels() * PANEL, 0.0);
+    padded
+}

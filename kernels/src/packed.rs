@@ -1,0 +1,296 @@
+//! Weight matrices laid out once, at load, for the kernels that read them.
+//!
+//! A matrix `[rows, cols]` is cut into panels of [`PANEL`] rows; a panel is one contiguous run of bytes, padded with
+//! zeros to whole panels and groups, so that a kernel streams it front to back and has no tail:
+//!
+//! ```text
+//! F32          [col][16 rows] f32                      F16  [col][16 rows] f16
+//! Bf16         [col/2][16 rows][2 cols] bf16
+//! Int8         [group][8 quads][16 rows][4 cols] u8 (code + 128), then [16 rows] f32 scales
+//! Int8Groups   codes as Int8, then [group][16 rows] f16 scales
+//! Int4         [group][4 steps][16 rows][4 cols] u8: low nibble quad j, high nibble quad j + 4;
+//!              then [group][16 rows] f16 scales; value = scale * (code - 8)
+//! Int4Min      as Int4, then [group][16 rows] f16 minima; value = scale * code + minimum
+//! ```
+//!
+//! A group is [`GROUP`] columns, a quad four. Q8_0, Q4_0 and Q4_1 blocks are held bit for bit. The layout is the same
+//! for every instruction set. The panel count is even, so that `rows` rounds up to [`GROUP`] like activations do.
+
+use std::ops::Range;
+
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use crate::buffer::{Buffer, OutOfMemory};
+
+/// Rows of a panel.
+pub const PANEL: usize = 16;
+/// Columns that share a scale.
+pub const GROUP: usize = 32;
+
+/// How a matrix is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stored {
+    /// 32-bit floats.
+    F32,
+    /// 16-bit IEEE floats.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// 8 bits, one f32 scale per row.
+    Int8,
+    /// 8 bits, one f16 scale per row and group.
+    Int8Groups,
+    /// 4 bits, f16 scale per row and group, zero at code 8.
+    Int4,
+    /// 4 bits, f16 scale and minimum per row and group.
+    Int4Min,
+}
+
+impl Stored {
+    /// Every kind.
+    pub const ALL: [Stored; 7] = [
+        Stored::F32,
+        Stored::F16,
+        Stored::Bf16,
+        Stored::Int8,
+        Stored::Int8Groups,
+        Stored::Int4,
+        Stored::Int4Min,
+    ];
+
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stored::F32 => "f32",
+            Stored::F16 => "f16",
+            Stored::Bf16 => "bf16",
+            Stored::Int8 => "int8",
+            Stored::Int8Groups => "int8-g32",
+            Stored::Int4 => "int4-g32",
+            Stored::Int4Min => "int4-g32-min",
+        }
+    }
+
+    /// Whether activations are quantised for it.
+    pub fn is_int(self) -> bool {
+        matches!(self, Stored::Int8 | Stored::Int8Groups | Stored::Int4 | Stored::Int4Min)
+    }
+
+    /// Bytes of a panel over `cols` columns.
+    pub fn panel_bytes(self, cols: usize) -> usize {
+        let (pairs, groups) = (cols.div_ceil(2), cols.div_ceil(GROUP));
+        match self {
+            Stored::F32 => cols * PANEL * 4,
+            Stored::F16 => cols * PANEL * 2,
+            Stored::Bf16 => pairs * PANEL * 4,
+            Stored::Int8 => groups * PANEL * GROUP + PANEL * 4,
+            Stored::Int8Groups => (groups * PANEL * (GROUP + 2)).next_multiple_of(64),
+            Stored::Int4 => (groups * PANEL * (GROUP / 2 + 2)).next_multiple_of(64),
+            Stored::Int4Min => groups * PANEL * (GROUP / 2 + 4),
+        }
+    }
+}
+
+/// Rows of a matrix to pack, read in chunks.
+pub trait Source: Sync {
+    /// `(rows, cols)`.
+    fn shape(&self) -> (usize, usize);
+    /// Values of `rows`, row-major.
+    fn read_f32(&self, rows: Range<usize>, out: &mut [f32]);
+    /// One row as GGUF blocks of the packed kind (Q8_0, Q4_0 or Q4_1), to be held bit for bit.
+    fn blocks(&self, row: usize) -> Option<&[u8]>;
+    /// The rows are packed and not needed again.
+    fn done(&self, _rows: Range<usize>) {}
+}
+
+/// A packed matrix.
+#[derive(Debug)]
+pub struct Packed {
+    rows: usize,
+    cols: usize,
+    stored: Stored,
+    panel_bytes: usize,
+    data: Buffer,
+}
+
+/// Why a matrix cannot be packed.
+#[derive(Debug, thiserror::Error)]
+pub enum PackError {
+    /// No memory.
+    #[error(transparent)]
+    Memory(#[from] OutOfMemory),
+    /// A value is not finite, or its scale does not fit.
+    #[error("row {row} holds a value that cannot be stored as {stored}")]
+    Value {
+        /// Row of the value.
+        row: usize,
+        /// Stored type.
+        stored: &'static str,
+    },
+}
+
+impl Packed {
+    /// Packs all of `source`, in parallel over panels.
+    pub fn pack(source: &dyn Source, stored: Stored) -> Result<Self, PackError> {
+        let (rows, cols) = source.shape();
+        let panels = rows.next_multiple_of(GROUP) / PANEL;
+        let panel_bytes = stored.panel_bytes(cols);
+        let mut data = Buffer::zeroed(panels * panel_bytes)?;
+        // Chunks keep the decoded rows small and release the file's pages as they go.
+        let per_chunk = (1_usize << 20).div_ceil(panel_bytes.max(1)).clamp(2, 64);
+        data.as_mut_slice().par_chunks_mut(per_chunk * panel_bytes).enumerate().try_for_each(|(i, chunk)| {
+            let first = i * per_chunk * PANEL;
+            let end = rows.min(first + chunk.len() / panel_bytes * PANEL);
+            let mut values = Vec::new();
+            for (p, panel) in chunk.chunks_mut(panel_bytes).enumerate() {
+                let start = first + p * PANEL;
+                if start < rows {
+                    pack_panel(source, start..end.min(start + PANEL), cols, stored, panel, &mut values)?;
+                }
+            }
+            source.done(first.min(end)..end);
+            Ok::<_, PackError>(())
+        })?;
+        Ok(Packed { rows, cols, stored, panel_bytes, data })
+    }
+
+    /// Rows without padding.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns without padding.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// How it is stored.
+    pub fn stored(&self) -> Stored {
+        self.stored
+    }
+
+    /// Bytes it takes.
+    pub fn bytes(&self) -> usize {
+        self.data.len()
+    }
+
+    /// Number of panels, padding included.
+    pub fn panels(&self) -> usize {
+        self.rows.next_multiple_of(GROUP) / PANEL
+    }
+
+    /// Bytes of one panel.
+    pub fn panel_bytes(&self) -> usize {
+        self.panel_bytes
+    }
+
+    pub(crate) fn panel(&self, i: usize) -> *const u8 {
+        self.data.as_slice()[i * self.panel_bytes..][..self.panel_bytes].as_ptr()
+    }
+
+    /// Decodes one row.
+    pub fn row_f32(&self, row: usize, out: &mut [f32]) {
+        let data = &self.data.as_slice()[row / PANEL * self.panel_bytes..][..self.panel_bytes];
+        let r = row % PANEL;
+        let out = &mut out[..self.cols];
+        let groups = self.cols.div_ceil(GROUP);
+        let u16_at = |at: usize| u16::from_le_bytes([data[at], data[at + 1]]);
+        let f32_at = |at: usize| f32::from_le_bytes([data[at], data[at + 1], data[at + 2], data[at + 3]]);
+        // Scales and minima follow the codes: [group][16] f16 each.
+        let f16_at = |codes: usize, section: usize, g: usize| {
+            f16::from_bits(u16_at(codes + ((section * groups + g) * PANEL + r) * 2)).to_f32()
+        };
+        let code8 = |c: usize| f32::from(data[c / 4 * 64 + r * 4 + c % 4]) - 128.0;
+        let code4 = |c: usize| {
+            let quad = c % GROUP / 4;
+            let byte = data[c / GROUP * 256 + quad % 4 * 64 + r * 4 + c % 4];
+            f32::from(if quad < 4 { byte & 15 } else { byte >> 4 })
+        };
+        match self.stored {
+            Stored::F32 => out.iter_mut().enumerate().for_each(|(c, o)| *o = f32_at((c * PANEL + r) * 4)),
+            Stored::F16 => {
+                out.iter_mut().enumerate().for_each(|(c, o)| *o = f16::from_bits(u16_at((c * PANEL + r) * 2)).to_f32())
+            }
+            Stored::Bf16 => out.iter_mut().enumerate().for_each(|(c, o)| {
+                *o = bf16::from_bits(u16_at((c / 2 * PANEL + r) * 4 + c % 2 * 2)).to_f32();
+            }),
+            Stored::Int8 => {
+                let scale = f32_at(groups * PANEL * GROUP + r * 4);
+                out.iter_mut().enumerate().for_each(|(c, o)| *o = scale * code8(c));
+            }
+            Stored::Int8Groups => {
+                let codes = groups * PANEL * GROUP;
+                out.iter_mut().enumerate().for_each(|(c, o)| *o = f16_at(codes, 0, c / GROUP) * code8(c));
+            }
+            Stored::Int4 => {
+                let codes = groups * PANEL * GROUP / 2;
+                out.iter_mut().enumerate().for_each(|(c, o)| *o = f16_at(codes, 0, c / GROUP) * (code4(c) - 8.0));
+            }
+            Stored::Int4Min => {
+                let codes = groups * PANEL * GROUP / 2;
+                out.iter_mut().enumerate().for_each(|(c, o)| {
+                    *o = f16_at(codes, 0, c / GROUP) * code4(c) + f16_at(codes, 1, c / GROUP);
+                });
+            }
+        }
+    }
+}
+
+/// Packs up to [`PANEL`] rows into `panel`, which holds zeros.
+fn pack_panel(
+    source: &dyn Source,
+    rows: Range<usize>,
+    cols: usize,
+    stored: Stored,
+    panel: &mut [u8],
+    values: &mut Vec<f32>,
+) -> Result<(), PackError> {
+    if stored.is_int() {
+        // Padding rows and columns must decode to zero: with scale 0 any code does, so codes need no care.
+        if source.blocks(rows.start).is_some() {
+            for row in rows.clone() {
+                let blocks = source.blocks(row).unwrap_or_default();
+                blocks::scatter(blocks, row - rows.start, cols, stored, panel);
+            }
+            return Ok(());
+        }
+    }
+    values.resize(rows.len() * cols, 0.0);
+    source.read_f32(rows.clone(), values);
+    for (r, row) in values.chunks_exact(cols.max(1)).enumerate() {
+        let fits = match stored {
+            Stored::F32 => {
+                row.iter().enumerate().for_each(|(c, x)| put(panel, (c * PANEL + r) * 4, &x.to_le_bytes()));
+                true
+            }
+            Stored::F16 => {
+                row.iter().enumerate().for_each(|(c, x)| put(panel, (c * PANEL + r) * 2, &f16::from_f32(*x).to_le_bytes()));
+                row.iter().all(|x| !x.is_finite() || x.abs() <= 65504.0)
+            }
+            Stored::Bf16 => {
+                row.iter().enumerate().for_each(|(c, x)| {
+                    put(panel, (c / 2 * PANEL + r) * 4 + c % 2 * 2, &bf16::from_f32(*x).to_le_bytes());
+                });
+                true
+            }
+            Stored::Int8 => quantise::int8(row, r, panel),
+            Stored::Int8Groups => quantise::int8_groups(row, r, panel),
+            Stored::Int4 => quantise::int4(row, r, panel),
+            Stored::Int4Min => quantise::int4_min(row, r, panel),
+        };
+        if !fits {
+            return Err(PackError::Value { row: rows.start + r, stored: stored.name() });
+        }
+    }
+    Ok(())
+}
+
+fn put<const N: usize>(panel: &mut [u8], at: usize, bytes: &[u8; N]) {
+    panel[at..at + N].copy_from_slice(bytes);
+}
+
+mod blocks;
+mod quantise;
+#[cfg(test)]
+mod tests;

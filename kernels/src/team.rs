@@ -1,0 +1,226 @@
+//! An SPMD team of threads: all run the same function, meet at barriers, and claim work from shared counters.
+//!
+//! The caller is worker 0. A job wakes the others once; inside it workers meet at [`Worker::barrier`]: a bounded spin,
+//! then a futex, so that a preempted worker costs the others no more than its own delay. There is no other system call
+//! and no allocation. What a worker computes never depends on how many there are.
+
+use std::any::Any;
+use std::num::NonZero;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use rustix::thread::futex;
+
+/// Polls before a waiter sleeps. A poll is a `pause`, about 40 cycles: the sum is what a futex call costs.
+const SPINS: u32 = 300;
+
+/// A team of threads.
+#[derive(Debug)]
+pub struct Team {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// One member of a team inside a job.
+#[derive(Clone, Copy, Debug)]
+pub struct Worker<'a> {
+    /// 0 for the caller.
+    pub id: usize,
+    /// Members.
+    pub count: usize,
+    shared: &'a Shared,
+}
+
+/// Work to claim in chunks; each worker gets some until there is none.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct Counter(AtomicUsize);
+
+/// A counter on which threads wait: spin, then sleep.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Gate {
+    value: AtomicU32,
+    sleepers: AtomicU32,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    job: JobSlot,
+    /// Bumped to start a job (paired: workers' waits load it with Acquire).
+    start: Gate,
+    /// Bumped by the last to arrive at a barrier.
+    phase: Gate,
+    arrived: AtomicU32,
+    stop: AtomicBool,
+    count: u32,
+}
+
+/// The job of the current run. Written by the caller before `start` is bumped (Release), read by workers after they see
+/// it (Acquire), and not written again before all have passed the job's last barrier.
+#[derive(Debug, Default)]
+struct JobSlot(std::cell::UnsafeCell<Option<JobPtr>>);
+
+#[derive(Clone, Copy)]
+struct JobPtr(*const (dyn Fn(Worker<'_>) + Sync));
+
+impl std::fmt::Debug for JobPtr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("JobPtr")
+    }
+}
+
+// SAFETY: the slot's protocol (above) orders its one writer before its readers.
+unsafe impl Sync for JobSlot {}
+// SAFETY: the pointee is Sync, and outlives the run: `Team::run` returns only after the last barrier.
+unsafe impl Send for JobSlot {}
+
+impl Gate {
+    fn wait(&self, seen: u32) {
+        for _ in 0..SPINS {
+            if self.value.load(Ordering::Acquire) != seen {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        while self.value.load(Ordering::Acquire) == seen {
+            // SeqCst on both sides: either the opener sees this sleeper, or the futex call sees the new value.
+            self.sleepers.fetch_add(1, Ordering::SeqCst);
+            // An interrupted or stale wait is retried by the loop.
+            let _ = futex::wait(&self.value, futex::Flags::PRIVATE, seen, None);
+            self.sleepers.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    fn open(&self) {
+        self.value.fetch_add(1, Ordering::SeqCst);
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            let _ = futex::wake(&self.value, futex::Flags::PRIVATE, i32::MAX as u32);
+        }
+    }
+}
+
+impl Team {
+    /// A team of `threads` members, the caller included.
+    pub fn new(threads: NonZero<usize>) -> std::io::Result<Self> {
+        let count = u32::try_from(threads.get()).unwrap_or(u32::MAX).min(1024);
+        let shared = Arc::new(Shared { count, ..Shared::default() });
+        let mut team = Team { shared, threads: vec![] };
+        for id in 1..count as usize {
+            let shared = Arc::clone(&team.shared);
+            let thread = std::thread::Builder::new().name(format!("njoule-{id}")).spawn(move || work(&shared, id))?;
+            team.threads.push(thread);
+        }
+        Ok(team)
+    }
+
+    /// Members.
+    pub fn len(&self) -> usize {
+        self.shared.count as usize
+    }
+
+    /// Never: the caller is a member.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Runs `job` on every member and waits for all.
+    ///
+    /// A panic of any member aborts the process: the others may stand at a barrier that it will never reach, and a
+    /// kernel panics only on a broken invariant.
+    pub fn run(&mut self, job: &(dyn Fn(Worker<'_>) + Sync)) {
+        let shared = &*self.shared;
+        let worker = Worker { id: 0, count: self.len(), shared };
+        if self.len() > 1 {
+            // SAFETY: only the lifetime is erased; all members leave the job before this function returns.
+            let erased: *const (dyn Fn(Worker<'_>) + Sync + 'static) = unsafe { std::mem::transmute(job) };
+            // SAFETY: between runs nobody reads the slot.
+            unsafe { *shared.job.0.get() = Some(JobPtr(erased)) };
+            shared.start.open();
+        }
+        run_job(worker, job);
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.start.open();
+        for thread in self.threads.drain(..) {
+            let _: Result<(), Box<dyn Any + Send>> = thread.join();
+        }
+    }
+}
+
+fn work(shared: &Shared, id: usize) {
+    let mut seen = 0;
+    loop {
+        shared.start.wait(seen);
+        seen = seen.wrapping_add(1);
+        if shared.stop.load(Ordering::Acquire) {
+            return;
+        }
+        // SAFETY: `start` was opened for this run after the slot was written.
+        let Some(job) = (unsafe { *shared.job.0.get() }) else { continue };
+        // SAFETY: `Team::run` keeps the job alive until every member has passed the last barrier.
+        let job = unsafe { &*job.0 };
+        run_job(Worker { id, count: shared.count as usize, shared }, job);
+    }
+}
+
+fn run_job(worker: Worker<'_>, job: &(dyn Fn(Worker<'_>) + Sync)) {
+    if catch_unwind(AssertUnwindSafe(|| job(worker))).is_err() {
+        std::process::abort();
+    }
+    worker.barrier();
+}
+
+impl Worker<'_> {
+    /// Waits until every member is here. What members wrote before is visible to all after.
+    pub fn barrier(&self) {
+        if self.count == 1 {
+            return;
+        }
+        let shared = self.shared;
+        let seen = shared.phase.value.load(Ordering::Acquire);
+        // AcqRel: the last to arrive has seen every member's writes, and `open` passes them on.
+        if shared.arrived.fetch_add(1, Ordering::AcqRel) + 1 == shared.count {
+            shared.arrived.store(0, Ordering::Relaxed);
+            shared.phase.open();
+        } else {
+            shared.phase.wait(seen);
+        }
+    }
+
+    /// Whether this member does what only one must do.
+    pub fn is_first(&self) -> bool {
+        self.id == 0
+    }
+
+    /// Runs `task` on chunks of `0..total` that this member claims.
+    pub fn claim(&self, counter: &Counter, total: usize, chunk: usize, mut task: impl FnMut(std::ops::Range<usize>)) {
+        if self.count == 1 {
+            if total > 0 {
+                task(0..total);
+            }
+            return;
+        }
+        loop {
+            // Relaxed: the counter orders nothing but itself; barriers order the data.
+            let start = counter.0.fetch_add(chunk, Ordering::Relaxed);
+            if start >= total {
+                return;
+            }
+            task(start..total.min(start + chunk));
+        }
+    }
+}
+
+impl Counter {
+    /// Sets it back for the next run.
+    pub fn reset(&mut self) {
+        *self.0.get_mut() = 0;
+    }
+}
