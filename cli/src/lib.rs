@@ -1,1 +1,62 @@
-//! placeholder
+//! What the binary `njoule` does, as a library: arguments, verbs, and everything that gets a model.
+//!
+//! Verbs write to the streams they are handed and return errors; [`main`] alone prints an error and chooses the exit
+//! code: 0 done, 1 failed, 2 the command line was wrong.
+#![forbid(unsafe_code)]
+
+pub mod args;
+pub mod fetch;
+pub mod verbs;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, UsageError};
+use crate::verbs::Context;
+
+/// Runs the process: its one exit point.
+pub fn main() -> ExitCode {
+    let mut out = io::stdout().lock();
+    ExitCode::from(run(std::env::args_os(), &mut out, &mut io::stderr()))
+}
+
+/// Runs one command line and returns its exit code; `out` gets the result, `err` the one line of an error.
+pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are "errors" that go to stdout with code 0.
+            let stream: &mut dyn Write = if error.use_stderr() { err } else { out };
+            let text = error.render();
+            let colour = std::env::var_os("NO_COLOR").is_none() && is_terminal(error.use_stderr());
+            let written = if colour { write!(stream, "{}", text.ansi()) } else { write!(stream, "{text}") };
+            return if written.is_ok() { u8::try_from(error.exit_code()).unwrap_or(FAILED) } else { FAILED };
+        }
+    };
+    let mut context = Context::new(&cli.global, out);
+    let done = cli.verb.run(&mut context).and_then(|()| Ok(context.out.flush()?));
+    match done {
+        Ok(()) => 0,
+        Err(error) if is_broken_pipe(&error) => 0, // the reader has seen enough, as with `njoule ... | head`
+        Err(error) => {
+            // Nothing is left to do if even this cannot be written.
+            let _ = writeln!(err, "error: {error:#}");
+            if error.is::<UsageError>() { USAGE } else { FAILED }
+        }
+    }
+}
+
+fn is_terminal(stderr: bool) -> bool {
+    use std::io::IsTerminal;
+    if stderr { io::stderr().is_terminal() } else { io::stdout().is_terminal() }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
+}
+
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
