@@ -4,6 +4,7 @@
 //! coarse transformer operations. Backends compile programs; this crate knows no backend. It also reads checkpoints
 //! (Hugging Face directories and GGUF files) as [`weights::WeightSource`]s, and text (tokenizers, chat templates).
 
+pub mod chat;
 pub mod checkpoint;
 pub mod config;
 pub mod cost;
@@ -12,6 +13,7 @@ pub mod decoder;
 mod fixtures;
 pub mod program;
 pub mod rope;
+pub mod tokenizer;
 pub mod tracer;
 pub mod weights;
 
