@@ -5,6 +5,7 @@
 //! rows) are tables inside the sources; a view already speaks the reference implementation's order.
 
 pub mod dequant;
+pub mod gguf;
 mod mapped;
 mod rows;
 pub mod safetensors;
@@ -70,8 +71,24 @@ pub trait WeightRows: Send + Sync {
     fn release(&self, rows: Range<usize>);
 }
 
+/// The kind of file that weights come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Container {
+    /// Hugging Face safetensors.
+    Safetensors,
+    /// GGUF.
+    Gguf,
+    /// None: values are generated.
+    Generated,
+}
+
 /// Where weights come from.
 pub trait WeightSource: Send + Sync {
+    /// The kind of file.
+    fn container(&self) -> Container {
+        Container::Safetensors
+    }
+
     /// The view that `decl` asks for.
     fn get(&self, decl: &WeightDecl) -> Result<Box<dyn WeightRows + '_>, WeightError>;
 }

@@ -3,6 +3,8 @@
 //! A [`Backend`] compiles a [`Program`] into an [`Executor`], which is owned by one thread and runs [`Batch`]es. The
 //! engine fills one reused `Batch` per step and reads one reused [`StepOutput`]; it never sees a backend's memory.
 
+pub mod cpu;
+
 use std::ops::Range;
 
 use njoule_models::program::Program;
@@ -131,16 +133,20 @@ impl Batch {
 /// What a step returns; reused.
 #[derive(Clone, Debug, Default)]
 pub struct StepOutput {
-    /// `[outputs, vocab]`, row-major, in the order of [`Batch::outputs`].
+    /// `[outputs, vocab]` at `stride`, in the order of [`Batch::outputs`]; may be longer.
     pub logits: Vec<f32>,
     /// Columns of `logits`.
     pub vocab: usize,
+    /// Distance of rows in `logits`.
+    pub stride: usize,
+    /// Rows of `logits` that this step wrote.
+    pub rows: usize,
 }
 
 impl StepOutput {
     /// Logits of output `i`.
     pub fn row(&self, i: usize) -> &[f32] {
-        &self.logits[i * self.vocab..(i + 1) * self.vocab]
+        &self.logits[i * self.stride..][..self.vocab]
     }
 }
 
@@ -219,6 +225,15 @@ pub enum LoadError {
         stored: &'static str,
         /// What is wrong.
         what: String,
+    },
+    /// The threads could not be started.
+    #[error("cannot start {count} threads")]
+    Threads {
+        /// Threads wanted.
+        count: usize,
+        /// Cause.
+        #[source]
+        source: std::io::Error,
     },
     /// Memory for the weights or the cache could not be had.
     #[error("cannot allocate {bytes} bytes for {what}")]

@@ -1,0 +1,171 @@
+//! The cpu backend: packs weights for the instruction set at hand, compiles a program into one plan, and replays it.
+//!
+//! Results are bit-identical for any batch, chunking and number of threads (`njoule_kernels` says why). All memory is
+//! taken at load: a step does not allocate.
+
+mod compile;
+mod store;
+
+use std::num::NonZero;
+
+use njoule_kernels::isa::{Isa, IsaError, Kernels};
+use njoule_kernels::kv::KvStored;
+use njoule_kernels::plan::{Plan, Span, StepInput};
+use njoule_kernels::team::Team;
+use njoule_models::program::Program;
+use njoule_models::weights::WeightSource;
+
+use super::{Backend, Batch, Capacity, Cost, Executor, KvType, Limits, LoadError, MemoryUse, Quant, StepError, StepOutput};
+pub use store::StoredWeights;
+
+/// Tokens of a cache block.
+const BLOCK_LEN: usize = 32;
+
+/// How to run on this machine's CPU.
+#[derive(Clone, Debug)]
+pub struct CpuBackend {
+    /// Threads of the team.
+    pub threads: NonZero<usize>,
+    /// How weights are stored.
+    pub quant: Quant,
+    /// Type of the cache; f32 with [`Quant::None`], else bf16 where the CPU multiplies it and f16 otherwise, if unset.
+    pub kv: Option<KvType>,
+    kernels: &'static Kernels,
+}
+
+impl CpuBackend {
+    /// The best instruction set of this CPU, or the one that `NJOULE_ISA` names.
+    pub fn new(threads: NonZero<usize>, quant: Quant) -> Result<Self, IsaError> {
+        Ok(CpuBackend { threads, quant, kv: None, kernels: Kernels::detect()? })
+    }
+
+    /// The same on another instruction set; `None` where the CPU lacks it.
+    pub fn with_isa(self, isa: Isa) -> Option<Self> {
+        Some(CpuBackend { kernels: Kernels::of(isa)?, ..self })
+    }
+
+    /// Its instruction set.
+    pub fn isa(&self) -> Isa {
+        self.kernels.isa
+    }
+
+    /// The cache type it will use.
+    pub fn kv_type(&self) -> KvType {
+        self.kv.unwrap_or(match self.quant {
+            Quant::None => KvType::F32,
+            _ if self.kernels.bf16 => KvType::Bf16,
+            _ => KvType::F16,
+        })
+    }
+
+    /// [`Backend::load`] with the type it returns.
+    pub fn load_cpu(&self, program: &Program, weights: &dyn WeightSource, capacity: Capacity) -> Result<CpuExecutor, LoadError> {
+        let stored = StoredWeights::load(program, weights, self.quant)?;
+        let weight_bytes = stored.bytes();
+        let plan = compile::plan(program, &stored, self.kernels, kv_stored(self.kv_type()), capacity, self.threads)?;
+        let team = Team::new(self.threads).map_err(|source| LoadError::Threads { count: self.threads.get(), source })?;
+        let logits = vec![0.0; capacity.max_outputs * plan.logits_stride()];
+        Ok(CpuExecutor {
+            memory: MemoryUse { weights: weight_bytes, kv: plan.cache_bytes(), scratch: plan.arena_bytes() + logits.len() * 4 },
+            plan,
+            team,
+            spans: Vec::with_capacity(capacity.max_seqs),
+            tables: Vec::with_capacity(capacity.max_seqs * capacity.max_len.div_ceil(capacity.block_len.max(1))),
+            logits,
+            outputs: 0,
+            program: program.clone(),
+            weight_bytes,
+            kv: self.kv_type(),
+        })
+    }
+}
+
+impl Backend for CpuBackend {
+    fn limits(&self, _program: &Program) -> Limits {
+        Limits { block_len: BLOCK_LEN, mixed_batches: true, logits: true, paged: true }
+    }
+
+    fn load(&self, program: &Program, weights: &dyn WeightSource, capacity: Capacity) -> Result<Box<dyn Executor>, LoadError> {
+        Ok(Box::new(self.load_cpu(program, weights, capacity)?))
+    }
+}
+
+fn kv_stored(kv: KvType) -> KvStored {
+    match kv {
+        KvType::F32 => KvStored::F32,
+        KvType::Bf16 => KvStored::Bf16,
+        KvType::F16 => KvStored::F16,
+        KvType::Int8 => KvStored::Int8,
+    }
+}
+
+/// A model loaded on the CPU.
+#[derive(Debug)]
+pub struct CpuExecutor {
+    plan: Plan,
+    team: Team,
+    spans: Vec<Span>,
+    tables: Vec<u32>,
+    logits: Vec<f32>,
+    outputs: usize,
+    memory: MemoryUse,
+    program: Program,
+    weight_bytes: usize,
+    kv: KvType,
+}
+
+impl Executor for CpuExecutor {
+    fn submit(&mut self, batch: &Batch) -> Result<(), StepError> {
+        self.spans.clear();
+        for s in &batch.seqs {
+            let position = batch.positions.get(s.rows.start).map_or(0, |p| *p as usize);
+            self.spans.push(Span {
+                row: s.rows.start,
+                rows: s.rows.len(),
+                position,
+                table: s.table.start,
+                blocks: s.table.len(),
+            });
+        }
+        self.tables.clear();
+        self.tables.extend(batch.tables.iter().map(|b| b.0));
+        let input = StepInput {
+            tokens: &batch.tokens,
+            positions: &batch.positions,
+            slots: &batch.slots,
+            spans: &self.spans,
+            tables: &self.tables,
+            outputs: &batch.outputs,
+        };
+        // A collected buffer belongs to the caller: the one swapped in may still be empty.
+        let want = batch.outputs.len() * self.plan.logits_stride();
+        if self.logits.len() < want {
+            self.logits.resize(want, 0.0);
+        }
+        self.plan.run(&mut self.team, &input, &mut self.logits).map_err(|e| StepError::Batch(e.0))?;
+        self.outputs = batch.outputs.len();
+        Ok(())
+    }
+
+    fn collect(&mut self, out: &mut StepOutput) -> Result<(), StepError> {
+        std::mem::swap(&mut out.logits, &mut self.logits);
+        out.vocab = self.program.vocab();
+        out.stride = self.plan.logits_stride();
+        out.rows = self.outputs;
+        self.outputs = 0;
+        Ok(())
+    }
+
+    fn cost(&self, batch: &Batch) -> Cost {
+        let attended = batch.seqs.iter().flat_map(|s| (s.context - s.rows.len())..s.context).map(|p| p as u64 + 1).sum();
+        let flops = njoule_models::cost::flops(&self.program, batch.rows(), batch.outputs.len(), attended);
+        let per_token = self.program.caches.iter().map(|c| c.kv_heads * (self.kv.bytes(c.k_dim) + self.kv.bytes(c.v_dim)));
+        let per_token = per_token.sum::<usize>() as f64;
+        let read: f64 = batch.seqs.iter().map(|s| s.context as f64).sum();
+        Cost { flops, weight_bytes: self.weight_bytes as f64, kv_bytes: per_token * (read + batch.rows() as f64) }
+    }
+
+    fn memory(&self) -> MemoryUse {
+        self.memory
+    }
+}

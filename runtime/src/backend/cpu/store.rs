@@ -1,0 +1,144 @@
+//! From checkpoint tensors to packed weights: which stored type each gets, and the packing.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use njoule_kernels::packed::{PackError, Packed, Source, Stored};
+use njoule_models::program::{Program, WeightDecl, WeightId, WeightUse};
+use njoule_models::weights::{Container, DType, Encoding, GgmlType, WeightRows, WeightSource};
+
+use crate::backend::{LoadError, Quant};
+
+/// Every weight of a program, ready for kernels.
+#[derive(Debug)]
+pub struct StoredWeights {
+    weights: Vec<StoredWeight>,
+}
+
+#[derive(Debug)]
+enum StoredWeight {
+    Matrix(Arc<Packed>),
+    Vector(Arc<[f32]>),
+}
+
+impl StoredWeights {
+    /// Reads, quantises and packs all weights. A matrix is read in chunks of rows whose file pages are released.
+    pub fn load(program: &Program, source: &dyn WeightSource, quant: Quant) -> Result<Self, LoadError> {
+        let load = |decl: &WeightDecl| {
+            let view = source.get(decl)?;
+            if decl.usage == WeightUse::Vector {
+                let mut values = vec![0.0; decl.cols];
+                view.read_f32(0..1, &mut values);
+                return Ok(StoredWeight::Vector(values.into()));
+            }
+            let stored = choose(quant, decl.usage, view.encoding(), source.container());
+            let rows = Rows { exact: holds_exactly(stored, view.encoding()), view: &*view };
+            let packed = Packed::pack(&rows, stored).map_err(|e| match e {
+                PackError::Memory(e) => LoadError::Memory { bytes: e.bytes, what: "weights" },
+                PackError::Value { row, stored } => LoadError::Values {
+                    name: decl.name.clone(),
+                    stored,
+                    what: format!("row {row} holds a value that is not finite or too large"),
+                },
+            })?;
+            Ok(StoredWeight::Matrix(Arc::new(packed)))
+        };
+        Ok(StoredWeights { weights: program.weights.iter().map(load).collect::<Result<_, LoadError>>()? })
+    }
+
+    /// The packed matrix of a linear or vocabulary weight.
+    pub fn matrix(&self, id: WeightId) -> Arc<Packed> {
+        match &self.weights[id.0 as usize] {
+            StoredWeight::Matrix(m) => Arc::clone(m),
+            StoredWeight::Vector(_) => unreachable!("the tracer declares matrices and vectors apart"),
+        }
+    }
+
+    /// The values of a vector weight.
+    pub fn vector(&self, id: WeightId) -> Arc<[f32]> {
+        match &self.weights[id.0 as usize] {
+            StoredWeight::Vector(v) => Arc::clone(v),
+            StoredWeight::Matrix(_) => unreachable!("the tracer declares matrices and vectors apart"),
+        }
+    }
+
+    /// Bytes of all weights.
+    pub fn bytes(&self) -> usize {
+        let bytes = |w: &StoredWeight| match w {
+            StoredWeight::Matrix(m) => m.bytes(),
+            StoredWeight::Vector(v) => v.len() * 4,
+        };
+        self.weights.iter().map(bytes).sum()
+    }
+
+    /// Stored types of the matrices, with how many bytes each takes.
+    pub fn types(&self) -> BTreeMap<&'static str, usize> {
+        let mut types = BTreeMap::new();
+        for w in &self.weights {
+            if let StoredWeight::Matrix(m) = w {
+                *types.entry(m.stored().name()).or_default() += m.bytes();
+            }
+        }
+        types
+    }
+}
+
+/// The stored type of a matrix.
+fn choose(quant: Quant, usage: WeightUse, encoding: Encoding, container: Container) -> Stored {
+    let int8 = if encoding == Encoding::GgufBlock(GgmlType::Q8_0) { Stored::Int8Groups } else { Stored::Int8 };
+    match quant {
+        Quant::None => Stored::F32,
+        Quant::Bf16 => Stored::Bf16,
+        Quant::Int8 => int8,
+        // The vocabulary decides every token, and is small beside the layers of all but the smallest models.
+        Quant::Int4 if usage == WeightUse::Vocabulary => int8,
+        Quant::Int4 if encoding == Encoding::GgufBlock(GgmlType::Q4_0) => Stored::Int4,
+        Quant::Int4 => Stored::Int4Min,
+        Quant::Auto => match (encoding, container) {
+            (Encoding::Dense(DType::F32), _) => Stored::F32,
+            (Encoding::Dense(DType::F16), Container::Gguf) => Stored::F16,
+            (Encoding::Dense(DType::BF16), Container::Gguf) => Stored::Bf16,
+            (Encoding::Dense(_), _) => Stored::Int8,
+            (Encoding::GgufBlock(GgmlType::Q4_0), _) => Stored::Int4,
+            (Encoding::GgufBlock(GgmlType::Q4_1), _) => Stored::Int4Min,
+            // Blocks of 5 and 6 bits and the K types: 8 bits in groups of 32 keep what they hold to a 254th of a
+            // group's largest value.
+            (Encoding::GgufBlock(_), _) => Stored::Int8Groups,
+        },
+    }
+}
+
+/// Whether a file's blocks are the stored type's, bit for bit.
+fn holds_exactly(stored: Stored, encoding: Encoding) -> bool {
+    matches!(
+        (stored, encoding),
+        (Stored::Int8Groups, Encoding::GgufBlock(GgmlType::Q8_0))
+            | (Stored::Int4, Encoding::GgufBlock(GgmlType::Q4_0))
+            | (Stored::Int4Min, Encoding::GgufBlock(GgmlType::Q4_1))
+    )
+}
+
+/// A checkpoint view as the packer wants it.
+struct Rows<'a> {
+    view: &'a dyn WeightRows,
+    exact: bool,
+}
+
+impl Source for Rows<'_> {
+    fn shape(&self) -> (usize, usize) {
+        self.view.shape()
+    }
+
+    fn read_f32(&self, rows: Range<usize>, out: &mut [f32]) {
+        self.view.read_f32(rows, out);
+    }
+
+    fn blocks(&self, row: usize) -> Option<&[u8]> {
+        if self.exact { self.view.raw_row(row) } else { None }
+    }
+
+    fn done(&self, rows: Range<usize>) {
+        self.view.release(rows);
+    }
+}

@@ -1,0 +1,177 @@
+//! Logits of the cpu backend against the reference implementation's (`testdata/*/golden.safetensors`, made by
+//! transformers; `testdata/README.md` says how), on every instruction set of this machine.
+
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+
+use njoule_kernels::isa::Kernels;
+use njoule_models::checkpoint::Checkpoint;
+use njoule_models::decoder;
+use njoule_runtime::backend::cpu::CpuBackend;
+use njoule_runtime::backend::{Backend, Batch, BlockId, Capacity, Executor, Quant, SeqSpan, StepOutput};
+use safetensors::SafeTensors;
+
+const FIXTURES: [&str; 10] = [
+    "llama_plain",
+    "llama_tied",
+    "llama3_rope",
+    "llama_linear",
+    "llama_yarn",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gguf_llama",
+    "gguf_qwen2",
+];
+
+struct Golden {
+    name: &'static str,
+    checkpoint: Checkpoint,
+    prompts: Vec<Prompt>,
+    bf16_mean: Option<f64>,
+    bf16_max: Option<f64>,
+}
+
+struct Prompt {
+    ids: Vec<u32>,
+    logits: Vec<f32>,
+    greedy: Vec<u32>,
+}
+
+fn testdata() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata")
+}
+
+fn golden(name: &'static str) -> Golden {
+    let dir = testdata().join(name);
+    let checkpoint = Checkpoint::open(&dir).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let bytes = std::fs::read(dir.join("golden.safetensors")).expect("golden file");
+    let file = SafeTensors::deserialize(&bytes).expect("golden safetensors");
+    let ids = |t: &str| -> Vec<u32> {
+        let data = file.tensor(t).expect("tensor").data().to_vec();
+        data.chunks_exact(8).map(|b| u32::try_from(i64::from_le_bytes(b.try_into().unwrap())).unwrap()).collect()
+    };
+    let prompts = (0..3)
+        .map(|i| Prompt {
+            ids: ids(&format!("prompt.{i}.input_ids")),
+            greedy: ids(&format!("prompt.{i}.greedy_ids")),
+            logits: file
+                .tensor(&format!("prompt.{i}.logits"))
+                .expect("logits")
+                .data()
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+                .collect(),
+        })
+        .collect();
+    let json: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(dir.join("golden.json")).expect("golden.json")).expect("json");
+    let conditioning = |key: &str| json["conditioning"][key].as_f64();
+    Golden {
+        name,
+        checkpoint,
+        prompts,
+        bf16_mean: conditioning("bf16_logit_meandiff"),
+        bf16_max: conditioning("bf16_logit_maxdiff"),
+    }
+}
+
+fn load(golden: &Golden, kernels: &Kernels, quant: Quant, threads: usize) -> Box<dyn Executor> {
+    let program = decoder::program(&golden.checkpoint.config);
+    let backend = CpuBackend::new(NonZero::new(threads).unwrap(), quant).unwrap().with_isa(kernels.isa).unwrap();
+    let capacity = Capacity { blocks: 8, block_len: 32, max_rows: 64, max_seqs: 4, max_outputs: 64, max_len: 128 };
+    backend.load(&program, golden.checkpoint.weights.as_ref(), capacity).unwrap_or_else(|e| panic!("{}: {e}", golden.name))
+}
+
+/// One step of one sequence whose blocks are 3, 1, 0, 5, ...: order must not matter.
+fn step(executor: &mut dyn Executor, ids: &[u32], position: usize, out: &mut StepOutput) {
+    let table = [3, 1, 0, 5].map(BlockId);
+    let slot = |p: usize| table[p / 32].0 * 32 + (p % 32) as u32;
+    let positions = position..position + ids.len();
+    let batch = Batch {
+        tokens: ids.to_vec(),
+        positions: positions.clone().map(|p| p as u32).collect(),
+        slots: positions.clone().map(slot).collect(),
+        seqs: vec![SeqSpan { rows: 0..ids.len(), context: positions.end, table: 0..4, rope_len: 128 }],
+        tables: table.to_vec(),
+        outputs: (0..ids.len() as u32).collect(),
+    };
+    executor.submit(&batch).expect("step");
+    executor.collect(out).expect("collect");
+}
+
+fn rows(out: &StepOutput) -> Vec<f32> {
+    (0..out.rows).flat_map(|i| out.row(i).to_vec()).collect()
+}
+
+fn argmax(row: &[f32]) -> u32 {
+    row.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (i, x)| if *x > best.1 { (i as u32, *x) } else { best }).0
+}
+
+#[test]
+fn unquantised_logits_equal_the_reference_and_greedy_ids_follow() {
+    let mut failures = vec![];
+    for name in FIXTURES {
+        let golden = golden(name);
+        for kernels in Kernels::available() {
+            let mut executor = load(&golden, kernels, Quant::None, 2);
+            let mut out = StepOutput::default();
+            for (i, prompt) in golden.prompts.iter().enumerate() {
+                step(executor.as_mut(), &prompt.ids, 0, &mut out);
+                let got = rows(&out);
+                let worst = got.iter().zip(&prompt.logits).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                if !(got.len() == prompt.logits.len() && worst < 1e-3) {
+                    failures.push(format!("{name} {} prompt {i}: off by {worst}", kernels.isa.name()));
+                }
+                let mut position = prompt.ids.len();
+                let mut next = argmax(out.row(out.rows - 1));
+                for (n, want) in prompt.greedy.iter().enumerate() {
+                    if next != *want {
+                        failures.push(format!("{name} {} prompt {i}: token {n} is {next}, not {want}", kernels.isa.name()));
+                        break;
+                    }
+                    step(executor.as_mut(), &[next], position, &mut out);
+                    position += 1;
+                    next = argmax(out.row(0));
+                }
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn quantised_logits_stay_within_the_bounds_of_bf16() {
+    let mut failures = vec![];
+    for name in FIXTURES {
+        let golden = golden(name);
+        let (Some(mean_bound), Some(max_bound)) = (golden.bf16_mean, golden.bf16_max) else { continue };
+        for (quant, factor) in [(Quant::Bf16, 2.0), (Quant::Int8, 4.0)] {
+            for kernels in Kernels::available() {
+                let mut executor = load(&golden, kernels, quant, 1);
+                let mut out = StepOutput::default();
+                let (mut sum, mut count) = (0.0, 0.0);
+                for (i, prompt) in golden.prompts.iter().enumerate() {
+                    step(executor.as_mut(), &prompt.ids, 0, &mut out);
+                    let got = rows(&out);
+                    sum += got.iter().zip(&prompt.logits).map(|(a, b)| f64::from((a - b).abs())).sum::<f64>();
+                    count += got.len() as f64;
+                    let vocab = out.vocab;
+                    for (row, (got, want)) in got.chunks(vocab).zip(prompt.logits.chunks(vocab)).enumerate() {
+                        let mut sorted = want.to_vec();
+                        sorted.sort_by(|a, b| b.total_cmp(a));
+                        let margin = f64::from(sorted[0] - sorted[1]);
+                        if margin > 2.0 * max_bound && argmax(got) != argmax(want) {
+                            failures.push(format!("{name} {quant:?} {} prompt {i} row {row}: another top token", kernels.isa.name()));
+                        }
+                    }
+                }
+                let mean = sum / count;
+                if !(mean <= factor * mean_bound) {
+                    failures.push(format!("{name} {quant:?} {}: mean {mean:.4} against bf16's {mean_bound:.4}", kernels.isa.name()));
+                }
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
