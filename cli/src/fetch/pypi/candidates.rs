@@ -85,11 +85,14 @@ pub fn best(
 fn choose(all: Vec<Candidate>, exact: Option<&Version>, sha256: Option<&str>) -> Result<Candidate, Vec<Attempt>> {
     let mut refused = vec![];
     let mut fitting = vec![];
+    let mut others = vec![];
     for mut candidate in all {
         let same = |hash: &String| sha256.is_none_or(|pinned| hash.eq_ignore_ascii_case(pinned));
-        let why = if exact.is_some_and(|exact| *exact != candidate.parsed) {
-            "is another version"
-        } else if candidate.yanked && exact.is_none() {
+        if exact.is_some_and(|exact| *exact != candidate.parsed) {
+            others.push((candidate.parsed, candidate.version));
+            continue;
+        }
+        let why = if candidate.yanked && exact.is_none() {
             "was withdrawn by its author (yanked)"
         } else if !candidate.sha256.as_ref().is_none_or(same) {
             "is listed with a hash that is not the one njoule knows"
@@ -99,6 +102,13 @@ fn choose(all: Vec<Candidate>, exact: Option<&Version>, sha256: Option<&str>) ->
             continue;
         };
         refused.push(Attempt::new(&candidate.wheel, why));
+    }
+    if !others.is_empty() {
+        others.sort();
+        others.dedup();
+        let named: Vec<_> = others.iter().rev().take(10).map(|(_, name)| name.as_str()).collect();
+        let more = if others.len() > named.len() { ", ..." } else { "" };
+        refused.push(Attempt::new("the version", format!("is not there; there are {}{more}", named.join(", "))));
     }
     // `max_by_key` takes the last of equals: places are asked in order of preference, so the order is turned round.
     let rank = |c: &Candidate| (Reverse(c.yanked), Reverse(c.parsed.is_prerelease()), c.parsed.clone());
@@ -255,7 +265,8 @@ mod tests {
         assert_eq!(place(None), "second");
         assert_eq!(place(Some("2.0rc1")), "fourth");
         assert_eq!(place(Some("3")), "fifth");
-        assert_eq!(choose(all.clone(), Version::parse("4").as_ref(), None).unwrap_err().len(), 5);
+        let refused = choose(all.clone(), Version::parse("4").as_ref(), None).unwrap_err();
+        assert_eq!(refused[0].why, "is not there; there are 3.0, 2.0rc1, 1.10.0, 1.9");
     }
 
     #[test]
