@@ -14,7 +14,7 @@ mod json;
 mod pre;
 mod stream;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod vocab;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -198,7 +198,7 @@ impl Tokenizer {
         if add_special {
             ids.extend(&self.prefix);
         }
-        self.encode_into(text, true, &mut ids)?;
+        self.encode_into(text, Added::Recognised, &mut ids)?;
         if add_special {
             ids.extend(&self.suffix);
         }
@@ -208,24 +208,36 @@ impl Tokenizer {
     /// Ids of `text` taken as plain text: what looks like an added token is spelled out, and no control token results.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let mut ids = Vec::with_capacity(text.len() / 3 + 2);
-        self.encode_into(text, false, &mut ids)?;
+        self.encode_into(text, Added::Ignored, &mut ids)?;
         Ok(ids)
     }
 
-    fn encode_into(&self, text: &str, recognise: bool, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
+    /// Ids of `text`, cut as `parts` say (in order and without gaps): tokens where they name one, plain text elsewhere.
+    pub fn encode_split(&self, text: &str, parts: &[Part]) -> Result<Vec<u32>, TokenizerError> {
+        let mut ids = Vec::with_capacity(text.len() / 3 + 2);
+        self.encode_into(text, Added::At(parts), &mut ids)?;
+        Ok(ids)
+    }
+
+    fn encode_into(&self, text: &str, added: Added, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
         if text.is_empty() {
             return Ok(());
         }
         let pieces = guarded(|| {
             let mut pieces = PreTokenizedString::from(text);
-            if recognise && !self.raw.is_empty() {
-                pieces.split(|_, piece| Ok(cut(&self.raw, piece)))?;
+            match added {
+                Added::Recognised => pieces.split(|_, piece| Ok(cut(&self.raw, piece)))?,
+                Added::At(parts) => pieces.split(|_, piece| Ok(slices(&piece, parts)))?,
+                Added::Ignored => {}
             }
             pieces.split(|_, mut piece| {
                 if let Some(normalizer) = &self.normalizer {
                     normalizer.normalize(&mut piece)?;
                 }
-                Ok(if recognise { cut(&self.normalized, piece) } else { vec![(piece, None)] })
+                Ok(match added {
+                    Added::Recognised => cut(&self.normalized, piece),
+                    _ => vec![(piece, None)],
+                })
             })?;
             if let Some(pre_tokenizer) = &self.pre_tokenizer {
                 pre_tokenizer.pre_tokenize(&mut pieces)?;
@@ -332,6 +344,17 @@ impl Tokenizer {
     }
 }
 
+/// Where a text has added tokens.
+#[derive(Clone, Copy)]
+enum Added<'a> {
+    /// Wherever one is spelled.
+    Recognised,
+    /// Nowhere.
+    Ignored,
+    /// Where the caller says.
+    At(&'a [Part]),
+}
+
 /// What a reader found; [`Tokenizer::assemble`] makes a tokenizer of it.
 struct Parts {
     model: Bpe,
@@ -350,11 +373,15 @@ fn cut(matcher: &Matcher, piece: NormalizedString) -> Vec<(NormalizedString, Opt
         return vec![(piece, None)];
     }
     let parts = matcher.split(piece.get());
-    let slice = |part: Part| {
+    slices(&piece, &parts)
+}
+
+fn slices(piece: &NormalizedString, parts: &[Part]) -> Vec<(NormalizedString, Option<Vec<Token>>)> {
+    let slice = |part: &Part| {
         let slice = piece.slice(Range::Normalized(part.start..part.end))?;
         Some((slice, part.token.map(|id| vec![Token::new(id, String::new(), (0, part.end - part.start))])))
     };
-    parts.into_iter().filter_map(slice).collect()
+    parts.iter().filter_map(slice).collect()
 }
 
 /// Runs library code on what a file describes. Its normalisers and pre-tokenizers index without checks in places that

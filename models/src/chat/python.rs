@@ -1,0 +1,145 @@
+//! What makes minijinja behave as transformers' Jinja environment.
+//!
+//! Printing (`None`, `True`, lists and dicts as Python writes them), `tojson` as `json.dumps` without HTML escapes, the
+//! functions `raise_exception` and `strftime_now`, tests that count strings among sequences, Python's string methods, and
+//! the `generation` tag, which marks what a model trains on and renders nothing.
+
+use std::fmt;
+use std::time::SystemTime;
+
+use minijinja::value::{Kwargs, ValueKind};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value};
+use minijinja_contrib::pycompat;
+
+use super::json::{Style, display, dumps};
+use super::time::strftime;
+
+/// Sets an environment up.
+pub(super) fn install(env: &mut Environment<'static>) {
+    env.set_auto_escape_callback(|_| AutoEscape::None);
+    env.set_formatter(|out, _, value| match value.as_str() {
+        Some(text) => out.write_str(text).map_err(Error::from),
+        None => out.write_str(&display(value)).map_err(Error::from),
+    });
+    env.set_unknown_method_callback(method);
+    env.add_filter("tojson", tojson);
+    // Filters on text take the `str` of whatever they are given.
+    env.add_filter("string", |value: &Value| display(value));
+    env.add_filter("upper", |value: &Value| display(value).to_uppercase());
+    env.add_filter("lower", |value: &Value| display(value).to_lowercase());
+    env.add_filter("trim", |value: &Value, chars: Option<String>| match (display(value), chars) {
+        (text, None) => strip(&text).to_owned(),
+        (text, Some(chars)) => text.trim_matches(|c| chars.contains(c)).to_owned(),
+    });
+    env.add_test("sequence", |v: &Value| matches!(v.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String));
+    env.add_test("iterable", |v: &Value| {
+        matches!(v.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String | ValueKind::Iterable)
+    });
+    env.add_function("raise_exception", |message: &Value| -> Result<Value, Error> {
+        let message = display(message);
+        Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
+    });
+    env.add_function("strftime_now", |format: &str| strftime(SystemTime::now(), format));
+}
+
+/// `strftime_now` at a fixed time.
+pub(super) fn strftime_at(now: SystemTime) -> Value {
+    Value::from_function(move |format: &str| strftime(now, format))
+}
+
+/// The message of `raise_exception`, if that is why rendering failed.
+pub(super) fn raised(error: &Error) -> Option<String> {
+    let mut next: Option<&dyn std::error::Error> = Some(error);
+    while let Some(cause) = next {
+        if let Some(Raised(message)) = cause.downcast_ref() {
+            return Some(message.clone());
+        }
+        next = cause.source();
+    }
+    None
+}
+
+#[derive(Debug)]
+struct Raised(String);
+
+impl fmt::Display for Raised {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Raised {}
+
+fn tojson(value: &Value, ensure_ascii: Option<bool>, kwargs: Kwargs) -> Result<Value, Error> {
+    let ensure_ascii = kwargs.get::<Option<bool>>("ensure_ascii")?.or(ensure_ascii).unwrap_or(false);
+    let indent = match kwargs.get::<Option<Value>>("indent")? {
+        None => None,
+        Some(text) if text.as_str().is_some() => text.as_str().map(str::to_owned),
+        Some(width) => Some(" ".repeat(usize::try_from(width).unwrap_or(0).min(MAX_INDENT))),
+    };
+    let separators = match kwargs.get::<Option<Vec<String>>>("separators")?.as_deref() {
+        Some([item, key]) => (item.clone(), key.clone()),
+        _ if indent.is_some() => (",".to_owned(), ": ".to_owned()),
+        _ => (", ".to_owned(), ": ".to_owned()),
+    };
+    let sort_keys = kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
+    kwargs.assert_all_used()?;
+    dumps(value, &Style { indent, ensure_ascii, sort_keys, separators }).map(Value::from)
+}
+
+/// Widest indentation of `tojson`.
+const MAX_INDENT: usize = 64;
+
+/// Python's methods. White space is Python's: `str.strip` of pycompat leaves U+001C to U+001F.
+fn method(state: &State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    if let (Some(text), []) = (value.as_str(), args) {
+        match name {
+            "strip" => return Ok(strip(text).into()),
+            "lstrip" => return Ok(lstrip(text).into()),
+            "rstrip" => return Ok(text.trim_end_matches(is_space).into()),
+            _ => {}
+        }
+    }
+    pycompat::unknown_method_callback(state, value, name, args)
+}
+
+/// `str.strip()`.
+pub(super) fn strip(text: &str) -> &str {
+    text.trim_matches(is_space)
+}
+
+/// `str.lstrip()`.
+pub(super) fn lstrip(text: &str) -> &str {
+    text.trim_start_matches(is_space)
+}
+
+/// `str.isspace` of one character.
+fn is_space(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '\u{1c}'..='\u{1f}')
+}
+
+/// Replaces `{% generation %}` and `{% endgeneration %}` by an `if` that is always true.
+pub(super) fn without_generation_tags(source: &str) -> String {
+    if !source.contains("generation") {
+        return source.to_owned();
+    }
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(at) = rest.find("{%") {
+        let (before, tag) = rest.split_at(at + 2);
+        out.push_str(before);
+        let Some(end) = tag.find("%}") else {
+            rest = tag;
+            continue;
+        };
+        let inside = tag[..end].trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
+        match inside {
+            "generation" => out.push_str(&tag[..end].replacen("generation", "if true", 1)),
+            "endgeneration" => out.push_str(&tag[..end].replacen("endgeneration", "endif", 1)),
+            _ => out.push_str(&tag[..end]),
+        }
+        rest = &tag[end..];
+    }
+    out.push_str(rest);
+    out
+}
