@@ -1,2 +1,38 @@
-//! placeholder
-fn main() {}
+//! Development tasks: `cargo xtask help` lists them. Each has `--check` where it makes sense: look, change nothing.
+#![forbid(unsafe_code)]
+
+mod assets;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match words[..] {
+        ["assets"] => assets::fetch(),
+        ["assets", "--check"] => assets::check(),
+        [] | ["help" | "--help" | "-h"] => {
+            print!("{HELP}");
+            Ok(())
+        }
+        _ => {
+            eprint!("error: no such task\n\n{HELP}");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+const HELP: &str = "\
+cargo xtask TASK
+
+  assets          fetch what tests need into target/assets (or NJOULE_ASSETS), verified by pinned sha256
+  assets --check  only say whether it is all there and unharmed
+  help            this list
+";
