@@ -5,12 +5,15 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::Value;
 
 use crate::config::{ConfigError, ModelConfig, token_ids};
+use crate::weights::gguf::Gguf;
+use crate::weights::random::{Preset, RandomSource};
 use crate::weights::safetensors::SafetensorsSource;
-use crate::weights::{StoredTypes, WeightError, WeightSource};
+use crate::weights::{DType, Encoding, StoredTypes, WeightError, WeightSource};
 
 /// What a checkpoint suggests for generation, from `generation_config.json`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -46,6 +49,8 @@ pub struct Checkpoint {
     pub origin: Origin,
     /// Architecture and sizes.
     pub config: ModelConfig,
+    /// The open file where it is GGUF: its metadata hold the vocabulary.
+    pub gguf: Option<Arc<Gguf>>,
     /// Weights.
     pub weights: Box<dyn WeightSource>,
     /// Defaults of generation.
@@ -61,6 +66,25 @@ impl Checkpoint {
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let meta = std::fs::metadata(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })?;
         if meta.is_dir() { Self::open_directory(path) } else { Self::open_gguf(path) }
+    }
+
+    /// Random weights in a published shape, see [`crate::weights::random::PRESETS`].
+    pub fn random(preset: &str) -> Result<Self, CheckpointError> {
+        let found = Preset::find(preset).ok_or_else(|| CheckpointError::UnknownPreset { name: preset.to_owned() })?;
+        let config =
+            found.config().validated().map_err(|source| CheckpointError::Config { path: preset.into(), source })?;
+        let mut stored = StoredTypes::default();
+        let bytes = crate::decoder::program(&config).parameters().saturating_mul(2);
+        stored.add(Encoding::Dense(DType::BF16), bytes);
+        Ok(Checkpoint {
+            origin: Origin::Preset(found.name.to_owned()),
+            generation: GenerationDefaults::of_config(&config),
+            config,
+            stored,
+            file_bytes: 0,
+            weights: Box::new(RandomSource::default()),
+            gguf: None,
+        })
     }
 
     fn open_directory(dir: &Path) -> Result<Self, CheckpointError> {
@@ -79,11 +103,23 @@ impl Checkpoint {
             stored: source.stored_types(),
             file_bytes: source.file_bytes(),
             weights: Box::new(source),
+            gguf: None,
         })
     }
 
     fn open_gguf(path: &Path) -> Result<Self, CheckpointError> {
-        Err(CheckpointError::NothingThere { path: path.to_owned() })
+        let gguf = Arc::new(Gguf::open(path)?);
+        let path = gguf.path().to_owned();
+        let config = gguf.config().map_err(|source| CheckpointError::Config { path: path.clone(), source })?;
+        Ok(Checkpoint {
+            generation: GenerationDefaults::of_config(&config),
+            config,
+            stored: gguf.stored_types(),
+            file_bytes: gguf.file_bytes(),
+            weights: Box::new(Arc::clone(&gguf)),
+            gguf: Some(gguf),
+            origin: Origin::Gguf(path),
+        })
     }
 }
 
@@ -101,7 +137,15 @@ fn only_gguf(dir: &Path) -> Result<PathBuf, CheckpointError> {
     match found.as_slice() {
         [] => Err(CheckpointError::NothingThere { path: dir.to_owned() }),
         [one] => Ok(one.clone()),
-        [first, ..] => Err(CheckpointError::SeveralGguf { path: dir.to_owned(), first: first.clone(), count: found.len() }),
+        [first, ..]
+            if first.to_string_lossy().contains("-00001-of-")
+                && Gguf::open(first).is_ok_and(|g| g.parts() == found.len()) =>
+        {
+            Ok(first.clone())
+        }
+        [first, ..] => {
+            Err(CheckpointError::SeveralGguf { path: dir.to_owned(), first: first.clone(), count: found.len() })
+        }
     }
 }
 
@@ -136,7 +180,11 @@ impl GenerationDefaults {
         let whole = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
         if let Some(value) = field("eos_token_id") {
             let more = token_ids(value).ok_or_else(|| error("eos_token_id", value))?;
-            more.into_iter().for_each(|id| if !defaults.eos.contains(&id) { defaults.eos.push(id) });
+            more.into_iter().for_each(|id| {
+                if !defaults.eos.contains(&id) {
+                    defaults.eos.push(id)
+                }
+            });
         }
         defaults.do_sample =
             field("do_sample").map(|v| v.as_bool().ok_or_else(|| error("do_sample", v))).transpose()?;
@@ -150,7 +198,7 @@ impl GenerationDefaults {
 
 impl fmt::Debug for Checkpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Checkpoint { origin, config, weights: _, generation, stored, file_bytes } = self;
+        let Checkpoint { origin, config, weights: _, gguf: _, generation, stored, file_bytes } = self;
         f.debug_struct("Checkpoint")
             .field("origin", origin)
             .field("config", config)
@@ -189,6 +237,12 @@ pub enum CheckpointError {
         first: PathBuf,
         /// How many.
         count: usize,
+    },
+    /// No preset has this name.
+    #[error("no preset is called `{name}`, there are {}", Preset::names())]
+    UnknownPreset {
+        /// What was asked for.
+        name: String,
     },
     /// A JSON file does not parse.
     #[error("{path} is not valid JSON")]

@@ -3,7 +3,7 @@
 //! A value of this type can be traced without a further check: every size is positive, heads divide, `windows` has one
 //! entry per layer. A key that changes the mathematics and is not supported is an error that names it.
 
-
+mod gguf;
 mod hf;
 mod keys;
 mod rope;
@@ -12,9 +12,8 @@ mod tests;
 
 use std::fmt;
 
+pub(crate) use gguf::{from_gguf, gguf_head_dim};
 pub(crate) use hf::token_ids;
-
-
 
 /// A family of architectures, as its reference implementation names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -176,13 +175,17 @@ impl ModelConfig {
             }
         }
         if self.heads.checked_mul(self.head_dim).is_none_or(|n| n > MAX_WIDTH) {
-            return Err(ConfigError::value("num_attention_heads", self.heads, format!("times head_dim exceeds {MAX_WIDTH}")));
+            return Err(ConfigError::value(
+                "num_attention_heads",
+                self.heads,
+                format!("times head_dim exceeds {MAX_WIDTH}"),
+            ));
         }
-        if self.heads % self.kv_heads != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads) {
             let why = format!("must divide num_attention_heads = {}", self.heads);
             return Err(ConfigError::value("num_key_value_heads", self.kv_heads, why));
         }
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             return Err(ConfigError::value("head_dim", self.head_dim, "must be even for rotary embeddings"));
         }
         if !(self.norm_eps >= 0.0 && self.norm_eps.is_finite()) {
@@ -219,6 +222,12 @@ pub enum ConfigError {
         key: String,
         /// Its value, shortened.
         value: String,
+    },
+    /// A tensor that no supported model has.
+    #[error("tensor `{name}` is part of no supported architecture")]
+    UnsupportedTensor {
+        /// Its name.
+        name: String,
     },
     /// A key has a value of another type.
     #[error("config key `{key}` should be {expected}, is {value}")]

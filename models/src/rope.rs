@@ -59,7 +59,9 @@ impl RopeTable {
                     high += 0.001;
                 }
                 let amplitude = attention_factor.unwrap_or_else(|| match (mscale, mscale_all_dim) {
-                    (Some(m), Some(all)) if *m != 0.0 && *all != 0.0 => yarn_mscale(*factor, *m) / yarn_mscale(*factor, *all),
+                    (Some(m), Some(all)) if *m != 0.0 && *all != 0.0 => {
+                        yarn_mscale(*factor, *m) / yarn_mscale(*factor, *all)
+                    }
                     _ => yarn_mscale(*factor, 1.0),
                 });
                 let ramp = |i: usize| ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
@@ -86,7 +88,8 @@ fn llama3(inv_freq: f64, factor: f64, low: f64, high: f64, original: f64) -> f64
     }
 }
 
-fn yarn_mscale(factor: f64, mscale: f64) -> f64 {
+/// Factor of cosine and sine that yarn derives from its scaling factor.
+pub(crate) fn yarn_mscale(factor: f64, mscale: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
 }
 

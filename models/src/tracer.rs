@@ -116,7 +116,7 @@ impl Tracer {
             NormGroup::Row => info.cols,
             NormGroup::Head(n) => n,
         };
-        self.expect(len == want && info.cols % len == 0, "norm weight fits its group");
+        self.expect(len == want && info.cols.is_multiple_of(len), "norm weight fits its group");
         let out = self.val(info.cols, info.rows);
         self.push(Op::Norm { x, weight, eps, group, out });
         out
@@ -175,16 +175,23 @@ impl Tracer {
     pub fn rope(&mut self, x: Val, table: RopeId, head_dim: usize, pairing: Pairing) -> Val {
         let info = self.program.info(x);
         let width = self.program.ropes[table.0 as usize].width();
-        self.expect(info.cols % head_dim == 0 && width <= head_dim, "rope fits the head");
+        self.expect(info.cols.is_multiple_of(head_dim) && width <= head_dim, "rope fits the head");
         let out = self.val(info.cols, info.rows);
         self.push(Op::Rope { x, table, head_dim, pairing, out });
         out
     }
 
     /// [`Op::Attend`] over a cache of its own.
-    pub fn attend(&mut self, [q, k, v]: [Val; 3], heads: usize, kv_heads: usize, scale: f32, window: Option<usize>) -> Val {
+    pub fn attend(
+        &mut self,
+        [q, k, v]: [Val; 3],
+        heads: usize,
+        kv_heads: usize,
+        scale: f32,
+        window: Option<usize>,
+    ) -> Val {
         let [qc, kc, vc] = [q, k, v].map(|v| self.program.info(v).cols);
-        self.expect(heads % kv_heads == 0 && kc % kv_heads == 0 && vc % kv_heads == 0, "heads divide the columns");
+        self.expect([heads, kc, vc].iter().all(|n| n.is_multiple_of(kv_heads)), "heads divide the columns");
         let (k_dim, v_dim) = (kc / kv_heads, vc / kv_heads);
         self.expect(qc == heads * k_dim, "queries are as long as keys");
         self.program.caches.push(CacheInfo { kv_heads, k_dim, v_dim });

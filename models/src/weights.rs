@@ -7,6 +7,7 @@
 pub mod dequant;
 pub mod gguf;
 mod mapped;
+pub mod random;
 mod rows;
 pub mod safetensors;
 
@@ -196,7 +197,9 @@ impl Encoding {
         match self {
             Encoding::Dense(DType::F32) => cols.checked_mul(4),
             Encoding::Dense(DType::F16 | DType::BF16) => cols.checked_mul(2),
-            Encoding::GgufBlock(t) if cols % t.block_len() == 0 => (cols / t.block_len()).checked_mul(t.block_bytes()),
+            Encoding::GgufBlock(t) if cols.is_multiple_of(t.block_len()) => {
+                (cols / t.block_len()).checked_mul(t.block_bytes())
+            }
             Encoding::GgufBlock(_) => None,
         }
     }

@@ -65,3 +65,27 @@ fn what_is_no_checkpoint_is_refused_by_path() {
         assert!(words.iter().all(|w| error.contains(w)), "{error}");
     }
 }
+
+#[test]
+fn gguf_files_open_alone_or_in_their_directory() {
+    let dir = fixtures::path("gguf_llama");
+    let file = Checkpoint::open(&dir.join("model.gguf")).unwrap();
+    assert_eq!(file.origin, Origin::Gguf(dir.join("model.gguf")));
+    assert!(file.stored.to_string().contains("F16") && file.stored.to_string().contains("Q8_0"), "{}", file.stored);
+    assert_eq!((file.generation.eos, file.file_bytes), (vec![2], 136_768));
+    assert_eq!(Checkpoint::open(&dir).unwrap().origin, file.origin);
+    let two = tempfile::tempdir().unwrap();
+    for name in ["a.gguf", "b.gguf"] {
+        std::fs::copy(dir.join("model.gguf"), two.path().join(name)).unwrap();
+    }
+    let error = Checkpoint::open(two.path()).unwrap_err().to_string();
+    assert!(error.contains("2 .gguf files") && error.contains("a.gguf"), "{error}");
+}
+
+#[test]
+fn presets_open_by_name_and_unknown_ones_list_the_others() {
+    let c = Checkpoint::random("synth-1b").unwrap();
+    assert_eq!((c.config.layers, c.config.vocab, c.stored.to_string().as_str()), (16, 32000, "BF16"));
+    let error = Checkpoint::random("gpt-5").unwrap_err().to_string();
+    assert!(error.contains("gpt-5") && error.contains("synth-1b") && error.contains("qwen3-0.6b"), "{error}");
+}

@@ -126,9 +126,11 @@ fn head_dim(keys: &Keys<'_>, family: Family, hidden: usize, heads: usize) -> Res
         (Family::Qwen3, false) => Ok(128),
         // transformers cannot build such a model
         (Family::Qwen3, true) => Err(keys.type_error("head_dim", "a number")),
-        _ if heads == 0 || hidden % heads != 0 => {
-            Err(ConfigError::value("hidden_size", hidden, format!("is not a multiple of num_attention_heads = {heads}")))
-        }
+        _ if heads == 0 || !hidden.is_multiple_of(heads) => Err(ConfigError::value(
+            "hidden_size",
+            hidden,
+            format!("is not a multiple of num_attention_heads = {heads}"),
+        )),
         _ => Ok(hidden / heads),
     }
 }

@@ -59,11 +59,22 @@ impl RopeConfig {
                 }
                 original(*original_max_len)
             }
-            RopeScaling::Yarn { factor, original_max_len, beta_fast, beta_slow, attention_factor, mscale, mscale_all_dim, .. } => {
+            RopeScaling::Yarn {
+                factor,
+                original_max_len,
+                beta_fast,
+                beta_slow,
+                attention_factor,
+                mscale,
+                mscale_all_dim,
+                ..
+            } => {
                 positive("rope factor", *factor)?;
                 positive("rope beta_fast", *beta_fast)?;
                 positive("rope beta_slow", *beta_slow)?;
-                for (key, x) in [("attention_factor", attention_factor), ("mscale", mscale), ("mscale_all_dim", mscale_all_dim)] {
+                for (key, x) in
+                    [("attention_factor", attention_factor), ("mscale", mscale), ("mscale_all_dim", mscale_all_dim)]
+                {
                     if let Some(x) = x.filter(|x| !(*x >= 0.0 && x.is_finite())) {
                         return Err(ConfigError::value(format!("rope {key}"), x, "must be finite and not negative"));
                     }
@@ -133,7 +144,9 @@ fn read_scaling(keys: &Keys<'_>, max_len: usize) -> Result<RopeScaling, ConfigEr
                 Some(Value::Null) => max_len as f64 / original_max_len as f64,
                 _ => need("factor")?,
             };
-            let or = |key: &str, default: f64| Ok::<_, ConfigError>(keys.number(key)?.filter(|x| *x != 0.0).unwrap_or(default));
+            let or = |key: &str, default: f64| {
+                Ok::<_, ConfigError>(keys.number(key)?.filter(|x| *x != 0.0).unwrap_or(default))
+            };
             Ok(RopeScaling::Yarn {
                 factor,
                 original_max_len,
@@ -176,7 +189,9 @@ fn check_outer_original(keys: &Keys<'_>, scaling: &RopeScaling) -> Result<(), Co
         return Ok(());
     };
     match scaling {
-        RopeScaling::Llama3 { original_max_len, .. } | RopeScaling::Yarn { original_max_len, .. } if *original_max_len != outer => {
+        RopeScaling::Llama3 { original_max_len, .. } | RopeScaling::Yarn { original_max_len, .. }
+            if *original_max_len != outer =>
+        {
             Err(unsupported(KEY, &keys.map[KEY]))
         }
         _ => Ok(()),

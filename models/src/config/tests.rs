@@ -33,7 +33,7 @@ fn without(fixture: &str, keys: &[&str]) -> Value {
 fn every_fixture_parses() {
     for name in fixtures::CHECKPOINTS {
         let c = parse(fixtures::config_json(name)).unwrap();
-        assert_eq!(name.starts_with(c.family.name()), true, "{name}");
+        assert!(name.starts_with(c.family.name()), "{name}");
         assert_eq!(c.tied, ["llama_tied", "qwen2", "qwen3"].contains(&name), "{name}");
     }
     let c = parse(fixtures::config_json("llama3_rope")).unwrap();
@@ -106,8 +106,14 @@ fn windows_of_qwen_follow_their_three_keys_or_layer_types() {
     let chunked = json!(["chunked_attention", "full_attention", "full_attention"]);
     assert!(error(with("qwen2", json!({"layer_types": chunked}))).contains("chunked_attention"));
     // llama ignores the key; it must say what llama does.
-    assert!(parse(with("llama_plain", json!({"layer_types": ["full_attention", "full_attention", "full_attention"]}))).is_ok());
-    assert!(error(with("mistral", json!({"layer_types": ["full_attention", "full_attention", "full_attention"]}))).contains("layer_types"));
+    assert!(
+        parse(with("llama_plain", json!({"layer_types": ["full_attention", "full_attention", "full_attention"]})))
+            .is_ok()
+    );
+    assert!(
+        error(with("mistral", json!({"layer_types": ["full_attention", "full_attention", "full_attention"]})))
+            .contains("layer_types")
+    );
 }
 
 #[test]
@@ -148,8 +154,13 @@ fn yarn_takes_the_factor_and_python_truth_for_the_rest() {
 
 #[test]
 fn contradictions_between_the_generations_are_refused() {
-    assert!(error(with("llama_plain", json!({"rope_parameters": {"rope_theta": 5e5}}))).contains("rope_parameters.rope_theta"));
-    assert!(parse(with("llama_plain", json!({"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}))).is_ok());
+    assert!(
+        error(with("llama_plain", json!({"rope_parameters": {"rope_theta": 5e5}})))
+            .contains("rope_parameters.rope_theta")
+    );
+    assert!(
+        parse(with("llama_plain", json!({"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}))).is_ok()
+    );
     let both = json!({"rope_parameters": {"rope_type": "linear", "factor": 2.0}});
     assert!(error(with("llama_linear", both)).contains("contradicts rope_scaling"));
     let types = json!({"rope_scaling": {"type": "linear", "rope_type": "yarn", "factor": 2.0}});

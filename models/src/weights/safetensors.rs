@@ -48,7 +48,11 @@ impl SafetensorsSource {
         Self::of_files(dir, &files, Some((&index, &weight_map)))
     }
 
-    fn of_files(dir: &Path, files: &[PathBuf], index: Option<(&Path, &HashMap<String, String>)>) -> Result<Self, WeightError> {
+    fn of_files(
+        dir: &Path,
+        files: &[PathBuf],
+        index: Option<(&Path, &HashMap<String, String>)>,
+    ) -> Result<Self, WeightError> {
         let shards: Vec<_> = files.iter().map(|path| Shard::open(path)).collect::<Result<_, _>>()?;
         let mut tensors = HashMap::new();
         for (i, shard) in shards.iter().enumerate() {
@@ -194,11 +198,18 @@ fn diagnose(file: &MappedFile, reason: &str) -> WeightError {
         let elements = info.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
         let size = elements.and_then(|n| n.checked_mul(info.dtype.bitsize())).map(|bits| bits / 8);
         if end < start || start != previous_end {
-            let what = format!("tensor `{name}` at offset {at} spans {start}..{end} of the data, {previous_end} ends the last one");
+            let what = format!(
+                "tensor `{name}` at offset {at} spans {start}..{end} of the data, {previous_end} ends the last one"
+            );
             return format(what);
         }
         if size != Some(end - start) {
-            let what = format!("tensor `{name}` at offset {at} has {} bytes, {} {:?} do not fit", end - start, info.dtype, info.shape);
+            let what = format!(
+                "tensor `{name}` at offset {at} has {} bytes, {} {:?} do not fit",
+                end - start,
+                info.dtype,
+                info.shape
+            );
             return format(what);
         }
         let file_end = data_start.saturating_add(end as u64);
@@ -208,7 +219,11 @@ fn diagnose(file: &MappedFile, reason: &str) -> WeightError {
         }
         previous_end = end;
     }
-    format(format!("{reason} (data ends at {}, the file at {})", data_start.saturating_add(previous_end as u64), bytes.len()))
+    format(format!(
+        "{reason} (data ends at {}, the file at {})",
+        data_start.saturating_add(previous_end as u64),
+        bytes.len()
+    ))
 }
 
 const LENGTH_BYTES: usize = 8;

@@ -1,0 +1,240 @@
+//! GGUF checkpoints: one file, or the parts of a split one.
+//!
+//! A [`Gguf`] answers for Hugging Face names and row order: it maps names by table and undoes the interleaving that
+//! llama.cpp applies to the queries and keys of arch llama. Its metadata becomes a [`crate::ModelConfig`] in
+//! `config/gguf.rs`, and a [`GgufVocab`] for the tokenizer.
+
+mod metadata;
+mod names;
+mod reader;
+mod types;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use super::rows::{FileRows, Order, Stored};
+use super::{StoredTypes, WeightError, WeightRows, WeightSource, dequant};
+use crate::config::{ConfigError, ModelConfig};
+use crate::program::WeightDecl;
+use crate::tokenizer::GgufVocab;
+
+pub use metadata::{Array, Kind, Metadata, Value};
+pub(crate) use names::is_known;
+use reader::{Part, Tensor};
+pub use types::TensorType;
+
+/// An open GGUF model.
+#[derive(Debug)]
+pub struct Gguf {
+    /// At least one.
+    parts: Vec<Part>,
+    /// Tensor name to part.
+    tensors: HashMap<String, usize>,
+}
+
+impl Gguf {
+    /// Opens `path`; of a split model any part will do, the others lie beside it.
+    pub fn open(path: &Path) -> Result<Gguf, WeightError> {
+        let format = |what: String| WeightError::Format { path: path.to_owned(), what };
+        let opened = Part::open(path)?;
+        let count = split(&opened, "split.count").map_err(format)?.unwrap_or(1);
+        let parts = if count <= 1 {
+            vec![opened]
+        } else {
+            let paths = part_paths(path, count).ok_or_else(|| {
+                format(format!("is one of {count} parts, but not called NAME-00001-of-{count:05}.gguf"))
+            })?;
+            paths.iter().map(|p| Part::open(p)).collect::<Result<_, _>>()?
+        };
+        let mut tensors = HashMap::new();
+        for (i, part) in parts.iter().enumerate() {
+            let here = split(part, "split.no").map_err(format)?;
+            if count > 1 && here != Some(i) {
+                let what = format!("should be part {i} of a split model (split.no), is {here:?}");
+                return Err(WeightError::Format { path: part.file.path().to_owned(), what });
+            }
+            for name in part.tensors.keys() {
+                if tensors.insert(name.clone(), i).is_some() {
+                    return Err(format(format!("tensor `{name}` is in two parts")));
+                }
+            }
+        }
+        Ok(Gguf { parts, tensors })
+    }
+
+    /// Number of files.
+    pub fn parts(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// Path of the first part.
+    pub fn path(&self) -> &Path {
+        self.parts[0].file.path()
+    }
+
+    /// Metadata, of the first part.
+    pub fn metadata(&self) -> Metadata<'_> {
+        Metadata { entries: &self.parts[0].entries, bytes: self.parts[0].file.bytes() }
+    }
+
+    /// The model that the metadata describe.
+    pub fn config(&self) -> Result<ModelConfig, ConfigError> {
+        crate::config::from_gguf(self)
+    }
+
+    /// The tokenizer part of the metadata; `None` where the file has no vocabulary.
+    pub fn vocab(&self) -> Result<Option<GgufVocab<'_>>, ConfigError> {
+        let m = self.metadata();
+        let Some(model) = m.string("tokenizer.ggml.model")?.filter(|m| *m != "none" && *m != "no_vocab") else {
+            return Ok(None);
+        };
+        const TEMPLATE: &str = "tokenizer.chat_template.";
+        let mut named_templates = vec![];
+        for key in m.keys() {
+            // The list of the names is not itself a template.
+            if let (Some(name), Some(Value::String(_))) = (key.strip_prefix(TEMPLATE), m.get(key)) {
+                named_templates.push((name, m.string(key)?.unwrap_or_default()));
+            }
+        }
+        named_templates.sort_unstable();
+        let not =
+            |key: &str, expected| ConfigError::Type { key: key.to_owned(), expected, value: "another".to_owned() };
+        // Token types and scores are small numbers: f32 is what the format stores scores as.
+        let scores =
+            m.numbers(SCORES)?.iter().map(|v| if let Value::Float(x) = v { Some(*x as f32) } else { None }).collect();
+        let kind = |v: &Value| match v {
+            Value::Signed(n) => i32::try_from(*n).ok(),
+            v => v.as_unsigned().and_then(|n| i32::try_from(n).ok()),
+        };
+        let types = m.numbers(TOKEN_TYPE)?.iter().map(kind).collect();
+        Ok(Some(GgufVocab {
+            model,
+            pre: m.string("tokenizer.ggml.pre")?,
+            tokens: m.strings(TOKENS)?,
+            scores: Option::<Vec<f32>>::ok_or_else(scores, || not(SCORES, "an array of f32"))?,
+            token_types: Option::<Vec<i32>>::ok_or_else(types, || not(TOKEN_TYPE, "an array of i32"))?,
+            merges: m.strings("tokenizer.ggml.merges")?,
+            bos: m.token("tokenizer.ggml.bos_token_id")?,
+            eos: m.token("tokenizer.ggml.eos_token_id")?,
+            unk: m.token("tokenizer.ggml.unknown_token_id")?,
+            pad: m.token("tokenizer.ggml.padding_token_id")?,
+            eot: m.token("tokenizer.ggml.eot_token_id")?,
+            eom: m.token("tokenizer.ggml.eom_token_id")?,
+            add_bos: m.bool("tokenizer.ggml.add_bos_token")?,
+            add_eos: m.bool("tokenizer.ggml.add_eos_token")?,
+            add_space_prefix: m.bool("tokenizer.ggml.add_space_prefix")?,
+            chat_template: m.string("tokenizer.chat_template")?,
+            named_templates,
+        }))
+    }
+
+    /// Bytes of all parts.
+    pub fn file_bytes(&self) -> u64 {
+        self.parts.iter().map(|p| p.file.bytes().len() as u64).sum()
+    }
+
+    /// What the tensors are stored as; types that cannot be read are left out.
+    pub fn stored_types(&self) -> StoredTypes {
+        let mut types = StoredTypes::default();
+        for tensor in self.parts.iter().flat_map(|p| p.tensors.values()) {
+            if let Some(encoding) = tensor.kind.encoding() {
+                types.add(encoding, tensor.bytes as u64);
+            }
+        }
+        types
+    }
+
+    /// Names of all tensors, in no order.
+    pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// `(rows, cols)` of a vector or matrix, by its GGUF name.
+    pub fn shape(&self, name: &str) -> Option<(usize, usize)> {
+        self.find(name)?.1.matrix()
+    }
+
+    /// `rope_freqs.weight`: divisors of the rotary frequencies.
+    pub(crate) fn rope_divisors(&self) -> Result<Option<Vec<f32>>, ConfigError> {
+        let Some((part, tensor)) = self.find(names::ROPE_FREQS) else { return Ok(None) };
+        let (Some((1, n)), Some(encoding)) = (tensor.matrix(), tensor.kind.encoding()) else {
+            let (key, expected) = (names::ROPE_FREQS.to_owned(), "a vector of F32");
+            return Err(ConfigError::Type { key, expected, value: format!("{} {:?}", tensor.kind, tensor.dims) });
+        };
+        let mut divisors = vec![0.0; n];
+        dequant::decode(encoding, &part.file.bytes()[tensor.offset..tensor.offset + tensor.bytes], &mut divisors);
+        Ok(Some(divisors))
+    }
+
+    fn find(&self, name: &str) -> Option<(&Part, &Tensor)> {
+        let part = &self.parts[*self.tensors.get(name)?];
+        Some((part, part.tensors.get(name)?))
+    }
+
+    /// How the file orders the rows of the tensor that Hugging Face calls `name`.
+    fn order(&self, name: &str, elements: usize) -> Option<Order> {
+        let is_rotated = [".q_proj.", ".k_proj."].iter().any(|part| name.contains(part));
+        let m = self.metadata();
+        if !is_rotated || m.string("general.architecture") != Ok(Some("llama")) {
+            return Some(Order::Plain);
+        }
+        let head_dim = crate::config::gguf_head_dim(&m, "llama").ok()?;
+        (head_dim.is_multiple_of(2) && elements.is_multiple_of(head_dim)).then_some(Order::Interleaved { head_dim })
+    }
+}
+
+impl WeightSource for Gguf {
+    fn get(&self, decl: &WeightDecl) -> Result<Box<dyn WeightRows + '_>, WeightError> {
+        let missing = |name: &str| WeightError::Missing { name: name.to_owned(), path: self.path().to_owned() };
+        let name = names::gguf_name(&decl.name).ok_or_else(|| missing(&decl.name))?;
+        let (part, tensor) = self.find(&name).ok_or_else(|| missing(&name))?;
+        let path = || part.file.path().to_owned();
+        let encoding = tensor.kind.encoding().ok_or_else(|| WeightError::DType {
+            name: name.clone(),
+            path: path(),
+            dtype: tensor.kind.to_string(),
+            supported: TensorType::SUPPORTED,
+        })?;
+        let shape: Vec<usize> = tensor.dims.iter().rev().copied().collect();
+        let (rows, cols) = tensor.matrix().unwrap_or((0, 0)); // fits no declaration
+        let order = self.order(&decl.name, if rows == 1 { cols } else { rows }).ok_or_else(|| WeightError::Format {
+            path: path(),
+            what: format!("tensor `{name}` of shape {shape:?} is no whole number of heads"),
+        })?;
+        let row_bytes = encoding.row_bytes(cols).unwrap_or(0); // checked when the file was parsed
+        let stored = Stored { file: &part.file, offset: tensor.offset, encoding, rows, cols, row_bytes, order };
+        Ok(Box::new(FileRows::new(stored, decl, &name, &shape)?))
+    }
+}
+
+impl WeightSource for std::sync::Arc<Gguf> {
+    fn get(&self, decl: &WeightDecl) -> Result<Box<dyn WeightRows + '_>, WeightError> {
+        self.as_ref().get(decl)
+    }
+}
+
+fn split(part: &Part, key: &str) -> Result<Option<usize>, String> {
+    match part.entries.get(key) {
+        None => Ok(None),
+        Some(value) => match value.as_unsigned().and_then(|n| usize::try_from(n).ok()) {
+            Some(n) if n <= MOST_PARTS => Ok(Some(n)),
+            _ => Err(format!("{key} is no number up to {MOST_PARTS}")),
+        },
+    }
+}
+
+/// `NAME-00001-of-00003.gguf` and its siblings, in order.
+fn part_paths(path: &Path, count: usize) -> Option<Vec<PathBuf>> {
+    let name = path.file_name()?.to_str()?;
+    let (stem, number) = name.strip_suffix(&format!("-of-{count:05}.gguf"))?.rsplit_once('-')?;
+    number.parse::<usize>().ok().filter(|n| number.len() == 5 && (1..=count).contains(n))?;
+    Some((1..=count).map(|i| path.with_file_name(format!("{stem}-{i:05}-of-{count:05}.gguf"))).collect())
+}
+
+const MOST_PARTS: usize = 99_999; // five digits
+const TOKENS: &str = "tokenizer.ggml.tokens";
+const SCORES: &str = "tokenizer.ggml.scores";
+const TOKEN_TYPE: &str = "tokenizer.ggml.token_type";
+
+#[cfg(test)]
+mod tests;
