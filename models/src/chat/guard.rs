@@ -143,8 +143,7 @@ fn is_private(c: char) -> bool {
 fn input_strings(input: &ChatInput, test: &mut dyn FnMut(&str, bool) -> bool) -> bool {
     let found = input.messages.iter().any(|m| any_string(m, &mut |text| test(text, is_assistant(m))));
     let lists = input.tools.iter().chain(&input.documents).flatten();
-    found
-        || lists.chain(input.variables.values()).any(|value| any_string(value, &mut |text| test(text, false)))
+    found || lists.chain(input.variables.values()).any(|value| any_string(value, &mut |text| test(text, false)))
 }
 
 fn any_string(value: &Value, test: &mut dyn FnMut(&str) -> bool) -> bool {

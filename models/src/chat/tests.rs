@@ -220,7 +220,8 @@ fn endless_templates_end() {
 
 #[test]
 fn a_final_message_is_continued_only_where_it_is_found() {
-    let template = ChatTemplate::new("{% for m in messages %}[{{ m.content | trim }}]{% endfor %}", None, None).unwrap();
+    let template =
+        ChatTemplate::new("{% for m in messages %}[{{ m.content | trim }}]{% endfor %}", None, None).unwrap();
     let render = |content: Value| {
         let mut chat = ChatInput::new(vec![json!({"role": "assistant", "content": content})]);
         (chat.add_generation_prompt, chat.continue_final_message) = (false, true);
@@ -254,14 +255,44 @@ fn any_json() -> impl Strategy<Value = Value> {
 
 fn any_template() -> impl Strategy<Value = String> {
     let piece = prop::sample::select(vec![
-        "{% for m in messages %}", "{% endfor %}", "{% if m.content %}", "{% else %}", "{% endif %}", "{{ m.content }}",
-        "{{ m['role'] + '\n' }}", "{{ messages | tojson(indent=2) }}", "{{ messages[-1].content[1:] | trim }}",
-        "{% set ns = namespace(x=0) %}", "{% set ns.x = ns.x + 1 %}", "{% macro f(a) %}{{ a }}{% endmacro %}",
-        "{{ f(messages) }}", "{{ raise_exception('no') }}", "{{ strftime_now('%Y%') }}", "{{ 'x' * 1000 }}", "<|im_end|>",
-        "{%- generation -%}", "{% endgeneration %}", "{{ m.items() }}", "{{ tools }}", "{{", "}}", "{%", "%}", "{#", "\n ",
-        "{{ m.content.split('a')[-1] }}", "{{ m | string | upper | replace('A', 'b') }}", "{{ 1 / 0 }}", "{{ 2 ** 99 }}",
-        "{{ messages | map(attribute='role') | join(',') }}", "{{ range(9) | list }}", "{% raw %}", "{% endraw %}",
-        "{{ m.content is iterable and m.content is not string }}", "{{ '%d' | format(1) }}", "{% break %}",
+        "{% for m in messages %}",
+        "{% endfor %}",
+        "{% if m.content %}",
+        "{% else %}",
+        "{% endif %}",
+        "{{ m.content }}",
+        "{{ m['role'] + '\n' }}",
+        "{{ messages | tojson(indent=2) }}",
+        "{{ messages[-1].content[1:] | trim }}",
+        "{% set ns = namespace(x=0) %}",
+        "{% set ns.x = ns.x + 1 %}",
+        "{% macro f(a) %}{{ a }}{% endmacro %}",
+        "{{ f(messages) }}",
+        "{{ raise_exception('no') }}",
+        "{{ strftime_now('%Y%') }}",
+        "{{ 'x' * 1000 }}",
+        "<|im_end|>",
+        "{%- generation -%}",
+        "{% endgeneration %}",
+        "{{ m.items() }}",
+        "{{ tools }}",
+        "{{",
+        "}}",
+        "{%",
+        "%}",
+        "{#",
+        "\n ",
+        "{{ m.content.split('a')[-1] }}",
+        "{{ m | string | upper | replace('A', 'b') }}",
+        "{{ 1 / 0 }}",
+        "{{ 2 ** 99 }}",
+        "{{ messages | map(attribute='role') | join(',') }}",
+        "{{ range(9) | list }}",
+        "{% raw %}",
+        "{% endraw %}",
+        "{{ m.content is iterable and m.content is not string }}",
+        "{{ '%d' | format(1) }}",
+        "{% break %}",
     ]);
     prop_oneof![prop::collection::vec(piece, 0..10).prop_map(|p| p.concat()), "\\PC{0,40}"]
 }

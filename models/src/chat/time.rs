@@ -78,7 +78,17 @@ fn days_before(year: u64) -> u64 {
 
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
 ];
 
@@ -90,7 +100,10 @@ mod tests {
     #[test]
     fn formats_dates_as_python_does() {
         let at = |seconds: u64| UNIX_EPOCH + Duration::from_secs(seconds);
-        assert_eq!(strftime(at(1_748_779_200), "%d %b %Y|%A %B %-d, %I:%M %p|%j|%%|%q"), "01 Jun 2025|Sunday June 1, 12:00 PM|152|%|%q");
+        assert_eq!(
+            strftime(at(1_748_779_200), "%d %b %Y|%A %B %-d, %I:%M %p|%j|%%|%q"),
+            "01 Jun 2025|Sunday June 1, 12:00 PM|152|%|%q"
+        );
         assert_eq!(strftime(at(951_782_400), "%F %T %a"), "2000-02-29 00:00:00 Tue");
         assert_eq!(strftime(at(0), "%Y-%m-%d %H"), "1970-01-01 00");
     }

@@ -144,7 +144,10 @@ mod tests {
     fn stripping_tokens_swallow_white_space() {
         let both = AddedToken { lstrip: true, rstrip: true, ..AddedToken::verbatim(5, "<m>", true) };
         let got = parts(&[both], "a  <m> <m>\nb");
-        assert_eq!(got, [("a".into(), None), ("  <m> ".into(), Some(5)), ("<m>\n".into(), Some(5)), ("b".into(), None)]);
+        assert_eq!(
+            got,
+            [("a".into(), None), ("  <m> ".into(), Some(5)), ("<m>\n".into(), Some(5)), ("b".into(), None)]
+        );
     }
 
     #[test]

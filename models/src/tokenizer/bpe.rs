@@ -11,8 +11,8 @@ use std::collections::BinaryHeap;
 
 use hashbrown::HashMap;
 
-use super::vocab::Vocab;
 use super::TokenizerError;
+use super::vocab::Vocab;
 
 /// What may merge, and in which order.
 #[derive(Debug)]

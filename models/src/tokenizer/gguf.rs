@@ -167,9 +167,7 @@ fn sentencepiece(v: &GgufVocab, vocab: &Vocab) -> Result<Kind, TokenizerError> {
 
 fn specials(v: &GgufVocab) -> Result<Specials, TokenizerError> {
     let known = |field: &'static str, id: Option<u32>| match id {
-        Some(id) if id as usize >= v.tokens.len() => {
-            Err(TokenizerError::NoSuchToken { field, token: id.to_string() })
-        }
+        Some(id) if id as usize >= v.tokens.len() => Err(TokenizerError::NoSuchToken { field, token: id.to_string() }),
         other => Ok(other),
     };
     let mut eos = Vec::new();

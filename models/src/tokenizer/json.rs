@@ -8,8 +8,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::path::Path;
 
-use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::Deserialize;
+use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
 use super::added::AddedToken;
@@ -78,10 +78,11 @@ pub(super) fn from_bytes(
     }
 
     let unk = match &model.unk_token {
-        Some(text) => Some(vocab.id(text).ok_or_else(|| TokenizerError::NoSuchToken {
-            field: "model.unk_token",
-            token: text.clone(),
-        })?),
+        Some(text) => Some(
+            vocab
+                .id(text)
+                .ok_or_else(|| TokenizerError::NoSuchToken { field: "model.unk_token", token: text.clone() })?,
+        ),
         None => None,
     };
     let mut control = vec![false; vocab.len()];
@@ -161,12 +162,20 @@ pub(super) fn part<T: DeserializeOwned>(what: &'static str, value: Value) -> Res
 fn check(what: &'static str, value: &Value) -> Result<(), TokenizerError> {
     let known: &[&str] = match what {
         "normalizer" => &[
-            "Sequence", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Nmt", "Strip", "StripAccents", "Replace", "Prepend",
+            "Sequence",
+            "NFC",
+            "NFD",
+            "NFKC",
+            "NFKD",
+            "Lowercase",
+            "Nmt",
+            "Strip",
+            "StripAccents",
+            "Replace",
+            "Prepend",
             "ByteLevel",
         ],
-        _ => &[
-            "Sequence", "ByteLevel", "Split", "Digits", "Punctuation", "Metaspace", "Whitespace", "WhitespaceSplit",
-        ],
+        _ => &["Sequence", "ByteLevel", "Split", "Digits", "Punctuation", "Metaspace", "Whitespace", "WhitespaceSplit"],
     };
     let kind = value["type"].as_str().unwrap_or("(none)");
     if !known.contains(&kind) {

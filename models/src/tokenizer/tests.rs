@@ -80,8 +80,12 @@ fn small_tokenizers_equal_hugging_face() {
 
 #[test]
 fn tokenizers_rebuilt_from_gguf_metadata_equal_the_originals() {
-    let pres =
-        [("smollm2_pruned", "smollm"), ("gpt2_pruned", "gpt-2"), ("qwen3_pruned", "qwen2"), ("llama3_style", "llama-bpe")];
+    let pres = [
+        ("smollm2_pruned", "smollm"),
+        ("gpt2_pruned", "gpt-2"),
+        ("qwen3_pruned", "qwen2"),
+        ("llama3_style", "llama-bpe"),
+    ];
     let mut wrong = Vec::new();
     for (name, pre) in pres.into_iter().chain([("llama2_style", ""), ("gemma_style", "")]) {
         let source = AsGguf::read(&directory(name).join("tokenizer.json"));
@@ -201,6 +205,76 @@ impl AsGguf {
     }
 }
 
+/// SmolLM2's GGUF, where `cargo xtask assets` put it.
+fn smollm2(test: &str) -> Option<crate::weights::gguf::Gguf> {
+    let assets = std::env::var_os("NJOULE_ASSETS").map(PathBuf::from);
+    let assets = assets.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/assets"));
+    let path = assets.join("smollm2-135m-instruct.Q4_1.gguf");
+    if !path.exists() {
+        assert!(std::env::var_os("NJOULE_REQUIRE_ASSETS").is_none_or(|v| v != "1"), "{} is missing", path.display());
+        println!("skipped {test}: {} is missing (cargo xtask assets)", path.display());
+        return None;
+    }
+    Some(crate::weights::gguf::Gguf::open(&path).unwrap())
+}
+
+fn testdata(name: &str) -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/tokenizers").join(name);
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn smollm2_from_its_gguf_equals_hugging_face() {
+    let Some(gguf) = smollm2("smollm2_from_its_gguf_equals_hugging_face") else { return };
+    let tokenizer = Tokenizer::from_gguf(&gguf.vocab().unwrap().unwrap()).unwrap();
+    let wrong = differences(&tokenizer, &testdata("smollm2.golden.json"));
+    assert!(wrong.is_empty(), "{} differences\n{}", wrong.len(), wrong.join("\n"));
+    assert_eq!(tokenizer.vocab_size(), 49152);
+    let template = crate::chat::ChatTemplate::of(&tokenizer).unwrap().unwrap();
+    for prompt in testdata("smollm2.prompts.json")["prompts"].as_array().unwrap() {
+        let got = match prompt["messages"].as_array() {
+            Some(messages) => {
+                let chat = crate::chat::ChatInput::new(messages.clone());
+                assert_eq!(template.render(&chat).unwrap(), prompt["text"].as_str().unwrap());
+                template.encode(&tokenizer, &chat).unwrap()
+            }
+            None => tokenizer.encode(prompt["text"].as_str().unwrap(), true).unwrap(),
+        };
+        assert_eq!(got, ids(&prompt["ids"]), "{}", prompt["text"]);
+    }
+}
+
+/// Times, to be looked at: `cargo test --release -p njoule-models -- --ignored --nocapture time_of`.
+#[test]
+#[ignore = "prints times"]
+fn time_of_smollm2_tokenizer() {
+    let Some(gguf) = smollm2("time_of_smollm2_tokenizer") else { return };
+    let time = |what: &str, run: &mut dyn FnMut()| {
+        let mut times: Vec<_> = (0..9)
+            .map(|_| {
+                let start = std::time::Instant::now();
+                run();
+                start.elapsed()
+            })
+            .collect();
+        let first = times[0];
+        times.sort();
+        println!("{what}: first {first:?}, median {:?}", times[times.len() / 2]);
+    };
+    time("read the metadata", &mut || drop(gguf.vocab().unwrap().unwrap()));
+    let vocab = gguf.vocab().unwrap().unwrap();
+    time("build", &mut || drop(Tokenizer::from_gguf(&vocab).unwrap()));
+    let tokenizer = Tokenizer::from_gguf(&vocab).unwrap();
+    time("compile the chat template", &mut || drop(crate::chat::ChatTemplate::of(&tokenizer).unwrap()));
+    let template = crate::chat::ChatTemplate::of(&tokenizer).unwrap().unwrap();
+    let chat = crate::chat::ChatInput::new(vec![crate::chat::message("user", "Explain why the sky is blue.")]);
+    time("encode a short chat", &mut || drop(template.encode(&tokenizer, &chat).unwrap()));
+    let text = "The quick brown fox jumps over the lazy dog, 12 times.\n".repeat(2000);
+    time("encode 110 kB", &mut || drop(tokenizer.encode(&text, true).unwrap()));
+    let ids = tokenizer.encode(&text, true).unwrap();
+    time(&format!("decode {} ids", ids.len()), &mut || drop(tokenizer.decode(&ids, true)));
+}
+
 #[test]
 fn plain_text_never_becomes_a_special_token() {
     for name in NAMES {
@@ -221,8 +295,13 @@ fn plain_text_never_becomes_a_special_token() {
 fn plain_encoding_equals_ordinary_encoding_where_no_added_token_occurs() {
     for name in NAMES {
         let tokenizer = Tokenizer::from_files(&directory(name)).unwrap();
-        for text in ["", " ", "Hello, world! 123", "  two  spaces\n\n\tand ünïcödé 你好 😀", "x".repeat(3000).as_str()] {
-            assert_eq!(tokenizer.encode_plain(text).unwrap(), tokenizer.encode(text, false).unwrap(), "{name} {text:?}");
+        for text in ["", " ", "Hello, world! 123", "  two  spaces\n\n\tand ünïcödé 你好 😀", "x".repeat(3000).as_str()]
+        {
+            assert_eq!(
+                tokenizer.encode_plain(text).unwrap(),
+                tokenizer.encode(text, false).unwrap(),
+                "{name} {text:?}"
+            );
         }
     }
 }
@@ -294,7 +373,11 @@ fn exercise(tokenizer: &Tokenizer, text: &str, ids: &[u32]) {
     }
     if let Ok(plain) = tokenizer.encode_plain(text) {
         let unk = tokenizer.model.unk;
-        assert!(plain.iter().all(|&id| Some(id) == unk || tokenizer.added_token(id).is_none_or(|t| !t.special || t.normalized)));
+        assert!(
+            plain
+                .iter()
+                .all(|&id| Some(id) == unk || tokenizer.added_token(id).is_none_or(|t| !t.special || t.normalized))
+        );
     }
 }
 

@@ -69,8 +69,9 @@ impl Vocab {
         match found {
             Some(slot) => *slot = id,
             None => {
-                by_text
-                    .insert_unique(hash, id, |&other| hasher.hash_one(text_at(texts, spans, other).unwrap_or_default()));
+                by_text.insert_unique(hash, id, |&other| {
+                    hasher.hash_one(text_at(texts, spans, other).unwrap_or_default())
+                });
             }
         }
     }
