@@ -5,7 +5,7 @@
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::fetch::ModelRef;
+use crate::fetch::{Env, ModelRef};
 use crate::verbs::{self, Context};
 
 /// Run open-weight language models, counted in tokens per joule.
@@ -59,15 +59,18 @@ pub struct ModelArgs {
     /// Directory, .gguf file, hub id org/name[@revision][:file], pypi:package[==version], or random:preset
     #[arg(value_name = "MODEL")]
     pub positional: Option<String>,
-    /// The same as a flag
-    #[arg(short, long, value_name = "MODEL", env = "NJOULE_MODEL", conflicts_with = "positional")]
+    /// The same as a flag; without either, $NJOULE_MODEL or the default model
+    #[arg(short, long, value_name = "MODEL", conflicts_with = "positional")]
     pub model: Option<String>,
 }
 
 impl ModelArgs {
-    /// The model that was asked for, or the default one.
-    pub fn resolve(&self) -> Result<ModelRef, UsageError> {
-        match self.positional.as_deref().or(self.model.as_deref()) {
+    /// The model that was asked for: on the command line, else by `NJOULE_MODEL`, else the default one.
+    ///
+    /// The variable is read here because clap would take it for a flag that conflicts with the positional argument.
+    pub fn resolve(&self, env: &Env) -> Result<ModelRef, UsageError> {
+        let typed = self.positional.as_deref().or(self.model.as_deref());
+        match typed.or_else(|| env.var("NJOULE_MODEL")) {
             None => Ok(ModelRef::Default),
             Some(given) => ModelRef::parse(given).map_err(|error| UsageError(error.to_string())),
         }
@@ -94,5 +97,37 @@ mod tests {
     #[test]
     fn command_line_definition_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_model_on_the_command_line_goes_before_the_variable() {
+        let env = Env::from_pairs([("NJOULE_MODEL", "random:of-the-variable")]);
+        let resolve = |positional: Option<&str>, model: Option<&str>, env: &Env| {
+            let args = ModelArgs { positional: positional.map(str::to_owned), model: model.map(str::to_owned) };
+            args.resolve(env).unwrap().to_string()
+        };
+        assert_eq!(resolve(Some("random:a"), None, &env), "random:a");
+        assert_eq!(resolve(None, Some("random:b"), &env), "random:b");
+        assert_eq!(resolve(None, None, &env), "random:of-the-variable");
+        assert_eq!(resolve(None, None, &Env::default()), crate::fetch::DEFAULT_MODEL);
+    }
+
+    #[test]
+    fn exit_codes_tell_usage_from_failure() {
+        let run = |line: &str| {
+            let (mut out, mut err) = (vec![], vec![]);
+            let code = crate::run(line.split(' ').map(Into::into), &mut out, &mut err);
+            (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
+        };
+        let (code, out, err) = run("njoule pull -q random:tiny");
+        assert_eq!((code, out.as_str(), err.as_str()), (0, "random:tiny\n", ""));
+        let (code, out, err) = run("njoule pull -q /nowhere/m.gguf");
+        assert_eq!((code, out.as_str(), err.as_str()), (1, "", "error: /nowhere/m.gguf: no such file or directory\n"));
+        let (code, out, err) = run("njoule pull nonsense");
+        assert!(code == 2 && out.is_empty() && err.starts_with("error: \"nonsense\" names no model"), "{code} {err}");
+        let (code, out, err) = run("njoule pull -m random:a random:b");
+        assert!(code == 2 && out.is_empty() && err.contains("cannot be used with"), "{code} {err}");
+        let (code, out, err) = run("njoule --help");
+        assert!(code == 0 && err.is_empty() && out.contains("Examples:"), "{code} {out}");
     }
 }

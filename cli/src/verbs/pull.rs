@@ -20,7 +20,7 @@ pub struct Args {
 impl Args {
     /// Gets the model and prints where it is.
     pub fn run(self, context: &mut Context<'_>) -> anyhow::Result<()> {
-        let model = self.model.resolve()?;
+        let model = self.model.resolve(&context.fetch.env)?;
         let mut options = context.fetch.clone();
         options.refresh = true;
         let found = fetch::resolve(&model, &options)?;
