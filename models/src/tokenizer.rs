@@ -320,7 +320,7 @@ impl Tokenizer {
     /// One more than the largest id.
     pub fn vocab_size(&self) -> usize {
         let added = self.added.last().map_or(0, |t| t.id as usize + 1);
-        self.model.vocab.len().max(added)
+        self.model.vocab.slots().max(added)
     }
 
     /// Ids with a meaning of their own.

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::time::SystemTime;
 
-use minijinja::value::{Kwargs, ValueKind};
+use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
 
@@ -30,6 +30,22 @@ pub(super) fn install(env: &mut Environment<'static>) {
     env.add_filter("trim", |value: &Value, chars: Option<String>| match (display(value), chars) {
         (text, None) => strip(&text).to_owned(),
         (text, Some(chars)) => text.trim_matches(|c| chars.contains(c)).to_owned(),
+    });
+    let padding = [
+        ("indent", Value::from_function(minijinja::filters::indent)),
+        ("batch", Value::from_function(minijinja::filters::batch)),
+        ("slice", Value::from_function(minijinja::filters::slice)),
+    ];
+    for (name, filter) in padding {
+        env.add_filter(name, move |state: &State, args: Rest<Value>| {
+            args.iter().skip(1).try_for_each(bounded)?;
+            filter.call(state, &args)
+        });
+    }
+    let format = Value::from_function(minijinja::filters::format);
+    env.add_filter("format", move |state: &State, args: Rest<Value>| {
+        args.first().map_or(Ok(()), bounded_format)?;
+        format.call(state, &args)
     });
     env.add_test("sequence", |v: &Value| matches!(v.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String));
     env.add_test("iterable", |v: &Value| {
@@ -90,6 +106,30 @@ fn tojson(value: &Value, ensure_ascii: Option<bool>, kwargs: Kwargs) -> Result<V
 /// Widest indentation of `tojson`.
 const MAX_INDENT: usize = 64;
 
+/// Refuses widths and counts that the engine would allocate without looking.
+fn bounded(value: &Value) -> Result<(), Error> {
+    match value.kind() {
+        ValueKind::Number if f64::try_from(value.clone()).is_ok_and(|x| x > MAX_COUNT) => {
+            Err(Error::new(ErrorKind::InvalidOperation, format!("{value} is too large a width or count")))
+        }
+        // Keyword arguments.
+        ValueKind::Map => value.try_iter()?.try_for_each(|key| value.get_item(&key).and_then(|inner| bounded(&inner))),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses format strings with widths of more than five digits.
+fn bounded_format(format: &Value) -> Result<(), Error> {
+    let longest = format.as_str().into_iter().flat_map(|s| s.split(|c: char| !c.is_ascii_digit())).map(str::len).max();
+    match longest {
+        Some(6..) => Err(Error::new(ErrorKind::InvalidOperation, "the format string has too large a width")),
+        _ => Ok(()),
+    }
+}
+
+/// Largest width or count of filters that pad.
+const MAX_COUNT: f64 = 100_000.0;
+
 /// Python's methods. White space is Python's: `str.strip` of pycompat leaves U+001C to U+001F.
 fn method(state: &State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     if let (Some(text), []) = (value.as_str(), args) {
@@ -99,6 +139,9 @@ fn method(state: &State, value: &Value, name: &str, args: &[Value]) -> Result<Va
             "rstrip" => return Ok(text.trim_end_matches(is_space).into()),
             _ => {}
         }
+    }
+    if name == "format" {
+        bounded_format(value)?;
     }
     pycompat::unknown_method_callback(state, value, name, args)
 }

@@ -208,6 +208,14 @@ fn endless_templates_end() {
         "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
         "{% for i in range(99999) %}{{ 'x' * 99999 }}{% endfor %}",
         "{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}",
+        "{{ 'x' | indent(99999999999999999, true) }}",
+        "{{ 'x' | indent(width=99999999999999999) }}",
+        "{{ [1] | batch(99999999999999999) }}",
+        "{{ [1] | slice(99999999999999999) }}",
+        "{{ '%999999999999d' | format(1) }}",
+        "{{ '{:>999999999999}'.format(1) }}",
+        "{{ 'x' * 99999999999 }}",
+        "{{ range(99999999999) }}",
     ];
     for source in endless {
         let template = ChatTemplate::new(source, None, None).unwrap();

@@ -72,7 +72,7 @@ pub(super) fn from_bytes(
         }
     }
     added.retain(|t| !t.content.is_empty());
-    let count = vocab.len() + added.len();
+    let count = vocab.slots() + added.len();
     if let Some(far) = added.iter().map(|t| t.id).max().filter(|&id| id as usize > count + MAX_GAP) {
         return Err(TokenizerError::IdTooLarge { id: far, count });
     }
@@ -85,7 +85,7 @@ pub(super) fn from_bytes(
         ),
         None => None,
     };
-    let mut control = vec![false; vocab.len()];
+    let mut control = vec![false; vocab.slots()];
     for token in added.iter().filter(|t| t.special && !t.normalized) {
         if let Some(slot) = control.get_mut(token.id as usize) {
             *slot = true;

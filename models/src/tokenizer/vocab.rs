@@ -92,7 +92,7 @@ impl Vocab {
     }
 
     /// One more than the largest id.
-    pub fn len(&self) -> usize {
+    pub fn slots(&self) -> usize {
         self.spans.len()
     }
 
@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(v.id("bc"), Some(7));
         assert_eq!(v.id(""), Some(3));
         assert_eq!((v.text(1), v.text(8), v.id("b")), (None, None, None));
-        assert_eq!((v.len(), v.longest()), (8, 2));
+        assert_eq!((v.slots(), v.longest()), (8, 2));
     }
 
     #[test]
