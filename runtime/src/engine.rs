@@ -160,11 +160,7 @@ struct Shared {
 
 impl Engine {
     /// Starts the thread that owns `executor`, a model with a vocabulary of `vocab` tokens.
-    pub fn start(
-        executor: Box<dyn Executor>,
-        vocab: usize,
-        config: EngineConfig,
-    ) -> Result<Engine, StartError> {
+    pub fn start(executor: Box<dyn Executor>, vocab: usize, config: EngineConfig) -> Result<Engine, StartError> {
         config.validate(vocab)?;
         let shared = Arc::new(Shared {
             inbox: Mutex::new(Inbox::new(config.max_queue, config.max_queued_tokens)),
@@ -178,43 +174,24 @@ impl Engine {
                 .name("njoule-engine".into())
                 .spawn(move || worker::run(executor, vocab, config, &shared))?
         };
-        Ok(Engine {
-            owner: Arc::new(Owner {
-                shared,
-                config,
-                vocab,
-                thread: Mutex::new(Some(thread)),
-            }),
-        })
+        Ok(Engine { owner: Arc::new(Owner { shared, config, vocab, thread: Mutex::new(Some(thread)) }) })
     }
 
     /// Queues a request; never blocks.
     pub fn submit(&self, request: Request) -> Result<RequestHandle, SubmitError> {
         let (sender, events) = channel();
         let (id, token) = self.submit_to(request, Box::new(sender))?;
-        Ok(RequestHandle {
-            id,
-            events,
-            token,
-            ended: false,
-        })
+        Ok(RequestHandle { id, events, token, ended: false })
     }
 
     /// Queues a request whose events go to `sink`: for clients that do not wait on a channel. Returns its number and what
     /// cancels it.
-    pub fn submit_to(
-        &self,
-        request: Request,
-        sink: Box<dyn EventSink>,
-    ) -> Result<(u64, CancelToken), SubmitError> {
+    pub fn submit_to(&self, request: Request, sink: Box<dyn EventSink>) -> Result<(u64, CancelToken), SubmitError> {
         self.owner.check(&request)?;
         let shared = &self.owner.shared;
         let accepted = lock(&shared.inbox).push(request, sink)?;
         shared.doorbell.ring();
-        let token = CancelToken {
-            control: accepted.control,
-            doorbell: shared.doorbell.clone(),
-        };
+        let token = CancelToken { control: accepted.control, doorbell: shared.doorbell.clone() };
         Ok((accepted.id, token))
     }
 
@@ -282,50 +259,28 @@ impl Owner {
         }
         let total = prompt.saturating_add(max_new);
         if total > capacity.max_len {
-            return Err(SubmitError::TooLong {
-                prompt,
-                max_new,
-                max_len: capacity.max_len,
-            });
+            return Err(SubmitError::TooLong { prompt, max_new, max_len: capacity.max_len });
         }
         // The last token is never run, so it needs no slot.
         let needed = (total - max_new.min(1)).div_ceil(capacity.block_len);
         if needed > capacity.blocks {
-            return Err(SubmitError::NeverFits {
-                prompt,
-                max_new,
-                needed,
-                blocks: capacity.blocks,
-            });
+            return Err(SubmitError::NeverFits { prompt, max_new, needed, blocks: capacity.blocks });
         }
         if request.min_tokens > max_new {
-            return Err(SubmitError::MinTokens {
-                min: request.min_tokens,
-                max: max_new,
-            });
+            return Err(SubmitError::MinTokens { min: request.min_tokens, max: max_new });
         }
-        let ids = [
-            ("prompt", &request.prompt),
-            ("stop_token_ids", &request.stop_token_ids),
-        ];
+        let ids = [("prompt", &request.prompt), ("stop_token_ids", &request.stop_token_ids)];
         for (field, ids) in ids {
             if let Some(&id) = ids.iter().find(|id| !self.has(**id)) {
                 let vocab = self.vocab;
                 return Err(SubmitError::TokenId { field, id, vocab });
             }
         }
-        let alternatives = [
-            ("logprobs", request.logprobs),
-            ("prompt_logprobs", request.prompt_logprobs),
-        ];
+        let alternatives = [("logprobs", request.logprobs), ("prompt_logprobs", request.prompt_logprobs)];
         for (field, asked) in alternatives {
             if let Some(asked) = asked.filter(|asked| *asked > self.config.max_logprobs) {
                 let limit = self.config.max_logprobs;
-                return Err(SubmitError::Logprobs {
-                    field,
-                    asked,
-                    limit,
-                });
+                return Err(SubmitError::Logprobs { field, asked, limit });
             }
         }
         if request.stop.iter().any(String::is_empty) {

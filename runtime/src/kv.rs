@@ -21,13 +21,9 @@ impl BlockPool {
     /// `blocks` free blocks of `block_len` tokens. The caller guarantees that block numbers fit into 32 bits.
     pub fn new(blocks: usize, block_len: usize) -> Self {
         assert!(block_len > 0, "a block holds at least one token");
-        let count = u32::try_from(blocks)
-            .expect("block numbers fit into 32 bits, which the engine checks at its start");
-        BlockPool {
-            free: (0..count).rev().map(BlockId).collect(),
-            owners: vec![0; blocks],
-            block_len,
-        }
+        let count =
+            u32::try_from(blocks).expect("block numbers fit into 32 bits, which the engine checks at its start");
+        BlockPool { free: (0..count).rev().map(BlockId).collect(), owners: vec![0; blocks], block_len }
     }
 
     /// Tokens per block.
@@ -64,10 +60,7 @@ impl BlockPool {
     }
 
     /// Adds an owner to a block that has one.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the prefix cache will share blocks")
-    )]
+    #[cfg_attr(not(test), expect(dead_code, reason = "the prefix cache will share blocks"))]
     pub fn share(&mut self, block: BlockId) {
         let owners = &mut self.owners[block.0 as usize];
         assert!(*owners > 0, "only an owned block can be shared");
@@ -101,10 +94,7 @@ mod tests {
         assert!(!pool.grow(&mut b, 2));
         assert!(b.is_empty());
         assert!(pool.grow(&mut b, 1));
-        assert!(
-            pool.grow(&mut a, 2),
-            "a table that is long enough needs nothing"
-        );
+        assert!(pool.grow(&mut a, 2), "a table that is long enough needs nothing");
         assert_eq!((pool.free(), pool.used()), (0, 4));
         pool.release(&mut a);
         assert_eq!((pool.free(), pool.used()), (3, 1));

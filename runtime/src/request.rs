@@ -20,6 +20,12 @@ pub trait TokenText: Send + Sync {
     fn start(self: Arc<Self>, prompt: &[u32]) -> Box<dyn TextStream>;
 }
 
+impl std::fmt::Debug for dyn TokenText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TokenText")
+    }
+}
+
 /// The text of one answer, token by token.
 pub trait TextStream: Send {
     /// Appends to `out` what token `id` completes: nothing while a character is incomplete, never half a character.
@@ -30,7 +36,7 @@ pub trait TextStream: Send {
 }
 
 /// One prompt and what to do with it. Start from [`Request::new`] and set what differs.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Request {
     /// Prompt tokens; at least one.
     pub prompt: Vec<u32>,
@@ -190,9 +196,7 @@ pub struct Usage {
 #[non_exhaustive]
 pub enum SubmitError {
     /// Come back later.
-    #[error(
-        "{requests} requests with {tokens} prompt tokens are waiting (limits {max_requests} and {max_tokens})"
-    )]
+    #[error("{requests} requests with {tokens} prompt tokens are waiting (limits {max_requests} and {max_tokens})")]
     Overloaded {
         /// Waiting requests.
         requests: usize,
@@ -207,9 +211,7 @@ pub enum SubmitError {
     #[error("the prompt is empty")]
     EmptyPrompt,
     /// The model or the cache cannot hold it.
-    #[error(
-        "{prompt} prompt tokens and {max_new} new tokens exceed the longest sequence of {max_len} tokens"
-    )]
+    #[error("{prompt} prompt tokens and {max_new} new tokens exceed the longest sequence of {max_len} tokens")]
     TooLong {
         /// Prompt tokens.
         prompt: usize,
@@ -219,9 +221,7 @@ pub enum SubmitError {
         max_len: usize,
     },
     /// The cache is smaller than this one sequence.
-    #[error(
-        "{prompt} prompt tokens and {max_new} new tokens need {needed} cache blocks, but there are {blocks}"
-    )]
+    #[error("{prompt} prompt tokens and {max_new} new tokens need {needed} cache blocks, but there are {blocks}")]
     NeverFits {
         /// Prompt tokens.
         prompt: usize,

@@ -60,24 +60,18 @@ impl Sampler {
     ) -> Result<u32, NotFinite> {
         // Checked before anything is forbidden: the model's own output must be sound.
         let (most, at) = simd::argmax(logits)?;
-        let untouched =
-            forbidden.is_empty() && params.logit_bias.is_empty() && history.seen.is_empty();
+        let untouched = forbidden.is_empty() && params.logit_bias.is_empty() && history.seen.is_empty();
         if params.is_greedy() && untouched {
             return Ok(token(at));
         }
         self.adjust(logits, params, history, forbidden);
-        let picked = if untouched {
-            Ok((most, at))
-        } else {
-            simd::argmax(logits)
-        };
-        let picked = picked.map(|(most, at)| {
-            if params.is_greedy() {
-                at
-            } else {
-                self.draw(logits, most, params, uniform(seed, index))
-            }
-        });
+        let picked = if untouched { Ok((most, at)) } else { simd::argmax(logits) };
+        let picked =
+            picked.map(
+                |(most, at)| {
+                    if params.is_greedy() { at } else { self.draw(logits, most, params, uniform(seed, index)) }
+                },
+            );
         for (id, logit) in self.changed.drain(..).rev() {
             logits[id] = logit;
         }
@@ -85,13 +79,7 @@ impl Sampler {
     }
 
     /// Applies what makes tokens more or less likely one by one.
-    fn adjust(
-        &mut self,
-        logits: &mut [f32],
-        params: &SamplingParams,
-        history: &History,
-        forbidden: &[u32],
-    ) {
+    fn adjust(&mut self, logits: &mut [f32], params: &SamplingParams, history: &History, forbidden: &[u32]) {
         let changed = &mut self.changed;
         let mut set = |id: u32, f: &dyn Fn(f32) -> f32| {
             // Ids were checked against the vocabulary when the request was accepted; end tokens of a broken
@@ -110,11 +98,7 @@ impl Sampler {
         for seen in &history.seen {
             set(seen.id, &|logit| {
                 let repetition = params.repetition_penalty;
-                let logit = if logit > 0.0 {
-                    logit / repetition
-                } else {
-                    logit * repetition
-                };
+                let logit = if logit > 0.0 { logit / repetition } else { logit * repetition };
                 if seen.count == 0 {
                     return logit;
                 }
@@ -147,10 +131,7 @@ struct Seen {
 impl History {
     /// The history of a sequence that starts with `prompt` and will get at most `max_new` tokens.
     pub fn new(params: &SamplingParams, prompt: &[u32], max_new: usize) -> Self {
-        let mut history = History {
-            active: params.has_penalties(),
-            ..History::default()
-        };
+        let mut history = History { active: params.has_penalties(), ..History::default() };
         if history.active {
             history.seen.reserve(prompt.len() + max_new);
             history.places.reserve(prompt.len() + max_new);

@@ -88,8 +88,7 @@ impl<J> Sequence<J> {
 
     /// Whether position `p` has an output if it is run now.
     fn has_output(&self, p: usize) -> bool {
-        (self.next_prompt_output..self.prompt_len).contains(&p)
-            || (p + 1 == self.tokens.len() && self.samples())
+        (self.next_prompt_output..self.prompt_len).contains(&p) || (p + 1 == self.tokens.len() && self.samples())
     }
 
     /// Whether this step's rows end with one that is sampled.
@@ -106,9 +105,7 @@ impl<J> Sequence<J> {
         }
         let wanted = end.min(self.prompt_len).saturating_sub(first);
         // The sampled row counts once when it is the prompt's last and wanted anyway.
-        let extra = end == self.tokens.len()
-            && self.samples()
-            && !(first..self.prompt_len).contains(&(end - 1));
+        let extra = end == self.tokens.len() && self.samples() && !(first..self.prompt_len).contains(&(end - 1));
         if extra && wanted == outputs {
             end -= 1;
         }
@@ -263,12 +260,7 @@ impl<J> Scheduler<J> {
     }
 
     fn choose(&mut self, admitted: &mut impl FnMut(&mut Sequence<J>)) {
-        let StepLimits {
-            mut rows,
-            chunk,
-            mut outputs,
-            ..
-        } = self.limits;
+        let StepLimits { mut rows, chunk, mut outputs, .. } = self.limits;
         let (decodes, prefills) = self.kinds();
         for sequence in &mut self.running {
             sequence.chunk = 0;
@@ -293,11 +285,8 @@ impl<J> Scheduler<J> {
                 break;
             }
             // What the running ones will take soon is spoken for, and a block more lets them go on for a while.
-            let spoken: usize = self
-                .running
-                .iter()
-                .map(|s| self.pool.blocks_for(s.tokens.len() + 1) - s.blocks.len())
-                .sum();
+            let spoken: usize =
+                self.running.iter().map(|s| self.pool.blocks_for(s.tokens.len() + 1) - s.blocks.len()).sum();
             let needed = self.pool.blocks_for(entry.get().tokens.len()) + spoken;
             if !self.running.is_empty() && needed >= self.pool.free() {
                 break;
@@ -383,9 +372,7 @@ impl<J> Scheduler<J> {
 
 impl<J> Sequence<J> {
     fn write(&mut self, batch: &mut Batch, block_len: usize) {
-        let index = |n: usize| {
-            u32::try_from(n).expect("sizes fit into 32 bits, which the engine checks at its start")
-        };
+        let index = |n: usize| u32::try_from(n).expect("sizes fit into 32 bits, which the engine checks at its start");
         let (rows, table) = (batch.rows(), batch.tables.len());
         let outputs = batch.outputs.len();
         let context = self.computed + self.chunk;
@@ -398,9 +385,7 @@ impl<J> Sequence<J> {
             batch.positions.push(index(p));
             batch.slots.push(index(slot));
         }
-        batch
-            .tables
-            .extend_from_slice(&self.blocks[..context.div_ceil(block_len)]);
+        batch.tables.extend_from_slice(&self.blocks[..context.div_ceil(block_len)]);
         batch.seqs.push(SeqSpan {
             rows: rows..batch.rows(),
             context,

@@ -24,19 +24,13 @@ impl Doorbell {
         let mut rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
         while !*rung {
             rung = match until {
-                None => self
-                    .changed
-                    .wait(rung)
-                    .unwrap_or_else(PoisonError::into_inner),
+                None => self.changed.wait(rung).unwrap_or_else(PoisonError::into_inner),
                 Some(until) => {
                     let left = until.saturating_duration_since(Instant::now());
                     if left.is_zero() {
                         return false;
                     }
-                    self.changed
-                        .wait_timeout(rung, left)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0
+                    self.changed.wait_timeout(rung, left).unwrap_or_else(PoisonError::into_inner).0
                 }
             };
         }

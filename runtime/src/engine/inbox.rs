@@ -52,22 +52,10 @@ pub struct Inbox {
 
 impl Inbox {
     pub fn new(max_requests: usize, max_tokens: usize) -> Self {
-        Inbox {
-            phase: Phase::Open,
-            arrived: Vec::new(),
-            next_id: 0,
-            requests: 0,
-            tokens: 0,
-            max_requests,
-            max_tokens,
-        }
+        Inbox { phase: Phase::Open, arrived: Vec::new(), next_id: 0, requests: 0, tokens: 0, max_requests, max_tokens }
     }
 
-    pub fn push(
-        &mut self,
-        request: Request,
-        sink: Box<dyn EventSink>,
-    ) -> Result<Accepted, SubmitError> {
+    pub fn push(&mut self, request: Request, sink: Box<dyn EventSink>) -> Result<Accepted, SubmitError> {
         match &self.phase {
             Phase::Open => {}
             Phase::Closed | Phase::Aborted => return Err(SubmitError::Closed),

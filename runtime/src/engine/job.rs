@@ -53,22 +53,13 @@ pub enum End {
 impl Job {
     /// Makes a sequence of an accepted request.
     pub fn sequence(submission: Submission, config: &EngineConfig) -> Box<Sequence<Job>> {
-        let Submission {
-            id,
-            request,
-            reply,
-            submitted,
-        } = submission;
+        let Submission { id, request, reply, submitted } = submission;
         let text = request.text.map(|text| Text {
             stream: text.start(&request.prompt),
             matcher: StopMatcher::new(request.stop.clone(), request.include_stop),
             stops: request.stop,
         });
-        let eos_ids = if request.ignore_eos {
-            Vec::new()
-        } else {
-            request.eos_ids
-        };
+        let eos_ids = if request.ignore_eos { Vec::new() } else { request.eos_ids };
         let mut forbidden = Vec::new();
         if request.min_tokens > 0 {
             forbidden.extend(eos_ids.iter().chain(&request.stop_token_ids));
@@ -99,13 +90,7 @@ impl Job {
         };
         let order = (request.priority, id);
         let block_len = config.capacity.block_len;
-        let mut sequence = Sequence::new(
-            order,
-            request.prompt,
-            request.max_new_tokens,
-            block_len,
-            job,
-        );
+        let mut sequence = Sequence::new(order, request.prompt, request.max_new_tokens, block_len, job);
         if wants_prompt {
             sequence.next_prompt_output = 0;
         }
@@ -127,14 +112,7 @@ impl Job {
     }
 
     /// Takes in generated token number `index`; `last` says that the request's limit is reached with it.
-    pub fn take(
-        &mut self,
-        id: u32,
-        index: usize,
-        last: bool,
-        logprob: Option<TokenLogprob>,
-        now: Instant,
-    ) {
+    pub fn take(&mut self, id: u32, index: usize, last: bool, logprob: Option<TokenLogprob>, now: Instant) {
         self.first_token.get_or_insert(now);
         self.history.push(id);
         let mut text = String::new();
@@ -155,22 +133,11 @@ impl Job {
             None if last => Some(End::Finished(FinishReason::Length, None)),
             None => None,
         };
-        self.reply.send(Event::Token {
-            id,
-            index,
-            text,
-            logprob,
-        });
+        self.reply.send(Event::Token { id, index, text, logprob });
     }
 
     /// Sends the terminal event; `end` must have been set.
-    pub fn finish(
-        &mut self,
-        prompt_tokens: usize,
-        generated_tokens: usize,
-        preemptions: u32,
-        now: Instant,
-    ) {
+    pub fn finish(&mut self, prompt_tokens: usize, generated_tokens: usize, preemptions: u32, now: Instant) {
         let event = match self.end.take() {
             None => Event::Failed(RequestError::ShutDown),
             Some(End::Failed(error)) => Event::Failed(error),
@@ -188,8 +155,7 @@ impl Job {
                         queued: started.saturating_duration_since(self.submitted),
                         ttft: first.map(|t| t.saturating_duration_since(self.submitted)),
                         prefill: first.unwrap_or(now).saturating_duration_since(started),
-                        decode: first
-                            .map_or(Default::default(), |t| now.saturating_duration_since(t)),
+                        decode: first.map_or(Default::default(), |t| now.saturating_duration_since(t)),
                         preemptions,
                     },
                 }

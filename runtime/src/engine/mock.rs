@@ -1,1 +1,226 @@
+//! An executor for tests whose logits tell whether the engine kept its books.
+//!
+//! Its cache stores per slot the token, its position and a hash of the sequence up to there. A row reads every slot that a
+//! model would attend to, through its block table, and its logits are a hash of what it found: a stale, foreign or missing
+//! entry changes the tokens or fails the step.
 
+use std::collections::HashSet;
+use std::sync::{Arc, Condvar, Mutex};
+
+use crate::backend::{Batch, Capacity, Cost, Executor, MemoryUse, SeqSpan, StepError, StepOutput};
+
+/// What goes wrong, and at which step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    Error(u64),
+    Panic(u64),
+    WrongSize(u64),
+    /// The row of a sequence that starts with this token and reaches this position is NaN.
+    NotANumber {
+        first: u32,
+        position: u32,
+    },
+}
+
+/// Lets a test hold the executor in a step.
+#[derive(Debug, Default)]
+pub struct Gate {
+    closed: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Gate {
+    pub fn set(&self, closed: bool) {
+        *self.closed.lock().unwrap() = closed;
+        self.changed.notify_all();
+    }
+
+    fn pass(&self) {
+        let closed = self.closed.lock().unwrap();
+        drop(self.changed.wait_while(closed, |closed| *closed).unwrap());
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    token: u32,
+    position: u32,
+    hash: u64,
+}
+
+/// The executor.
+pub struct MockExecutor {
+    pub capacity: Capacity,
+    pub vocab: usize,
+    /// Rows per step and per sequence that the configuration allows.
+    pub budget: usize,
+    pub chunk: usize,
+    pub fault: Option<Fault>,
+    pub gate: Arc<Gate>,
+    /// Rows of every sequence, per step.
+    pub log: Arc<Mutex<Vec<Vec<usize>>>>,
+    cache: Vec<Option<Entry>>,
+    result: Vec<f32>,
+    step: u64,
+}
+
+impl MockExecutor {
+    pub fn new(capacity: Capacity, vocab: usize) -> Self {
+        MockExecutor {
+            capacity,
+            vocab,
+            budget: capacity.max_rows,
+            chunk: capacity.max_rows,
+            fault: None,
+            gate: Arc::default(),
+            log: Arc::default(),
+            cache: vec![None; capacity.blocks * capacity.block_len],
+            result: Vec::new(),
+            step: 0,
+        }
+    }
+
+    fn check(&self, batch: &Batch) -> Result<(), String> {
+        let c = &self.capacity;
+        let ensure = |ok: bool, what: &str| if ok { Ok(()) } else { Err(what.to_owned()) };
+        let rows = batch.rows();
+        ensure(rows > 0, "no rows")?;
+        ensure(rows <= c.max_rows && rows <= self.budget, "too many rows")?;
+        ensure(batch.seqs.len() <= c.max_seqs, "too many sequences")?;
+        ensure(batch.outputs.len() <= c.max_outputs, "too many outputs")?;
+        ensure(batch.positions.len() == rows && batch.slots.len() == rows, "columns differ in length")?;
+        ensure(batch.outputs.windows(2).all(|w| w[0] < w[1]), "outputs do not ascend")?;
+        ensure(batch.outputs.iter().all(|&o| (o as usize) < rows), "an output is no row")?;
+        let (mut row, mut table) = (0, 0);
+        let mut blocks = HashSet::new();
+        for seq in &batch.seqs {
+            ensure(seq.rows.start == row && !seq.rows.is_empty(), "rows have gaps")?;
+            ensure(seq.rows.len() <= self.chunk, "too long a chunk")?;
+            ensure(seq.table.start == table, "tables have gaps")?;
+            (row, table) = (seq.rows.end, seq.table.end);
+            ensure(seq.context <= c.max_len && seq.context <= seq.rope_len, "too long a context")?;
+            ensure(seq.table.len() == seq.context.div_ceil(c.block_len), "a table does not fit its context")?;
+            for block in &batch.tables[seq.table.clone()] {
+                ensure((block.0 as usize) < c.blocks, "no such block")?;
+                ensure(blocks.insert(*block), "a block belongs to two places")?;
+            }
+            for (r, position) in seq.rows.clone().zip(seq.context - seq.rows.len()..) {
+                ensure(batch.positions[r] as usize == position, "positions are not consecutive")?;
+                ensure(
+                    batch.slots[r] as usize == self.slot(batch, seq, position),
+                    "a slot is not where the table says",
+                )?;
+                ensure((batch.tokens[r] as usize) < self.vocab, "no such token")?;
+            }
+        }
+        ensure(row == rows, "rows without a sequence")?;
+        ensure(table == batch.tables.len(), "blocks without a sequence")
+    }
+
+    fn slot(&self, batch: &Batch, seq: &SeqSpan, position: usize) -> usize {
+        let len = self.capacity.block_len;
+        let block = batch.tables[seq.table.clone()][position / len];
+        block.0 as usize * len + position % len
+    }
+
+    /// Writes a sequence's rows, then lets each row read what it attends to.
+    fn run(&mut self, batch: &Batch, seq: &SeqSpan) -> Result<(), String> {
+        for r in seq.rows.clone() {
+            let position = batch.positions[r] as usize;
+            let before = match position.checked_sub(1) {
+                None => 0,
+                Some(p) => self.cache[self.slot(batch, seq, p)].ok_or("an unwritten slot")?.hash,
+            };
+            let token = batch.tokens[r];
+            let hash = extend(before, token);
+            let slot = self.slot(batch, seq, position);
+            self.cache[slot] = Some(Entry { token, position: position as u32, hash });
+        }
+        for r in seq.rows.clone() {
+            let mut hash = 0;
+            for p in 0..=batch.positions[r] as usize {
+                let entry = self.cache[self.slot(batch, seq, p)].ok_or("an unwritten slot")?;
+                hash = extend(hash, entry.token);
+                if entry.position as usize != p || entry.hash != hash {
+                    return Err(format!("slot of position {p} holds another sequence's entry"));
+                }
+            }
+            if !batch.outputs.contains(&(r as u32)) {
+                continue;
+            }
+            let first = self.cache[self.slot(batch, seq, 0)].map(|entry| entry.token);
+            let broken = matches!(self.fault, Some(Fault::NotANumber { first: f, position })
+                if Some(f) == first && position == batch.positions[r]);
+            let logits = logits(hash, seq.rope_len, self.vocab);
+            if broken {
+                self.result.extend(logits.iter().map(|_| f32::NAN));
+            } else {
+                self.result.extend(logits);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Executor for MockExecutor {
+    fn submit(&mut self, batch: &Batch) -> Result<(), StepError> {
+        self.gate.pass();
+        self.step += 1;
+        match self.fault {
+            Some(Fault::Error(step)) if step == self.step => {
+                return Err(StepError::Device("as told".into()));
+            }
+            Some(Fault::Panic(step)) if step == self.step => panic!("as told"),
+            _ => {}
+        }
+        self.check(batch).map_err(StepError::Batch)?;
+        self.result.clear();
+        for seq in &batch.seqs {
+            self.run(batch, seq).map_err(StepError::Batch)?;
+        }
+        let rows = batch.seqs.iter().map(|seq| seq.rows.len()).collect();
+        self.log.lock().unwrap().push(rows);
+        Ok(())
+    }
+
+    fn collect(&mut self, out: &mut StepOutput) -> Result<(), StepError> {
+        out.vocab = self.vocab;
+        out.logits.clear();
+        out.logits.extend_from_slice(&self.result);
+        if self.fault == Some(Fault::WrongSize(self.step)) {
+            out.logits.push(0.0);
+        }
+        Ok(())
+    }
+
+    fn cost(&self, _: &Batch) -> Cost {
+        Cost::default()
+    }
+
+    fn memory(&self) -> MemoryUse {
+        MemoryUse::default()
+    }
+}
+
+/// Logits after `tokens` of a sequence whose prompt and most new tokens are `rope_len`.
+pub fn logits_after(tokens: &[u32], rope_len: usize, vocab: usize) -> Vec<f32> {
+    let hash = tokens.iter().fold(0, |hash, token| extend(hash, *token));
+    logits(hash, rope_len, vocab)
+}
+
+fn extend(hash: u64, token: u32) -> u64 {
+    mix(hash.wrapping_mul(31).wrapping_add(u64::from(token) + 1))
+}
+
+fn logits(hash: u64, rope_len: usize, vocab: usize) -> Vec<f32> {
+    let hash = mix(hash ^ (rope_len as u64) << 32);
+    let logit = |i: u64| (mix(hash.wrapping_add(i)) >> 40) as f32 / (1 << 20) as f32 - 8.0;
+    (0..vocab as u64).map(logit).collect()
+}
+
+/// MurmurHash3's finaliser.
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    z = (z ^ (z >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    z ^ (z >> 33)
+}

@@ -18,12 +18,7 @@ pub struct StopMatcher {
 impl StopMatcher {
     /// Looks for `stops`; a match stays in the text if `include` is set.
     pub fn new(stops: Vec<String>, include: bool) -> Self {
-        StopMatcher {
-            stops,
-            include,
-            held: String::new(),
-            exempt: 0,
-        }
+        StopMatcher { stops, include, held: String::new(), exempt: 0 }
     }
 
     /// Where new text is appended before [`Self::advance`].
@@ -83,10 +78,7 @@ impl StopMatcher {
         let longest = self.stops.iter().map(|stop| {
             let stop = stop.as_bytes();
             let most = held.len().min(stop.len() - 1);
-            (1..=most)
-                .rev()
-                .find(|&n| held.ends_with(&stop[..n]))
-                .unwrap_or(0)
+            (1..=most).rev().find(|&n| held.ends_with(&stop[..n])).unwrap_or(0)
         });
         longest.max().unwrap_or(0)
     }
@@ -115,23 +107,14 @@ mod tests {
     #[test]
     fn a_stop_string_is_found_across_pieces_and_cut_off() {
         let pieces = ["Hello", " wor", "ld", "\n", "\n", "more"];
-        assert_eq!(
-            run(&["\n\n"], false, &pieces),
-            ("Hello world".into(), Some(0))
-        );
-        assert_eq!(
-            run(&["\n\n"], true, &pieces),
-            ("Hello world\n\n".into(), Some(0))
-        );
+        assert_eq!(run(&["\n\n"], false, &pieces), ("Hello world".into(), Some(0)));
+        assert_eq!(run(&["\n\n"], true, &pieces), ("Hello world\n\n".into(), Some(0)));
         assert_eq!(run(&["xyz"], false, &pieces).0, "Hello world\n\nmore");
     }
 
     #[test]
     fn the_stop_string_that_ends_first_wins_and_then_the_longest() {
-        assert_eq!(
-            run(&["cde", "bc"], false, &["abcdef"]),
-            ("a".into(), Some(1))
-        );
+        assert_eq!(run(&["cde", "bc"], false, &["abcdef"]), ("a".into(), Some(1)));
         assert_eq!(run(&["c", "abc"], false, &["xabc"]), ("x".into(), Some(1)));
     }
 

@@ -11,9 +11,9 @@ use super::inbox::{Phase, Submission, lock};
 use super::job::{End, Job};
 use super::stats::EngineStats;
 use super::{EngineConfig, Shared};
-use crate::backend::{Batch, Executor, StepOutput};
+use crate::backend::{Batch, Capacity, Executor, StepError, StepOutput};
 use crate::kv::BlockPool;
-use crate::request::{Event, RequestError};
+use crate::request::{Event, FinishReason, RequestError};
 use crate::sampler::Sampler;
 use crate::scheduler::{Plan, Scheduler, Sequence, StepLimits};
 
@@ -57,12 +57,7 @@ struct Worker {
 impl Worker {
     fn new(executor: Box<dyn Executor>, vocab: usize, config: EngineConfig) -> Self {
         let capacity = &config.capacity;
-        let limits = StepLimits::new(
-            capacity,
-            config.token_budget,
-            config.prefill_chunk,
-            config.mixed_batches,
-        );
+        let limits = StepLimits::new(capacity, config.token_budget, config.prefill_chunk, config.mixed_batches);
         let pool = BlockPool::new(capacity.blocks, capacity.block_len);
         Worker {
             executor,
@@ -70,7 +65,7 @@ impl Worker {
             sampler: Sampler::new(vocab),
             vocab,
             stats: EngineStats::new(capacity.blocks),
-            batch: Batch::default(),
+            batch: roomy_batch(capacity),
             output: StepOutput::default(),
             arrived: Vec::new(),
             ended: Vec::new(),
@@ -161,7 +156,7 @@ impl Worker {
         }
         self.stats.step_started = Some(start);
         self.publish(shared);
-        let failed = |error: crate::backend::StepError| RequestError::Step(error.to_string());
+        let failed = |error: StepError| RequestError::Step(error.to_string());
         self.executor.submit(&self.batch).map_err(failed)?;
         self.executor.collect(&mut self.output).map_err(failed)?;
         let now = Instant::now();
@@ -183,10 +178,9 @@ impl Worker {
         self.scheduler.commit();
         for i in (0..self.scheduler.running().len()).rev() {
             let sequence = &mut self.scheduler.running_mut()[i];
-            let done = sequence.max_tokens == sequence.prompt_len
-                && sequence.computed == sequence.prompt_len;
+            let done = sequence.max_tokens == sequence.prompt_len && sequence.computed == sequence.prompt_len;
             if done && sequence.job.end.is_none() {
-                let reason = crate::request::FinishReason::Length;
+                let reason = FinishReason::Length;
                 sequence.job.end = Some(End::Finished(reason, None));
             }
             if sequence.job.end.is_some() {
@@ -202,25 +196,15 @@ impl Worker {
 
     /// Delivers the prompt outputs of running sequence `i` and samples its next token, as far as this step has them.
     fn advance(&mut self, i: usize, now: Instant) {
-        let Worker {
-            scheduler,
-            sampler,
-            output,
-            vocab,
-            stats,
-            ..
-        } = self;
+        let Worker { scheduler, sampler, output, vocab, stats, .. } = self;
         let sequence = &mut scheduler.running_mut()[i];
         let samples = sequence.samples_now();
         let row = |output: usize| output * *vocab..(output + 1) * *vocab;
         let first = sequence.computed.max(sequence.next_prompt_output);
         let end = (sequence.computed + sequence.chunk).min(sequence.prompt_len);
         if first < end {
-            let rows = row(sequence.outputs.start).start
-                ..row(sequence.outputs.start + end - first - 1).end;
-            if let Err(error) =
-                prompt_outputs(sequence, first, &output.logits[rows], sampler, *vocab)
-            {
+            let rows = row(sequence.outputs.start).start..row(sequence.outputs.start + end - first - 1).end;
+            if let Err(error) = prompt_outputs(sequence, first, &output.logits[rows], sampler, *vocab) {
                 sequence.job.end = Some(End::Failed(error));
                 return;
             }
@@ -232,23 +216,13 @@ impl Worker {
         let logits = &mut output.logits[row(sequence.outputs.end - 1)];
         let index = sequence.generated();
         let job = &mut sequence.job;
-        let forbidden = if index < job.min_tokens {
-            &job.forbidden[..]
-        } else {
-            &[]
-        };
-        let picked = sampler
-            .sample(
-                logits,
-                &job.sampling,
-                &job.history,
-                forbidden,
-                job.seed,
-                index as u64,
-            )
-            .and_then(|id| match job.logprobs {
-                Some(top) => Ok((id, Some(sampler.logprob(logits, id, top)?))),
-                None => Ok((id, None)),
+        let forbidden = if index < job.min_tokens { &job.forbidden[..] } else { &[] };
+        let picked =
+            sampler.sample(logits, &job.sampling, &job.history, forbidden, job.seed, index as u64).and_then(|id| {
+                match job.logprobs {
+                    Some(top) => Ok((id, Some(sampler.logprob(logits, id, top)?))),
+                    None => Ok((id, None)),
+                }
             });
         match picked {
             Ok((id, logprob)) => {
@@ -339,6 +313,19 @@ impl Worker {
     }
 }
 
+/// An empty batch that never grows. No block stands in it twice, so all tables together have at most all blocks.
+fn roomy_batch(capacity: &Capacity) -> Batch {
+    let rows = capacity.max_rows;
+    Batch {
+        tokens: Vec::with_capacity(rows),
+        positions: Vec::with_capacity(rows),
+        slots: Vec::with_capacity(rows),
+        seqs: Vec::with_capacity(capacity.max_seqs.min(rows)),
+        tables: Vec::with_capacity(capacity.blocks),
+        outputs: Vec::with_capacity(capacity.max_outputs.min(rows)),
+    }
+}
+
 /// Sends the outputs of prompt positions from `first` on.
 fn prompt_outputs(
     sequence: &mut Sequence<Job>,
@@ -355,24 +342,15 @@ fn prompt_outputs(
             let Some(&next) = prompt.get(position + 1) else {
                 break;
             };
-            let logprob = sampler
-                .logprob(row, next, top)
-                .map_err(|_| RequestError::NonFiniteLogits { position })?;
+            let logprob = sampler.logprob(row, next, top).map_err(|_| RequestError::NonFiniteLogits { position })?;
             tokens.push(logprob);
         }
         if !tokens.is_empty() {
-            job.reply.send(Event::PromptLogprobs {
-                start: first + 1,
-                tokens,
-            });
+            job.reply.send(Event::PromptLogprobs { start: first + 1, tokens });
         }
     }
     if job.prompt_logits {
-        job.reply.send(Event::PromptLogits {
-            start: first,
-            vocab,
-            rows: logits.to_vec(),
-        });
+        job.reply.send(Event::PromptLogits { start: first, vocab, rows: logits.to_vec() });
     }
     Ok(())
 }
@@ -380,6 +358,5 @@ fn prompt_outputs(
 /// The text of a panic.
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no message".into())
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
 }

@@ -118,19 +118,12 @@ impl RequestHandle {
             match event {
                 Event::PromptLogits { rows, .. } => all.prompt_logits.extend_from_slice(&rows),
                 Event::PromptLogprobs { tokens, .. } => all.prompt_logprobs.extend(tokens),
-                Event::Token {
-                    id, text, logprob, ..
-                } => {
+                Event::Token { id, text, logprob, .. } => {
                     all.token_ids.push(id);
                     all.text.push_str(&text);
                     all.logprobs.extend(logprob);
                 }
-                Event::Finished {
-                    reason,
-                    matched,
-                    text,
-                    usage,
-                } => {
+                Event::Finished { reason, matched, text, usage } => {
                     all.text.push_str(&text);
                     all.reason = reason;
                     all.matched = matched;
@@ -160,10 +153,7 @@ impl Iterator for RequestHandle {
         }
         // The reply's drop sends a terminal event, so a closed channel without one means that the engine's side is gone
         // for good (its thread was killed from outside).
-        let event = self
-            .events
-            .recv()
-            .unwrap_or(Event::Failed(RequestError::ShutDown));
+        let event = self.events.recv().unwrap_or(Event::Failed(RequestError::ShutDown));
         Some(self.received(event))
     }
 }
@@ -221,11 +211,7 @@ pub struct Reply {
 
 impl Reply {
     pub fn new(sink: Box<dyn EventSink>, control: Arc<Control>) -> Self {
-        Reply {
-            sink,
-            control,
-            ended: false,
-        }
+        Reply { sink, control, ended: false }
     }
 
     pub fn control(&self) -> &Control {

@@ -27,19 +27,9 @@ fn scramble(mut z: u64) -> u64 {
 
 impl Sampler {
     /// Picks by temperature and filters; `most` is the largest logit, `u` the random number.
-    pub(super) fn draw(
-        &mut self,
-        logits: &[f32],
-        most: f32,
-        params: &SamplingParams,
-        u: f64,
-    ) -> usize {
+    pub(super) fn draw(&mut self, logits: &[f32], most: f32, params: &SamplingParams, u: f64) -> usize {
         let scale = 1.0 / params.temperature;
-        let floor = if params.min_p > 0.0 {
-            most + params.temperature * params.min_p.ln()
-        } else {
-            f32::NEG_INFINITY
-        };
+        let floor = if params.min_p > 0.0 { most + params.temperature * params.min_p.ln() } else { f32::NEG_INFINITY };
         let limit = params.top_p < 1.0;
         let candidates = &mut self.candidates;
         if params.top_k > 0 && params.top_k < logits.len() {

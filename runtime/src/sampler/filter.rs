@@ -97,8 +97,5 @@ pub fn top_p(candidates: &mut [Candidate], most: f32, scale: f32, target: f64) -
 
 /// Vocabularies fit into 32 bits, which the engine checks at its start.
 fn candidate(logit: f32, at: usize) -> Candidate {
-    Candidate {
-        logit,
-        id: at as u32,
-    }
+    Candidate { logit, id: at as u32 }
 }

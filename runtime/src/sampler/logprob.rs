@@ -17,20 +17,12 @@ pub struct TokenLogprob {
 
 impl Sampler {
     /// Log-probability of token `id` of a row, beside those of the `top` most likely ones.
-    pub fn logprob(
-        &mut self,
-        logits: &[f32],
-        id: u32,
-        top: usize,
-    ) -> Result<TokenLogprob, NotFinite> {
+    pub fn logprob(&mut self, logits: &[f32], id: u32, top: usize) -> Result<TokenLogprob, NotFinite> {
         let (most, _) = simd::argmax(logits)?;
         let log_total = draw::masses(logits, most, 1.0, &mut self.masses).ln();
         let logprob = |logit: f32| ((f64::from(logit) - f64::from(most)) - log_total) as f32;
-        let mut result = TokenLogprob {
-            id,
-            logprob: logprob(*logits.get(id as usize).ok_or(NotFinite)?),
-            top: Vec::new(),
-        };
+        let mut result =
+            TokenLogprob { id, logprob: logprob(*logits.get(id as usize).ok_or(NotFinite)?), top: Vec::new() };
         if top > 0 {
             filter::top_k(logits, top, &mut self.candidates);
             let best = self.candidates.iter();

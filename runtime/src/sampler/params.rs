@@ -50,9 +50,7 @@ impl SamplingParams {
 
     /// Whether the sequence's tokens matter.
     pub fn has_penalties(&self) -> bool {
-        self.repetition_penalty != 1.0
-            || self.presence_penalty != 0.0
-            || self.frequency_penalty != 0.0
+        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 
     /// Checks every parameter against its limits for a vocabulary of `vocab` tokens.
@@ -61,12 +59,7 @@ impl SamplingParams {
             if value >= low && value <= high {
                 Ok(())
             } else {
-                Err(SamplingError::OutOfRange {
-                    field,
-                    value,
-                    low,
-                    high,
-                })
+                Err(SamplingError::OutOfRange { field, value, low, high })
             }
         };
         range("temperature", self.temperature, 0.0, 2.0)?;
@@ -78,10 +71,7 @@ impl SamplingParams {
             return Err(SamplingError::RepetitionPenalty(self.repetition_penalty));
         }
         if self.logit_bias.len() > MAX_BIASES {
-            return Err(SamplingError::TooManyBiases {
-                count: self.logit_bias.len(),
-                limit: MAX_BIASES,
-            });
+            return Err(SamplingError::TooManyBiases { count: self.logit_bias.len(), limit: MAX_BIASES });
         }
         for &(id, value) in &self.logit_bias {
             if usize::try_from(id).map_or(true, |id| id >= vocab) {

@@ -33,11 +33,7 @@ pub fn block_max(block: &[f32]) -> (f32, bool) {
     let (chunks, rest) = block.as_chunks::<LANES>();
     for chunk in chunks {
         for i in 0..LANES {
-            most[i] = if chunk[i] > most[i] {
-                chunk[i]
-            } else {
-                most[i]
-            };
+            most[i] = if chunk[i] > most[i] { chunk[i] } else { most[i] };
             nan[i] |= chunk[i].is_nan();
         }
     }

@@ -1,0 +1,148 @@
+//! The engine's side of a steady decode step allocates nothing.
+//!
+//! An executor that allocates nothing itself reads its thread's allocation count at every step; a sink that allocates
+//! nothing either takes the events.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use njoule_runtime::backend::{Batch, Capacity, Cost, Executor, MemoryUse, StepError, StepOutput};
+use njoule_runtime::request::{EventSink, SinkClosed};
+use njoule_runtime::{Engine, EngineConfig, Event, Request, SamplingParams};
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Counts the allocations of each thread.
+struct Counting;
+
+// SAFETY: every call is passed on to the system allocator unchanged; counting touches a thread-local integer that needs
+// neither initialisation nor destruction, so it cannot allocate.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.realloc(ptr, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const VOCAB: usize = 1000;
+
+/// Returns logits that depend on tokens and positions, from memory that it reserved at its start.
+struct Flat {
+    outputs: Vec<(u32, u32)>,
+    /// Allocations since the step before, per step.
+    counts: Arc<Mutex<Vec<(usize, u64)>>>,
+    last: u64,
+}
+
+impl Executor for Flat {
+    fn submit(&mut self, batch: &Batch) -> Result<(), StepError> {
+        let now = ALLOCATIONS.with(Cell::get);
+        self.counts.lock().unwrap().push((batch.rows(), now - self.last));
+        self.outputs.clear();
+        let output = |&row: &u32| {
+            let row = row as usize;
+            (batch.tokens[row], batch.positions[row])
+        };
+        self.outputs.extend(batch.outputs.iter().map(output));
+        Ok(())
+    }
+
+    fn collect(&mut self, out: &mut StepOutput) -> Result<(), StepError> {
+        out.vocab = VOCAB;
+        out.logits.clear();
+        for (token, position) in &self.outputs {
+            let mix = |i: u32| (i * 7919 + token * 104_729 + position * 1_299_709) % 1009;
+            out.logits.extend((0..VOCAB as u32).map(|i| mix(i) as f32 * 0.01));
+        }
+        self.last = ALLOCATIONS.with(Cell::get);
+        Ok(())
+    }
+
+    fn cost(&self, _: &Batch) -> Cost {
+        Cost::default()
+    }
+
+    fn memory(&self) -> MemoryUse {
+        MemoryUse::default()
+    }
+}
+
+/// Counts tokens.
+struct Count {
+    tokens: Arc<AtomicU64>,
+    ended: Arc<AtomicBool>,
+}
+
+impl EventSink for Count {
+    fn send(&mut self, event: Event) -> Result<(), SinkClosed> {
+        match event {
+            Event::Token { .. } => {
+                self.tokens.fetch_add(1, Ordering::Relaxed);
+            }
+            event => self.ended.store(event.is_terminal(), Ordering::Relaxed),
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_steady_decode_step_allocates_nothing() {
+    let capacity = Capacity { blocks: 512, block_len: 16, max_rows: 64, max_seqs: 16, max_outputs: 16, max_len: 512 };
+    let counts = Arc::new(Mutex::new(Vec::with_capacity(4096)));
+    let executor = Flat { outputs: Vec::with_capacity(64), counts: counts.clone(), last: 0 };
+    let engine = Engine::start(Box::new(executor), VOCAB, EngineConfig::new(capacity)).unwrap();
+    let tokens = Arc::new(AtomicU64::new(0));
+    let cases = [
+        SamplingParams::default(),
+        SamplingParams { temperature: 0.8, top_p: 0.95, seed: Some(1), ..SamplingParams::default() },
+        SamplingParams {
+            temperature: 0.8,
+            top_k: 40,
+            min_p: 0.05,
+            repetition_penalty: 1.1,
+            seed: Some(2),
+            ..SamplingParams::default()
+        },
+        SamplingParams {
+            temperature: 1.0,
+            frequency_penalty: 0.1,
+            presence_penalty: 0.1,
+            logit_bias: vec![(5, 1.0)],
+            seed: Some(3),
+            ..SamplingParams::default()
+        },
+    ];
+    for sampling in cases {
+        let request = Request { sampling, ..Request::new((0..20).collect(), 400) };
+        let sink = Count { tokens: tokens.clone(), ended: Arc::default() };
+        engine.submit_to(request, Box::new(sink)).unwrap();
+    }
+    engine.shutdown(Duration::from_secs(120)).unwrap();
+    assert_eq!(tokens.load(Ordering::Relaxed), 4 * 400);
+    // The first decode steps may still grow scratch; the first and last steps have arrivals and departures.
+    let counts = counts.lock().unwrap();
+    let steady: Vec<_> = counts.iter().filter(|(rows, _)| *rows == 4).collect();
+    assert!(steady.len() > 300);
+    let late: u64 = steady[16..].iter().map(|(_, count)| count).sum();
+    assert_eq!(late, 0, "{:?}", &steady[16..]);
+}
