@@ -17,6 +17,7 @@ pub mod isa;
 pub mod kv;
 pub mod packed;
 pub mod plan;
+pub mod probe;
 mod rows;
 #[allow(missing_docs)]
 pub mod simd;

@@ -155,6 +155,11 @@ impl Packed {
         Ok(Packed { rows, cols, stored, panel_bytes, data })
     }
 
+    /// Bytes that a matrix takes.
+    pub fn bytes_of(rows: usize, cols: usize, stored: Stored) -> usize {
+        rows.next_multiple_of(GROUP) / PANEL * stored.panel_bytes(cols)
+    }
+
     /// Rows without padding.
     pub fn rows(&self) -> usize {
         self.rows

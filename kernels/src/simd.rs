@@ -59,6 +59,9 @@ pub unsafe trait Simd: Copy + 'static {
     /// `x` where lane index `+ at` lies in `from..to`, else minus infinity.
     unsafe fn mask_range(x: Self::F, at: i32, from: i32, to: i32) -> Self::F;
 
+    /// Asks for the line of `p` to be brought near; any address will do.
+    unsafe fn prefetch(p: *const u8);
+
     unsafe fn isplat(x: i32) -> Self::I;
     unsafe fn iadd(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn isum(x: Self::I) -> i32;

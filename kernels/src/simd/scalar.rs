@@ -139,6 +139,11 @@ unsafe impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        let _ = p;
+    }
+
+    #[inline(always)]
     unsafe fn isplat(x: i32) -> Self::I {
         [x; N]
     }

@@ -172,6 +172,12 @@ unsafe impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        // SAFETY: trait contract; a prefetch faults nowhere.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn isplat(x: i32) -> __m256i {
         // SAFETY: trait contract.
         unsafe { _mm256_set1_epi32(x) }

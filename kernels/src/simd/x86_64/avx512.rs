@@ -161,6 +161,12 @@ unsafe impl<const HAS_BF16: bool> Simd for Avx512<HAS_BF16> {
     }
 
     #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        // SAFETY: trait contract; a prefetch faults nowhere.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn isplat(x: i32) -> __m512i {
         // SAFETY: trait contract.
         unsafe { _mm512_set1_epi32(x) }
