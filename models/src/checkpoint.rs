@@ -43,6 +43,15 @@ pub enum Origin {
     Preset(String),
 }
 
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Directory(path) | Origin::Gguf(path) => path.display().fmt(f),
+            Origin::Preset(name) => write!(f, "random:{name}"),
+        }
+    }
+}
+
 /// A model that can be loaded.
 pub struct Checkpoint {
     /// Where it is.
@@ -89,7 +98,8 @@ impl Checkpoint {
 
     fn open_directory(dir: &Path) -> Result<Self, CheckpointError> {
         let config_path = dir.join("config.json");
-        if !config_path.is_file() {
+        // A directory of GGUF files may come with the config of the model they were made from.
+        if !config_path.is_file() || !SafetensorsSource::is_in(dir) && only_gguf(dir).is_ok() {
             return Self::open_gguf(&only_gguf(dir)?);
         }
         let json = read_json(&config_path)?;

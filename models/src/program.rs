@@ -424,3 +424,6 @@ impl fmt::Display for OpText<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

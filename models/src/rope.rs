@@ -102,3 +102,6 @@ impl fmt::Display for RopeTable {
         write!(f, "{} pairs {first:e}..{last:e} amplitude {} #{hash:016x}", self.inv_freq.len(), self.amplitude)
     }
 }
+
+#[cfg(test)]
+mod tests;

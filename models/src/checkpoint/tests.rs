@@ -74,6 +74,10 @@ fn gguf_files_open_alone_or_in_their_directory() {
     assert!(file.stored.to_string().contains("F16") && file.stored.to_string().contains("Q8_0"), "{}", file.stored);
     assert_eq!((file.generation.eos, file.file_bytes), (vec![2], 136_768));
     assert_eq!(Checkpoint::open(&dir).unwrap().origin, file.origin);
+    let beside = tempfile::tempdir().unwrap();
+    std::fs::copy(dir.join("model.gguf"), beside.path().join("q8.gguf")).unwrap();
+    std::fs::copy(fixtures::path("llama_plain/config.json"), beside.path().join("config.json")).unwrap();
+    assert!(Checkpoint::open(beside.path()).unwrap().gguf.is_some(), "a config beside a GGUF file alone");
     let two = tempfile::tempdir().unwrap();
     for name in ["a.gguf", "b.gguf"] {
         std::fs::copy(dir.join("model.gguf"), two.path().join(name)).unwrap();

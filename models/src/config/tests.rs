@@ -305,3 +305,15 @@ proptest! {
         let _ = parse(json);
     }
 }
+
+#[test]
+fn configs_with_every_key_that_transformers_writes_mean_the_same() {
+    for version in [4, 5] {
+        let text = std::fs::read_to_string(fixtures::path(&format!("configs/transformers-{version}.json"))).unwrap();
+        let all: Value = serde_json::from_str(&text).unwrap();
+        for name in fixtures::CHECKPOINTS {
+            let expected = parse(fixtures::config_json(name)).unwrap();
+            assert_eq!(parse(all[name].clone()), Ok(expected), "{name} by transformers {version}");
+        }
+    }
+}

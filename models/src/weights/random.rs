@@ -63,10 +63,10 @@ impl WeightRows for RandomRows {
         let (lead, rest) = out.split_at_mut((start % 2).min(out.len()));
         lead.iter_mut().for_each(|x| *x = pair(start / 2)[1]);
         let even = start.div_ceil(2);
-        for (i, two) in rest.chunks_mut(2).enumerate() {
-            let values = pair(even + i);
-            two.copy_from_slice(&values[..two.len()]);
-        }
+        let (whole, tail) = rest.as_chunks_mut::<2>();
+        whole.iter_mut().enumerate().for_each(|(i, two)| *two = pair(even + i));
+        let last = even + whole.len();
+        tail.iter_mut().for_each(|x| *x = pair(last)[0]);
     }
 
     fn raw_row(&self, _row: usize) -> Option<&[u8]> {

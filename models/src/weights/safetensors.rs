@@ -48,6 +48,11 @@ impl SafetensorsSource {
         Self::of_files(dir, &files, Some((&index, &weight_map)))
     }
 
+    /// Whether `dir` has something to open.
+    pub fn is_in(dir: &Path) -> bool {
+        dir.join(SINGLE).is_file() || dir.join(INDEX).is_file()
+    }
+
     fn of_files(
         dir: &Path,
         files: &[PathBuf],
