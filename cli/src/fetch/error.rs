@@ -20,9 +20,12 @@ impl Attempt {
         Attempt { place: place.to_string(), why: why.to_string() }
     }
 
-    /// An attempt that ended in an error, its causes included.
+    /// An attempt that ended in an error, its causes included; the place is not named twice.
     pub(super) fn failed(place: impl fmt::Display, error: &FetchError) -> Self {
-        Attempt::new(place, one_line(error))
+        let place = place.to_string();
+        let why = one_line(error).replacen(&format!("cannot reach {place}: "), "cannot be reached: ", 1);
+        let why = why.strip_prefix(&format!("{place} ")).map(str::to_owned).unwrap_or(why);
+        Attempt { place, why }
     }
 }
 
@@ -43,6 +46,8 @@ pub enum FetchError {
     Certificates { setting: &'static str, path: PathBuf },
     #[error("{setting} is not a URL: it {why}")]
     BadUrl { setting: String, why: super::url::BadUrl },
+    #[error("{setting} is not the URL of a proxy that njoule can use (http or https)")]
+    BadProxy { setting: &'static str },
     #[error("{path}:{line}: {why}", path = .path.display())]
     PipConfig { path: PathBuf, line: usize, why: &'static str },
     #[error("{url} is plain http to another machine; use https (or, for a package index, pip's trusted-host)")]

@@ -91,7 +91,7 @@ impl Http {
         Ok(Http {
             trusting: agent(roots.clone(), true),
             agent: agent(roots, false),
-            proxies: Proxies::new(env, settings.proxy.as_deref()),
+            proxies: Proxies::new(env, settings.proxy.as_deref())?,
             trusted: settings.trusted.iter().map(|host| host.to_ascii_lowercase()).collect(),
             plain_http: settings.plain_http.clone(),
         })

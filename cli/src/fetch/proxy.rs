@@ -2,8 +2,8 @@
 
 use ureq::Proxy;
 
-use super::Env;
 use super::url::Url;
+use super::{Env, FetchError};
 
 /// The proxies of an environment.
 #[derive(Clone, Default)]
@@ -15,14 +15,19 @@ pub struct Proxies {
 
 impl Proxies {
     /// Reads the variables; `of_pip` is pip's `proxy` setting, which goes before them.
-    pub fn new(env: &Env, of_pip: Option<&str>) -> Self {
+    pub fn new(env: &Env, of_pip: Option<&str>) -> Result<Self, FetchError> {
         let either = |name: &str| env.var(&name.to_ascii_lowercase()).or_else(|| env.var(name));
-        let proxy =
-            |name| of_pip.or_else(|| either(name)).or_else(|| either("ALL_PROXY")).and_then(|p| Proxy::new(p).ok());
+        let proxy = |name: &'static str| {
+            let settings = [("pip's proxy", of_pip), (name, either(name)), ("ALL_PROXY", either("ALL_PROXY"))];
+            let Some((setting, text)) = settings.into_iter().find_map(|(name, text)| Some((name, text?))) else {
+                return Ok(None);
+            };
+            Proxy::new(text).map(Some).map_err(|_| FetchError::BadProxy { setting })
+        };
         // HTTP_PROXY in capitals is not read under CGI, where a client could set it; njoule is no CGI program.
         let except = either("NO_PROXY").unwrap_or("").split([',', ' ']).map(|e| e.trim().to_ascii_lowercase());
         let except = except.filter(|e| !e.is_empty()).collect();
-        Proxies { http: proxy("HTTP_PROXY"), https: proxy("HTTPS_PROXY"), except }
+        Ok(Proxies { http: proxy("HTTP_PROXY")?, https: proxy("HTTPS_PROXY")?, except })
     }
 
     /// The proxy for a URL.
@@ -56,7 +61,7 @@ mod tests {
     #[test]
     fn no_proxy_covers_domains_and_ports_but_not_lookalikes() {
         let env = Env::from_pairs([("https_proxy", "http://proxy:3128"), ("NO_PROXY", "intra.example, .b.c,x:444")]);
-        let proxies = Proxies::new(&env, None);
+        let proxies = Proxies::new(&env, None).unwrap();
         for (url, proxied) in [
             ("https://pypi.org/", true),
             ("http://pypi.org/", false),
@@ -70,5 +75,13 @@ mod tests {
         ] {
             assert_eq!(proxies.of(&Url::parse(url).unwrap()).is_some(), proxied, "{url}");
         }
+    }
+
+    #[test]
+    fn a_proxy_that_makes_no_sense_is_named_without_its_value() {
+        let env = Env::from_pairs([("HTTPS_PROXY", "gopher://me:hunter2@proxy")]);
+        let error = Proxies::new(&env, None).err().unwrap().to_string();
+        assert!(error.starts_with("HTTPS_PROXY") && !error.contains("hunter2"), "{error}");
+        assert!(Proxies::new(&env, Some("http://me:hunter2@proxy:1")).is_ok());
     }
 }

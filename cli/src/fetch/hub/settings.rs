@@ -25,7 +25,7 @@ impl HubSettings {
         let endpoint =
             Url::parse(endpoint).map_err(|why| FetchError::BadUrl { setting: "HF_ENDPOINT".to_owned(), why })?;
         let offline = ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].into_iter().find(|name| env.flag(name));
-        let offline = if options.offline { Some("--offline") } else { offline };
+        let offline = if options.offline { Some(options.why_offline()) } else { offline };
         Ok(HubSettings { endpoint, cache: cache_dir(env)?, token: token(env)?, offline })
     }
 }
