@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use njoule_kernels::packed::{PackError, Packed, Source, Stored};
 use njoule_models::program::{Program, WeightDecl, WeightId, WeightUse};
-use njoule_models::weights::{Container, DType, Encoding, GgmlType, WeightRows, WeightSource};
+use njoule_models::weights::{Container, DType, Encoding, GgmlType, WeightError, WeightRows, WeightSource};
 
 use crate::backend::{LoadError, Quant};
 
@@ -45,6 +45,20 @@ impl StoredWeights {
             Ok(StoredWeight::Matrix(Arc::new(packed)))
         };
         Ok(StoredWeights { weights: program.weights.iter().map(load).collect::<Result<_, LoadError>>()? })
+    }
+
+    /// Bytes per stored type that [`StoredWeights::load`] would take for the matrices, without reading them.
+    pub fn preview(
+        program: &Program,
+        source: &dyn WeightSource,
+        quant: Quant,
+    ) -> Result<BTreeMap<&'static str, usize>, WeightError> {
+        let mut types = BTreeMap::new();
+        for decl in program.weights.iter().filter(|d| d.usage != WeightUse::Vector) {
+            let stored = choose(quant, decl.usage, source.get(decl)?.encoding(), source.container());
+            *types.entry(stored.name()).or_default() += Packed::bytes_of(decl.rows, decl.cols, stored);
+        }
+        Ok(types)
     }
 
     /// The packed matrix of a linear or vocabulary weight.
