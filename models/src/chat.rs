@@ -12,6 +12,7 @@ mod tests;
 mod time;
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::SystemTime;
 
 use minijinja::{Environment, UndefinedBehavior};
@@ -115,7 +116,7 @@ impl ChatTemplate {
         env.set_fuel(Some(FUEL));
         python::install(&mut env);
         for (name, source) in templates {
-            env.add_template_owned(name.clone(), python::without_generation_tags(source))
+            env.add_template_owned(name.clone(), python::prepare(source))
                 .map_err(|source| ChatError::Syntax { name: name.clone(), source })?;
         }
         Ok(ChatTemplate {
@@ -180,8 +181,10 @@ impl ChatTemplate {
     fn run(&self, name: &str, context: minijinja::Value) -> Result<String, ChatError> {
         let template = self.env.get_template(name).map_err(ChatError::Render)?;
         let mut out = Bounded { bytes: Vec::new(), full: false };
-        match template.render_captured_to(context, &mut out) {
-            Ok(_) => {}
+        // The engine has slips (such as `[][::-1]`, in 2.24): a panic is the template's failure, not the process's.
+        let done = catch_unwind(AssertUnwindSafe(|| template.render_captured_to(context, &mut out).map(drop)));
+        match done.unwrap_or_else(|_| Err(python::broken())) {
+            Ok(()) => {}
             Err(_) if out.full => return Err(ChatError::TooLong { limit: MAX_OUTPUT }),
             Err(e) => {
                 return Err(match python::raised(&e) {

@@ -47,10 +47,17 @@ pub(super) fn install(env: &mut Environment<'static>) {
         args.first().map_or(Ok(()), bounded_format)?;
         format.call(state, &args)
     });
-    env.add_test("sequence", |v: &Value| matches!(v.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String));
-    env.add_test("iterable", |v: &Value| {
-        matches!(v.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String | ValueKind::Iterable)
-    });
+    // An undefined value is an empty sequence.
+    for name in ["length", "count"] {
+        env.add_filter(name, |value: &Value| match value.kind() {
+            ValueKind::Undefined => Ok(0),
+            _ => minijinja::filters::length(value),
+        });
+    }
+    let is_sequence =
+        |v: &Value| matches!(v.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::String | ValueKind::Undefined);
+    env.add_test("sequence", is_sequence);
+    env.add_test("iterable", move |v: &Value| is_sequence(v) || v.kind() == ValueKind::Iterable);
     env.add_function("raise_exception", |message: &Value| -> Result<Value, Error> {
         let message = display(message);
         Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
@@ -61,6 +68,11 @@ pub(super) fn install(env: &mut Environment<'static>) {
 /// `strftime_now` at a fixed time.
 pub(super) fn strftime_at(now: SystemTime) -> Value {
     Value::from_function(move |format: &str| strftime(now, format))
+}
+
+/// What rendering fails with where the engine panics.
+pub(super) fn broken() -> Error {
+    Error::new(ErrorKind::InvalidOperation, "the template engine gave up")
 }
 
 /// The message of `raise_exception`, if that is why rendering failed.
@@ -161,28 +173,48 @@ fn is_space(c: char) -> bool {
     c.is_whitespace() || matches!(c, '\u{1c}'..='\u{1f}')
 }
 
-/// Replaces `{% generation %}` and `{% endgeneration %}` by an `if` that is always true.
-pub(super) fn without_generation_tags(source: &str) -> String {
-    if !source.contains("generation") {
-        return source.to_owned();
-    }
+/// Rewrites what the engine does not know or does wrong: `{% generation %}` and `{% endgeneration %}` become an `if` that
+/// is always true, and `[::-1]` becomes the filter `reverse` (the engine panics on an empty list).
+pub(super) fn prepare(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
-    while let Some(at) = rest.find("{%") {
+    while let Some((at, close)) = next_tag(rest) {
         let (before, tag) = rest.split_at(at + 2);
         out.push_str(before);
-        let Some(end) = tag.find("%}") else {
+        let Some(end) = tag.find(close) else {
             rest = tag;
             continue;
         };
-        let inside = tag[..end].trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
-        match inside {
-            "generation" => out.push_str(&tag[..end].replacen("generation", "if true", 1)),
-            "endgeneration" => out.push_str(&tag[..end].replacen("endgeneration", "endif", 1)),
-            _ => out.push_str(&tag[..end]),
+        let inside = &tag[..end];
+        match inside.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+') {
+            "generation" => out.push_str(&inside.replacen("generation", "if true", 1)),
+            "endgeneration" => out.push_str(&inside.replacen("endgeneration", "endif", 1)),
+            _ => push_reversed(inside, &mut out),
         }
         rest = &tag[end..];
     }
     out.push_str(rest);
     out
+}
+
+/// Position of the next tag, and what ends it.
+fn next_tag(text: &str) -> Option<(usize, &'static str)> {
+    text.match_indices('{').find_map(|(at, _)| {
+        let close = match text.as_bytes().get(at + 1)? {
+            b'%' => "%}",
+            b'{' => "}}",
+            _ => return None,
+        };
+        Some((at, close))
+    })
+}
+
+fn push_reversed(mut expression: &str, out: &mut String) {
+    while let Some((before, after)) = expression.split_once("[::-1]") {
+        out.push_str(before);
+        // What follows a filter's name would be read as its arguments.
+        out.push_str(if after.starts_with(['.', '[', '(']) { "[::-1]" } else { "|reverse" });
+        expression = after;
+    }
+    out.push_str(expression);
 }
