@@ -100,20 +100,13 @@ unsafe fn load_kv<S: Simd, const KV: u8>(p: *const u8, i: usize) -> S::F {
 #[inline(always)]
 unsafe fn tile<S: Simd, const KV: u8, const NT: usize>(a: &AttendArgs<'_>, first: usize) {
     let shape = &a.cache.shape;
-    let (k_dim, v_dim, v_pad, block_len) = (shape.k_dim, shape.v_dim, shape.v_pad(), shape.block_len);
-    let keys = a.cache.keys.as_slice().as_ptr();
-    let values = a.cache.values.as_slice().as_ptr();
-    let int8 = KV == KvStored::Int8 as u8;
+    let (k_dim, v_dim, v_pad) = (shape.k_dim, shape.v_dim, shape.v_pad());
     // Item i of the task is row i / group, query head i % group.
     let row = |t: usize| (first + t) / a.group;
     let column = |t: usize| a.head * a.group + (first + t) % a.group;
-    let mut to = [0_usize; NT];
-    let mut from = [0_usize; NT];
-    for t in 0..NT {
-        to[t] = a.position + row(t) + 1;
-        from[t] = to[t].saturating_sub(a.window);
-    }
-    let (begin, end) = (from[0] / KEY_TILE * KEY_TILE, to[NT - 1]);
+    let to = std::array::from_fn(|t| a.position + row(t) + 1);
+    let seen = Seen { from: std::array::from_fn(|t| to[t].saturating_sub(a.window)), to };
+    let (begin, end) = (seen.from[0] / KEY_TILE * KEY_TILE, seen.to[NT - 1]);
     // SAFETY: the scratch holds the three parts; rows, blocks and heads are those of the task.
     unsafe {
         let q = a.scratch;
@@ -130,65 +123,26 @@ unsafe fn tile<S: Simd, const KV: u8, const NT: usize>(a: &AttendArgs<'_>, first
         let mut sum = [0.0_f32; NT];
         let mut key0 = begin;
         while key0 < end {
-            for sub in (0..KEY_TILE).step_by(KEYS) {
-                let key = key0 + sub;
-                if key >= end {
-                    for t in 0..NT {
-                        for i in (0..KEYS).step_by(S::LANES) {
-                            S::store(scores.add(t * KEY_TILE + sub + i), S::splat(f32::NEG_INFINITY));
-                        }
-                    }
-                    continue;
-                }
-                let block = *a.table.get_unchecked(key / block_len) as usize;
-                let at = shape.head_start(block, a.head, k_dim) + key % block_len * k_dim;
-                for part in (0..KEYS).step_by(S::LANES) {
-                    let mut s = [S::zero(); NT];
-                    for d in 0..k_dim {
-                        let k = load_kv::<S, KV>(keys, at + d * KEYS + part);
-                        for t in 0..NT {
-                            s[t] = S::fma(k, S::splat(*q.add(d * NT + t)), s[t]);
-                        }
-                    }
-                    if int8 {
-                        let scales = a.cache.key_scales.as_slice().as_ptr().cast::<f32>();
-                        let scale = S::load(scales.add(shape.head_start(block, a.head, 1) + key % block_len + part));
-                        for t in 0..NT {
-                            s[t] = S::mul(s[t], scale);
-                        }
-                    }
-                    for t in 0..NT {
-                        let masked = S::mask_range(s[t], (key + part) as i32, from[t] as i32, to[t] as i32);
-                        S::store(scores.add(t * KEY_TILE + sub + part), masked);
-                    }
-                }
-            }
-            softmax_step::<S, NT>(scores, &mut max, &mut sum, acc, v_pad);
             let count = (end - key0).min(KEY_TILE);
-            if int8 {
+            let vectors = count.div_ceil(S::LANES);
+            let mut first = 0;
+            while first < vectors {
+                score::<S, KV, NT>(a, &seen, q, scores, (key0, first, vectors));
+                first += unroll(NT);
+            }
+            softmax_step::<S, NT>(scores, vectors, &mut max, &mut sum, acc, v_pad);
+            if KV == KvStored::Int8 as u8 {
                 scale_probabilities::<NT>(a, scores, key0, count);
             }
-            for column in (0..v_pad).step_by(S::LANES) {
-                let mut o = [S::zero(); NT];
-                for t in 0..NT {
-                    o[t] = S::load(acc.add(t * v_pad + column));
-                }
-                let mut i = 0;
-                while i < count {
-                    let key = key0 + i;
-                    let block = *a.table.get_unchecked(key / block_len) as usize;
-                    let at = shape.head_start(block, a.head, v_pad) + key % block_len * v_pad + column;
-                    let run = (block_len - key % block_len).min(count - i);
-                    for j in 0..run {
-                        let v = load_kv::<S, KV>(values, at + j * v_pad);
-                        for t in 0..NT {
-                            o[t] = S::fma(v, S::splat(*scores.add(t * KEY_TILE + i + j)), o[t]);
-                        }
-                    }
-                    i += run;
-                }
-                for t in 0..NT {
-                    S::store(acc.add(t * v_pad + column), o[t]);
+            let columns = v_pad / S::LANES;
+            let mut first = 0;
+            while first < columns {
+                if first + unroll(NT) <= columns {
+                    weigh::<S, KV, NT, true>(a, scores, acc, (key0, count), first * S::LANES);
+                    first += unroll(NT);
+                } else {
+                    weigh::<S, KV, NT, false>(a, scores, acc, (key0, count), first * S::LANES);
+                    first += 1;
                 }
             }
             key0 += KEY_TILE;
@@ -203,10 +157,125 @@ unsafe fn tile<S: Simd, const KV: u8, const NT: usize>(a: &AttendArgs<'_>, first
     }
 }
 
+/// Keys that each query of a tile sees: `from[t]..to[t]`.
+struct Seen<const NT: usize> {
+    from: [usize; NT],
+    to: [usize; NT],
+}
+
+/// Vectors worked on at once, so that few queries still keep the multipliers busy.
+const fn unroll(queries: usize) -> usize {
+    match queries {
+        0..=3 => 4,
+        4..=6 => 2,
+        _ => 1,
+    }
+}
+
+/// Scores of [`unroll`] vectors of keys, from vector `first` of the tile at `key0`. Vectors past the last repeat it and
+/// are masked.
+#[inline(always)]
+unsafe fn score<S: Simd, const KV: u8, const NT: usize>(
+    a: &AttendArgs<'_>,
+    seen: &Seen<NT>,
+    q: *const f32,
+    scores: *mut f32,
+    (key0, first, vectors): (usize, usize, usize),
+) {
+    let shape = &a.cache.shape;
+    let keys = a.cache.keys.as_slice().as_ptr();
+    let place = |u: usize| {
+        let key = key0 + (first + u).min(vectors - 1) * S::LANES;
+        // SAFETY: the key is one of the sequence's, whose blocks were checked.
+        let block = unsafe { *a.table.get_unchecked(key / shape.block_len) } as usize;
+        let within = key % shape.block_len;
+        let at = shape.head_start(block, a.head, shape.k_dim) + within / KEYS * KEYS * shape.k_dim + within % KEYS;
+        (at, shape.head_start(block, a.head, 1) + within)
+    };
+    // SAFETY: places lie in the cache; `q` and `scores` in the scratch.
+    unsafe {
+        let mut at = [0; 4];
+        for u in 0..unroll(NT) {
+            at[u] = place(u).0;
+        }
+        let mut s = [[S::zero(); NT]; 4];
+        for d in 0..shape.k_dim {
+            for u in 0..unroll(NT) {
+                let k = load_kv::<S, KV>(keys, at[u] + d * KEYS);
+                for t in 0..NT {
+                    s[u][t] = S::fma(k, S::splat(*q.add(d * NT + t)), s[u][t]);
+                }
+            }
+        }
+        for u in 0..unroll(NT) {
+            if first + u >= vectors {
+                break;
+            }
+            if KV == KvStored::Int8 as u8 {
+                let scale = S::load(a.cache.key_scales.as_slice().as_ptr().cast::<f32>().add(place(u).1));
+                for t in 0..NT {
+                    s[u][t] = S::mul(s[u][t], scale);
+                }
+            }
+            let key = key0 + (first + u) * S::LANES;
+            for t in 0..NT {
+                let masked = S::mask_range(s[u][t], key as i32, seen.from[t] as i32, seen.to[t] as i32);
+                S::store(scores.add(t * KEY_TILE + (first + u) * S::LANES), masked);
+            }
+        }
+    }
+}
+
+/// Adds the values of `count` keys from `key0`, weighted, to [`unroll`] vectors of the accumulator (or one) at `column`.
+#[inline(always)]
+unsafe fn weigh<S: Simd, const KV: u8, const NT: usize, const MANY: bool>(
+    a: &AttendArgs<'_>,
+    scores: *const f32,
+    acc: *mut f32,
+    (key0, count): (usize, usize),
+    column: usize,
+) {
+    let shape = &a.cache.shape;
+    let (v_pad, block_len) = (shape.v_pad(), shape.block_len);
+    let values = a.cache.values.as_slice().as_ptr();
+    let width = if MANY { unroll(NT) } else { 1 };
+    // SAFETY: keys lie in the sequence's blocks, columns in the padded value; `acc` and `scores` in the scratch.
+    unsafe {
+        let mut o = [[S::zero(); NT]; 4];
+        for u in 0..width {
+            for t in 0..NT {
+                o[u][t] = S::load(acc.add(t * v_pad + column + u * S::LANES));
+            }
+        }
+        let mut i = 0;
+        while i < count {
+            let key = key0 + i;
+            let block = *a.table.get_unchecked(key / block_len) as usize;
+            let at = shape.head_start(block, a.head, v_pad) + key % block_len * v_pad + column;
+            let run = (block_len - key % block_len).min(count - i);
+            for j in 0..run {
+                for u in 0..width {
+                    let v = load_kv::<S, KV>(values, at + j * v_pad + u * S::LANES);
+                    for t in 0..NT {
+                        o[u][t] = S::fma(v, S::splat(*scores.add(t * KEY_TILE + i + j)), o[u][t]);
+                    }
+                }
+            }
+            i += run;
+        }
+        for u in 0..width {
+            for t in 0..NT {
+                S::store(acc.add(t * v_pad + column + u * S::LANES), o[u][t]);
+            }
+        }
+    }
+}
+
 /// Turns a tile of scores into probabilities relative to the running maximum, and rescales what was summed before.
 #[inline(always)]
 unsafe fn softmax_step<S: Simd, const NT: usize>(
     scores: *mut f32,
+    vectors: usize,
     max: &mut [f32; KEYS],
     sum: &mut [f32; NT],
     acc: *mut f32,
@@ -218,7 +287,7 @@ unsafe fn softmax_step<S: Simd, const NT: usize>(
         for t in 0..NT {
             let s = scores.add(t * KEY_TILE);
             let mut largest = S::load(s);
-            for i in (S::LANES..KEY_TILE).step_by(S::LANES) {
+            for i in (S::LANES..vectors * S::LANES).step_by(S::LANES) {
                 largest = S::max(largest, S::load(s.add(i)));
             }
             let new = S::hmax(largest).max(max[t]);
@@ -232,7 +301,7 @@ unsafe fn softmax_step<S: Simd, const NT: usize>(
             let s = scores.add(t * KEY_TILE);
             let shift = S::splat(max[t]);
             let mut total = S::zero();
-            for i in (0..KEY_TILE).step_by(S::LANES) {
+            for i in (0..vectors * S::LANES).step_by(S::LANES) {
                 let p = simd::exp::<S>(S::sub(S::load(s.add(i)), shift));
                 S::store(s.add(i), p);
                 total = S::add(total, p);
