@@ -283,7 +283,7 @@ impl Tokenizer {
     }
 
     /// A detokenizer to which ids are given one by one.
-    pub fn decode_stream(&self, skip_special: bool) -> DecodeStream<'_> {
+    pub fn decode_stream(&self, skip_special: bool) -> DecodeStream<&Tokenizer> {
         DecodeStream::new(self, skip_special)
     }
 

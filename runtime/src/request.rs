@@ -9,31 +9,11 @@ use std::time::{Duration, Instant};
 use crate::sampler::{SamplingError, SamplingParams, TokenLogprob};
 
 mod handle;
+mod text;
 
 pub use handle::{CancelToken, Completion, EventSink, RequestHandle, SinkClosed};
 pub(crate) use handle::{Control, Reply};
-
-/// Makes text of generated tokens; usually a tokenizer. The engine works without one as long as no stop string is asked
-/// for.
-pub trait TokenText: Send + Sync {
-    /// Starts the text of one answer to `prompt` (the prompt itself is not part of the text).
-    fn start(self: Arc<Self>, prompt: &[u32]) -> Box<dyn TextStream>;
-}
-
-impl std::fmt::Debug for dyn TokenText {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("TokenText")
-    }
-}
-
-/// The text of one answer, token by token.
-pub trait TextStream: Send {
-    /// Appends to `out` what token `id` completes: nothing while a character is incomplete, never half a character.
-    fn push(&mut self, id: u32, out: &mut String);
-
-    /// Appends what is left at the end (an incomplete character becomes U+FFFD).
-    fn finish(&mut self, out: &mut String);
-}
+pub use text::{TextStream, TokenText, TokenizerText};
 
 /// One prompt and what to do with it. Start from [`Request::new`] and set what differs.
 #[derive(Clone, Debug)]

@@ -27,14 +27,21 @@ pub use params::{SamplingError, SamplingParams};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotFinite;
 
+/// Whether a row can be sampled: no NaN, no infinity, not everything impossible.
+pub fn is_sound(logits: &[f32]) -> bool {
+    simd::argmax(logits).is_ok()
+}
+
 /// Scratch for sampling rows of one vocabulary; owned by the engine thread.
 #[derive(Debug)]
 pub struct Sampler {
     /// Logits that were changed, oldest first.
     changed: Vec<(usize, f32)>,
     candidates: Vec<Candidate>,
-    /// Probability mass per block of the row.
+    /// Probabilities relative to the likeliest token's, their sums per block, and those by size.
+    weights: Vec<f32>,
     masses: Vec<f64>,
+    histogram: Vec<f64>,
 }
 
 impl Sampler {
@@ -43,6 +50,8 @@ impl Sampler {
         Sampler {
             changed: Vec::with_capacity(1024),
             candidates: Vec::with_capacity(vocab.min(filter::ROOM)),
+            weights: Vec::new(),
+            histogram: Vec::new(),
             masses: Vec::with_capacity(vocab.div_ceil(simd::BLOCK)),
         }
     }

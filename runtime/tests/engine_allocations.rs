@@ -68,7 +68,7 @@ impl Executor for Flat {
     }
 
     fn collect(&mut self, out: &mut StepOutput) -> Result<(), StepError> {
-        out.vocab = VOCAB;
+        (out.vocab, out.stride, out.rows) = (VOCAB, VOCAB, self.outputs.len());
         out.logits.clear();
         for (token, position) in &self.outputs {
             let mix = |i: u32| (i * 7919 + token * 104_729 + position * 1_299_709) % 1009;

@@ -4,13 +4,16 @@
 //! character is held until its last byte is there, and with byte-fallback vocabularies a run of byte tokens until the
 //! run ends (one invalid byte turns the whole run into U+FFFD).
 
+use std::ops::Deref;
+
 use super::Tokenizer;
 use super::detokenize::{Detokenizer, Pieces, byte_level};
 
-/// State of an incremental decode; made by [`Tokenizer::decode_stream`].
+/// State of an incremental decode; made by [`Tokenizer::decode_stream`], or with an `Arc<Tokenizer>` where it outlives the
+/// borrow.
 #[derive(Debug)]
-pub struct DecodeStream<'a> {
-    tokenizer: &'a Tokenizer,
+pub struct DecodeStream<T> {
+    tokenizer: T,
     skip_special: bool,
     /// Bytes that are not yet text.
     held: Vec<u8>,
@@ -20,8 +23,9 @@ pub struct DecodeStream<'a> {
     strip_left: usize,
 }
 
-impl<'a> DecodeStream<'a> {
-    pub(super) fn new(tokenizer: &'a Tokenizer, skip_special: bool) -> Self {
+impl<T: Deref<Target = Tokenizer> + Clone> DecodeStream<T> {
+    /// Starts a decode; special tokens are left out if `skip_special` is set.
+    pub fn new(tokenizer: T, skip_special: bool) -> Self {
         let strip_left = match &tokenizer.detokenizer {
             Detokenizer::Pieces(Pieces { strip: Some((_, n)), .. }) => *n,
             _ => 0,
@@ -34,7 +38,7 @@ impl<'a> DecodeStream<'a> {
         if self.skip_special && self.tokenizer.is_special(id) {
             return;
         }
-        let tokenizer = self.tokenizer;
+        let tokenizer = self.tokenizer.clone();
         let Some(token) = tokenizer.token_text(id) else { return };
         match &tokenizer.detokenizer {
             Detokenizer::ByteLevel => {
@@ -63,7 +67,8 @@ impl<'a> DecodeStream<'a> {
 
     /// Appends what is still held: the ids have ended.
     pub fn finish(&mut self, text: &mut String) {
-        match &self.tokenizer.detokenizer {
+        let tokenizer = self.tokenizer.clone();
+        match &tokenizer.detokenizer {
             Detokenizer::ByteLevel => {
                 text.push_str(&String::from_utf8_lossy(&self.held));
                 self.held.clear();

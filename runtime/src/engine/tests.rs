@@ -331,11 +331,13 @@ fn logits_that_are_not_finite_fail_their_request_alone() {
     let (engine, _) = start(Some(Fault::NotANumber { first: 7, position: 10 }));
     let broken = Request::new(prompt(8, 7), 20);
     let scored = Request { prompt_logprobs: Some(0), ..Request::new(prompt(14, 7), 0) };
+    let shown = Request { prompt_logits: true, ..Request::new(prompt(14, 7), 0) };
     let mates: Vec<_> = (8..11).map(|i| Request::new(prompt(8, i), 20)).collect();
     let handles: Vec<_> = mates.iter().map(|r| engine.submit(r.clone()).unwrap()).collect();
     let error = RequestError::NonFiniteLogits { position: 10 };
     assert_eq!(engine.submit(broken).unwrap().wait(), Err(error.clone()));
-    assert_eq!(engine.submit(scored).unwrap().wait(), Err(error));
+    assert_eq!(engine.submit(scored).unwrap().wait(), Err(error.clone()));
+    assert_eq!(engine.submit(shown).unwrap().wait(), Err(error));
     for (request, handle) in mates.iter().zip(handles) {
         assert_eq!(handle.wait().unwrap().token_ids, expected(request));
     }

@@ -4,6 +4,7 @@
 //! both.
 
 use std::any::Any;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
@@ -14,7 +15,7 @@ use super::{EngineConfig, Shared};
 use crate::backend::{Batch, Capacity, Executor, StepError, StepOutput};
 use crate::kv::BlockPool;
 use crate::request::{Event, FinishReason, RequestError};
-use crate::sampler::Sampler;
+use crate::sampler::{Sampler, is_sound};
 use crate::scheduler::{Plan, Scheduler, Sequence, StepLimits};
 
 /// Body of the engine thread.
@@ -162,14 +163,7 @@ impl Worker {
         let now = Instant::now();
         self.idle_since = Some(now);
         self.count(plan, (now - start).as_secs_f64());
-        let (rows, vocab) = (self.batch.outputs.len(), self.vocab);
-        if rows > 0 && (self.output.vocab != vocab || self.output.logits.len() != rows * vocab) {
-            return Err(RequestError::Step(format!(
-                "the backend returned {} logits in rows of {}, not {rows} rows of {vocab}",
-                self.output.logits.len(),
-                self.output.vocab,
-            )));
-        }
+        check_output(&self.output, self.batch.outputs.len(), self.vocab)?;
         for i in 0..self.scheduler.running().len() {
             if self.scheduler.running()[i].chunk > 0 {
                 self.advance(i, now);
@@ -196,15 +190,14 @@ impl Worker {
 
     /// Delivers the prompt outputs of running sequence `i` and samples its next token, as far as this step has them.
     fn advance(&mut self, i: usize, now: Instant) {
-        let Worker { scheduler, sampler, output, vocab, stats, .. } = self;
+        let Worker { scheduler, sampler, output, stats, .. } = self;
         let sequence = &mut scheduler.running_mut()[i];
         let samples = sequence.samples_now();
-        let row = |output: usize| output * *vocab..(output + 1) * *vocab;
         let first = sequence.computed.max(sequence.next_prompt_output);
         let end = (sequence.computed + sequence.chunk).min(sequence.prompt_len);
         if first < end {
-            let rows = row(sequence.outputs.start).start..row(sequence.outputs.start + end - first - 1).end;
-            if let Err(error) = prompt_outputs(sequence, first, &output.logits[rows], sampler, *vocab) {
+            let outputs = sequence.outputs.start..sequence.outputs.start + (end - first);
+            if let Err(error) = prompt_outputs(sequence, first, outputs, output, sampler) {
                 sequence.job.end = Some(End::Failed(error));
                 return;
             }
@@ -213,7 +206,8 @@ impl Worker {
         if !samples {
             return;
         }
-        let logits = &mut output.logits[row(sequence.outputs.end - 1)];
+        let start = (sequence.outputs.end - 1) * output.stride;
+        let logits = &mut output.logits[start..start + output.vocab];
         let index = sequence.generated();
         let job = &mut sequence.job;
         let forbidden = if index < job.min_tokens { &job.forbidden[..] } else { &[] };
@@ -330,19 +324,20 @@ fn roomy_batch(capacity: &Capacity) -> Batch {
 fn prompt_outputs(
     sequence: &mut Sequence<Job>,
     first: usize,
-    logits: &[f32],
+    outputs: Range<usize>,
+    output: &StepOutput,
     sampler: &mut Sampler,
-    vocab: usize,
 ) -> Result<(), RequestError> {
     let job = &mut sequence.job;
     let prompt = &sequence.tokens[..sequence.prompt_len];
     if let Some(top) = job.prompt_logprobs {
-        let mut tokens = Vec::with_capacity(logits.len() / vocab);
-        for (position, row) in (first..).zip(logits.chunks_exact(vocab)) {
+        let mut tokens = Vec::with_capacity(outputs.len());
+        for (position, i) in (first..).zip(outputs.clone()) {
             let Some(&next) = prompt.get(position + 1) else {
                 break;
             };
-            let logprob = sampler.logprob(row, next, top).map_err(|_| RequestError::NonFiniteLogits { position })?;
+            let logprob =
+                sampler.logprob(output.row(i), next, top).map_err(|_| RequestError::NonFiniteLogits { position })?;
             tokens.push(logprob);
         }
         if !tokens.is_empty() {
@@ -350,9 +345,31 @@ fn prompt_outputs(
         }
     }
     if job.prompt_logits {
-        job.reply.send(Event::PromptLogits { start: first, vocab, rows: logits.to_vec() });
+        let mut rows = Vec::with_capacity(outputs.len() * output.vocab);
+        for (position, i) in (first..).zip(outputs) {
+            if !is_sound(output.row(i)) {
+                return Err(RequestError::NonFiniteLogits { position });
+            }
+            rows.extend_from_slice(output.row(i));
+        }
+        job.reply.send(Event::PromptLogits { start: first, vocab: output.vocab, rows });
     }
     Ok(())
+}
+
+/// Refuses an output that does not hold the rows that were asked for.
+fn check_output(output: &StepOutput, rows: usize, vocab: usize) -> Result<(), RequestError> {
+    let StepOutput { logits, vocab: columns, stride, rows: got } = output;
+    let Some(last) = rows.checked_sub(1) else {
+        return Ok(());
+    };
+    if *columns == vocab && *got == rows && *stride >= vocab && logits.len() >= last * stride + vocab {
+        return Ok(());
+    }
+    Err(RequestError::Step(format!(
+        "the backend returned {got} rows of {columns} logits, {stride} apart, {} in all, not {rows} rows of {vocab}",
+        logits.len(),
+    )))
 }
 
 /// The text of a panic.

@@ -1,9 +1,12 @@
 //! The random number of an output token, and picking with it.
 //!
+//! Every logit becomes a weight, relative to the largest logit's, in one vectorised pass that also applies min-p; a token
+//! is where the running sum of weights exceeds a random share of the total.
+//!
 //! Invariant: the number depends on (seed, output index) alone: nothing has to be saved or replayed.
 
 use super::Sampler;
-use super::filter::{self, Candidate};
+use super::filter::{self, Candidate, Nucleus};
 use super::params::SamplingParams;
 use super::simd::{self, BLOCK};
 
@@ -29,77 +32,82 @@ impl Sampler {
     /// Picks by temperature and filters; `most` is the largest logit, `u` the random number.
     pub(super) fn draw(&mut self, logits: &[f32], most: f32, params: &SamplingParams, u: f64) -> usize {
         let scale = 1.0 / params.temperature;
-        let floor = if params.min_p > 0.0 { most + params.temperature * params.min_p.ln() } else { f32::NEG_INFINITY };
-        let limit = params.top_p < 1.0;
-        let candidates = &mut self.candidates;
+        let top_p = f64::from(params.top_p);
         if params.top_k > 0 && params.top_k < logits.len() {
+            let candidates = &mut self.candidates;
             filter::top_k(logits, params.top_k, candidates);
-            candidates.truncate(candidates.partition_point(|c| c.logit >= floor));
-        } else if params.min_p > 0.0 {
-            filter::at_least(logits, floor, candidates);
-        } else {
-            let total = masses(logits, most, scale, &mut self.masses);
-            if !limit {
-                return draw_row(logits, most, scale, &self.masses, u * total);
+            for candidate in &mut *candidates {
+                candidate.weight = simd::exp((candidate.logit - most) * scale);
             }
-            // Tokens less likely than (1 - p) / vocab have less than 1 - p together, so the others reach p without them.
-            let share = (1.0 - f64::from(params.top_p)) / logits.len() as f64 * total;
-            let floor = f64::from(most) + f64::from(params.temperature) * share.ln();
-            filter::at_least(logits, (floor as f32).min(most), candidates);
-            let kept = filter::top_p(candidates, most, scale, total * f64::from(params.top_p));
-            return draw_candidate(&candidates[..kept], most, scale, u);
+            let kept = candidates.partition_point(|c| c.weight >= params.min_p);
+            let mut kept = &candidates[..kept.max(1)];
+            if top_p < 1.0 {
+                kept = filter::reach(kept, total(kept) * top_p);
+            }
+            return draw_candidate(kept, u * total(kept));
         }
-        let mut kept = candidates.len();
-        if limit {
-            let total: f64 = candidates.iter().map(|c| c.mass(most, scale)).sum();
-            kept = filter::top_p(candidates, most, scale, total * f64::from(params.top_p));
+        self.weights.resize(logits.len(), 0.0);
+        self.masses.clear();
+        for (block, weights) in logits.chunks(BLOCK).zip(self.weights.chunks_mut(BLOCK)) {
+            self.masses.push(simd::weigh(block, most, scale, params.min_p, weights));
         }
-        draw_candidate(&candidates[..kept], most, scale, u)
+        let total: f64 = self.masses.iter().sum();
+        if top_p >= 1.0 {
+            return draw_weight(&self.weights, &self.masses, u * total);
+        }
+        // Tokens below a share of (1 - p) / vocab have less than 1 - p together, so the others reach p without them.
+        let cut = ((1.0 - top_p) * total / logits.len() as f64) as f32;
+        let Nucleus { above, mass, edge } =
+            filter::nucleus(logits, &self.weights, cut, total * top_p, &mut self.histogram, &mut self.candidates);
+        let target = u * (mass + self::total(edge));
+        if target >= mass {
+            return draw_candidate(edge, target - mass);
+        }
+        self.masses.clear();
+        for weights in self.weights.chunks_mut(BLOCK) {
+            self.masses.push(simd::keep(weights, above));
+        }
+        draw_weight(&self.weights, &self.masses, target)
     }
 }
 
-/// Probability mass of every block, relative to the largest logit's; returns their sum.
-pub fn masses(logits: &[f32], most: f32, scale: f32, masses: &mut Vec<f64>) -> f64 {
-    masses.clear();
-    let blocks = logits.chunks(BLOCK);
-    masses.extend(blocks.map(|block| simd::block_mass(block, most, scale)));
-    masses.iter().sum()
+/// Sum of weights.
+fn total(candidates: &[Candidate]) -> f64 {
+    candidates.iter().map(|c| f64::from(c.weight)).sum()
 }
 
-/// The token of a row at which the running sum of masses exceeds `target`.
-fn draw_row(logits: &[f32], most: f32, scale: f32, masses: &[f64], target: f64) -> usize {
-    let (mut sum, mut last) = (0.0, 0);
+/// The position at which the running sum of `weights` exceeds `target`; `masses` are the sums of its blocks.
+fn draw_weight(weights: &[f32], masses: &[f64], target: f64) -> usize {
+    let mut sum = 0.0;
     for (i, &mass) in masses.iter().enumerate() {
         if sum + mass <= target {
             sum += mass;
             continue;
         }
-        let start = i * BLOCK;
-        let block = &logits[start..logits.len().min(start + BLOCK)];
-        for (j, &logit) in block.iter().enumerate() {
-            let mass = f64::from(simd::exp((logit - most) * scale));
-            if mass > 0.0 {
-                (sum, last) = (sum + mass, start + j);
+        let (start, mut last) = (i * BLOCK, None);
+        for (j, &weight) in weights[start..].iter().take(BLOCK).enumerate() {
+            if weight > 0.0 {
+                (sum, last) = (sum + f64::from(weight), Some(start + j));
             }
             if sum > target {
                 break;
             }
         }
-        return last;
+        // A block's mass and the sum of its weights may differ by rounding: then it is its last token.
+        if let Some(last) = last {
+            return last;
+        }
     }
-    // Rounding has put the target at the very end: the last token that has any mass.
-    let has_mass = |logit: &f32| simd::exp((logit - most) * scale) > 0.0;
-    logits.iter().rposition(has_mass).unwrap_or(last)
+    // Rounding has put the target at the very end.
+    weights.iter().rposition(|weight| *weight > 0.0).unwrap_or(0)
 }
 
-/// The candidate at which the running sum of masses exceeds `u` of all.
-fn draw_candidate(candidates: &[Candidate], most: f32, scale: f32, u: f64) -> usize {
-    let total: f64 = candidates.iter().map(|c| c.mass(most, scale)).sum();
-    let (target, mut sum, mut last) = (u * total, 0.0, 0);
+/// The candidate at which the running sum of weights exceeds `target`.
+fn draw_candidate(candidates: &[Candidate], target: f64) -> usize {
+    let (mut sum, mut last) = (0.0, 0);
     for candidate in candidates {
-        let mass = candidate.mass(most, scale);
-        if mass > 0.0 {
-            (sum, last) = (sum + mass, candidate.id as usize);
+        if candidate.weight > 0.0 {
+            (sum, last) = (sum + f64::from(candidate.weight), candidate.id as usize);
         }
         if sum > target {
             break;

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a token's number is the same whether it is asked for as the token itself or appears among the most likely.
 
-use super::{NotFinite, Sampler, draw, filter, simd};
+use super::{NotFinite, Sampler, filter, simd};
 
 /// Natural logarithm of a token's probability under the model (before bias, penalties, temperature and filters).
 #[derive(Clone, Debug, PartialEq)]
@@ -19,7 +19,9 @@ impl Sampler {
     /// Log-probability of token `id` of a row, beside those of the `top` most likely ones.
     pub fn logprob(&mut self, logits: &[f32], id: u32, top: usize) -> Result<TokenLogprob, NotFinite> {
         let (most, _) = simd::argmax(logits)?;
-        let log_total = draw::masses(logits, most, 1.0, &mut self.masses).ln();
+        let blocks = logits.chunks(simd::BLOCK);
+        let total: f64 = blocks.map(|block| simd::block_mass(block, most)).sum();
+        let log_total = total.ln();
         let logprob = |logit: f32| ((f64::from(logit) - f64::from(most)) - log_total) as f32;
         let mut result =
             TokenLogprob { id, logprob: logprob(*logits.get(id as usize).ok_or(NotFinite)?), top: Vec::new() };

@@ -7,7 +7,9 @@ use super::NotFinite;
 /// Logits looked at together; whole blocks without a candidate are skipped.
 pub const BLOCK: usize = 256;
 
-const LANES: usize = 16;
+/// Independent lanes of the loops. Measured with SSE2: 8 is twice as fast as 16 for maxima, 16 faster than 8 for sums alone.
+const LANES: usize = 8;
+const SUM_LANES: usize = 16;
 
 /// The largest logit and where it first occurs. Infinity, NaN and a row without any finite logit are errors.
 pub fn argmax(logits: &[f32]) -> Result<(f32, usize), NotFinite> {
@@ -45,17 +47,57 @@ pub fn block_max(block: &[f32]) -> (f32, bool) {
     (most, nan.into_iter().any(|lane| lane))
 }
 
-/// Sum of `exp((x - most) * scale)` over a block; no `x` may exceed `most`.
-pub fn block_mass(block: &[f32], most: f32, scale: f32) -> f64 {
-    let mut sums = [0f32; LANES];
-    let (chunks, rest) = block.as_chunks::<LANES>();
+/// Sum of `exp(x - most)` over a block; no `x` may exceed `most`.
+pub fn block_mass(block: &[f32], most: f32) -> f64 {
+    let mut sums = [0f32; SUM_LANES];
+    let (chunks, rest) = block.as_chunks::<SUM_LANES>();
     for chunk in chunks {
-        for i in 0..LANES {
-            sums[i] += exp((chunk[i] - most) * scale);
+        for i in 0..SUM_LANES {
+            sums[i] += exp(chunk[i] - most);
         }
     }
     for (i, &x) in rest.iter().enumerate() {
-        sums[i] += exp((x - most) * scale);
+        sums[i] += exp(x - most);
+    }
+    sums.into_iter().map(f64::from).sum()
+}
+
+/// Writes `exp((x - most) * scale)`, or 0 where that is below `least`, to `weights` and returns their sum; no `x` may
+/// exceed `most`.
+pub fn weigh(block: &[f32], most: f32, scale: f32, least: f32, weights: &mut [f32]) -> f64 {
+    let weight = |x: f32| {
+        let weight = exp((x - most) * scale);
+        if weight >= least { weight } else { 0.0 }
+    };
+    let mut sums = [0f32; LANES];
+    let (chunks, rest) = block.as_chunks::<LANES>();
+    let (outs, rest_out) = weights.as_chunks_mut::<LANES>();
+    for (chunk, out) in chunks.iter().zip(outs) {
+        for i in 0..LANES {
+            out[i] = weight(chunk[i]);
+            sums[i] += out[i];
+        }
+    }
+    for (i, (&x, out)) in rest.iter().zip(rest_out).enumerate() {
+        *out = weight(x);
+        sums[i] += *out;
+    }
+    sums.into_iter().map(f64::from).sum()
+}
+
+/// Sets weights below `least` to 0 and returns the sum of the others.
+pub fn keep(weights: &mut [f32], least: f32) -> f64 {
+    let mut sums = [0f32; LANES];
+    let (chunks, rest) = weights.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        for i in 0..LANES {
+            chunk[i] = if chunk[i] >= least { chunk[i] } else { 0.0 };
+            sums[i] += chunk[i];
+        }
+    }
+    for (i, x) in rest.iter_mut().enumerate() {
+        *x = if *x >= least { *x } else { 0.0 };
+        sums[i] += *x;
     }
     sums.into_iter().map(f64::from).sum()
 }
