@@ -159,7 +159,7 @@ unsafe fn accumulate<S: Simd, const STORED: u8, const NT: usize>(a: &TileArgs, r
                 let meta = a.meta.cast::<f32>().add(g * META * NT);
                 let codes = a.act.cast::<i8>().add(g * GROUP * NT);
                 let w = a.panel.add(g * PANEL * GROUP + row * 4);
-                stream::<S, NT, 9>(a.panel.add(g * (PANEL * GROUP + 2 * PANEL)));
+                stream::<S, 9>(a.panel.add(g * (PANEL * GROUP + 2 * PANEL)));
                 let dots = S::dot_i8::<NT>(w, codes, meta.add(3 * NT).cast());
                 if STORED == Stored::Int8 as u8 {
                     for t in 0..NT {
@@ -184,7 +184,7 @@ unsafe fn accumulate<S: Simd, const STORED: u8, const NT: usize>(a: &TileArgs, r
                 let meta = a.meta.cast::<f32>().add(g * META * NT);
                 let codes = a.act.cast::<i8>().add(g * GROUP * NT);
                 let w = a.panel.add(g * PANEL * GROUP / 2 + row * 4);
-                stream::<S, NT, 5>(a.panel.add(g * (PANEL * GROUP / 2 + 2 * PANEL)));
+                stream::<S, 5>(a.panel.add(g * (PANEL * GROUP / 2 + 2 * PANEL)));
                 let scale = S::load_f16(scales.add(g * PANEL));
                 if STORED == Stored::Int4 as u8 {
                     let dots = S::dot_i4::<NT>(w, codes, meta.add(2 * NT).cast());
@@ -208,15 +208,13 @@ unsafe fn accumulate<S: Simd, const STORED: u8, const NT: usize>(a: &TileArgs, r
     }
 }
 
-/// Asks for the `LINES` lines that lie [`AHEAD`] of `p` where few tokens share the weights, so that their arrival is
-/// what bounds the tile: a panel is codes, then scales, and a hardware prefetcher loses the thread at each turn.
+/// Asks for the `LINES` lines that lie [`AHEAD`] of `p`, so that bandwidth and not latency bounds a tile of few tokens:
+/// a panel is codes, then scales, and a hardware prefetcher loses the thread at each turn.
 #[inline(always)]
-unsafe fn stream<S: Simd, const NT: usize, const LINES: usize>(p: *const u8) {
-    if NT <= 4 {
-        for line in 0..LINES {
-            // SAFETY: a prefetch may name any address.
-            unsafe { S::prefetch(p.wrapping_add(AHEAD + 64 * line)) }
-        }
+unsafe fn stream<S: Simd, const LINES: usize>(p: *const u8) {
+    for line in 0..LINES {
+        // SAFETY: a prefetch may name any address.
+        unsafe { S::prefetch(p.wrapping_add(AHEAD + 64 * line)) }
     }
 }
 
