@@ -12,6 +12,8 @@
 
 pub mod attention;
 pub mod buffer;
+#[cfg(test)]
+mod fixture;
 pub mod gemm;
 pub mod isa;
 pub mod kv;

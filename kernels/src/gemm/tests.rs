@@ -1,0 +1,270 @@
+//! Tiles against sums in f64: every stored type, number of tokens and odd number of columns, on every set.
+//!
+//! The tight bound compares with what the kernel may see: weights as they decode, activations as they were rounded.
+//! Whether that rounding is good enough is the business of the loose one.
+
+use half::bf16;
+
+use super::*;
+use crate::fixture::{Matrix, Noise, bits, decoded, padded, report};
+use crate::isa::Kernels;
+
+const COLS: [usize; 16] = [1, 2, 3, 15, 16, 17, 20, 31, 32, 33, 48, 63, 64, 65, 100, 257];
+/// Three panels of values (the last one short) and one of padding.
+const ROWS: usize = 40;
+/// Distance of tokens in the results: more than a matrix needs, so that a write past its panel shows.
+const STRIDE: usize = 4 * PANEL + 3;
+
+/// All panels for `tokens` as one tile: a row of `STRIDE` values for each.
+fn product(kernels: &Kernels, weight: &Packed, tokens: &[&[f32]], bias: Option<&[f32]>) -> Vec<Vec<f32>> {
+    let (kind, n) = (act_kind(weight.stored(), kernels.bf16), tokens.len());
+    let (codes_len, meta_len) = kind.bytes(weight.cols());
+    // 0xff is NaN in every float type and -1 in codes: what packing does not write shows.
+    let (mut codes, mut meta) = (vec![u32::MAX; (codes_len * n).div_ceil(4)], vec![u32::MAX; meta_len * n / 4]);
+    for (t, x) in tokens.iter().enumerate() {
+        let x = padded(x, GROUP);
+        let (codes, meta) = (codes.as_mut_ptr().cast(), meta.as_mut_ptr().cast());
+        // SAFETY: the kernels are available; `x` is padded to the group, the buffers hold `n` tokens.
+        unsafe { (kernels.pack_row)(kind, x.as_ptr(), weight.cols(), codes, meta, t, n) };
+    }
+    let bias = bias.map(|b| padded_bias(b, weight));
+    let mut out = vec![f32::NAN; n * STRIDE];
+    for panel in 0..weight.panels() {
+        let args = TileArgs {
+            panel: weight.panel(panel),
+            cols: weight.cols(),
+            act: codes.as_ptr().cast(),
+            meta: meta.as_ptr().cast(),
+            out: out[panel * PANEL..].as_mut_ptr(),
+            out_stride: STRIDE,
+            bias: bias.as_ref().map_or(std::ptr::null(), |b| b[panel * PANEL..].as_ptr()),
+        };
+        // SAFETY: as above; `out` holds the panel of every token.
+        unsafe { kernels.tiles[weight.stored() as usize][n - 1](&args) };
+    }
+    out.chunks(STRIDE).map(<[f32]>::to_vec).collect()
+}
+
+/// A token as the kernel sees it.
+fn rounded(kind: ActKind, x: &[f32]) -> Vec<f64> {
+    match kind {
+        ActKind::F32 => x.iter().map(|x| f64::from(*x)).collect(),
+        ActKind::Bf16 => x.iter().map(|x| bf16::from_f32(*x).to_f64()).collect(),
+        ActKind::Int8 => x
+            .chunks(GROUP)
+            .flat_map(|group| {
+                let largest = group.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+                let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+                group.iter().map(move |x| f64::from((x * inverse).round_ties_even()) * f64::from(largest / 127.0))
+            })
+            .collect(),
+    }
+}
+
+/// `(sum of products, sum of their magnitudes)`.
+fn dot(w: &[f32], x: &[f64]) -> (f64, f64) {
+    w.iter().zip(x).map(|(w, x)| f64::from(*w) * x).fold((0.0, 0.0), |(s, m), p| (s + p, m + p.abs()))
+}
+
+/// Tokens of different sizes, one of them zero.
+fn tokens(n: usize, cols: usize, noise: &mut Noise) -> Vec<Vec<f32>> {
+    (0..n).map(|t| noise.values(cols, [1.0, 0.0, 30.0, 1e-3][t % 4])).collect()
+}
+
+fn refs(x: &[Vec<f32>]) -> Vec<&[f32]> {
+    x.iter().map(Vec::as_slice).collect()
+}
+
+#[test]
+fn every_tile_equals_the_sum_in_f64() {
+    let (mut cases, mut failures, mut worst) = (0, vec![], 0.0_f64);
+    for (kernels, stored) in Kernels::available().flat_map(|k| Stored::ALL.map(|s| (k, s))) {
+        let kind = act_kind(stored, kernels.bf16);
+        for (i, cols) in COLS.into_iter().enumerate() {
+            let mut noise = Noise::new(i as u64);
+            let weight = Matrix::random(ROWS, cols, 100 + i as u64).pack(stored);
+            let rows = decoded(&weight);
+            let x = tokens(kernels.tile, cols, &mut noise);
+            let bias = noise.values(ROWS, 1.0);
+            // A minimum makes products of its own beside the codes', which may cancel.
+            let slack = if stored == Stored::Int4Min { 4.0 } else { 1.0 };
+            for n in 1..=kernels.tile {
+                let with_bias = (n + i) % 2 == 0;
+                let out = product(kernels, &weight, &refs(&x[..n]), with_bias.then_some(&bias));
+                cases += 1;
+                let at = || format!("{} {} cols {cols} tokens {n}", kernels.isa.name(), stored.name());
+                for t in 0..n {
+                    let seen = rounded(kind, &x[t]);
+                    for r in 0..ROWS {
+                        let (mut want, mut size) = dot(&rows[r], &seen);
+                        if with_bias {
+                            want += f64::from(bias[r]);
+                            size += f64::from(bias[r]).abs();
+                        }
+                        let error = (f64::from(out[t][r]) - want).abs();
+                        worst = worst.max(error / (size * slack).max(1e-30));
+                        if !(error <= 1e-6 * slack * size + 1e-30) {
+                            failures.push(format!("{}: token {t} row {r} is {}, not {want}", at(), out[t][r]));
+                        }
+                    }
+                    let (padding, beyond) = out[t][ROWS..].split_at(4 * PANEL - ROWS);
+                    if !padding.iter().all(|x| *x == 0.0) {
+                        failures.push(format!("{}: padding of token {t} is {padding:?}", at()));
+                    }
+                    if !beyond.iter().all(|x| x.is_nan()) {
+                        failures.push(format!("{}: token {t} is written past its panels", at()));
+                    }
+                }
+            }
+        }
+    }
+    println!("{cases} cases, worst error {worst:.2e} of the sum of magnitudes");
+    report(cases, &failures);
+}
+
+#[test]
+fn a_token_has_the_same_bits_whatever_stands_beside_it() {
+    let (mut cases, mut failures) = (0, vec![]);
+    for (kernels, stored) in Kernels::available().flat_map(|k| Stored::ALL.map(|s| (k, s))) {
+        for (i, cols) in COLS.into_iter().enumerate() {
+            let mut noise = Noise::new(i as u64);
+            let weight = Matrix::random(ROWS, cols, 200 + i as u64).pack(stored);
+            let bias = noise.values(ROWS, 1.0);
+            let x = tokens(kernels.tile, cols, &mut noise);
+            let alone: Vec<_> = x.iter().map(|x| bits(&product(kernels, &weight, &[x], Some(&bias))[0][..ROWS])).collect();
+            for n in 2..=kernels.tile {
+                // Every token in every place of a tile of n, beside changing others.
+                for shift in 0..n {
+                    let order: Vec<usize> = (0..n).map(|t| (t + shift) % n).collect();
+                    let beside: Vec<&[f32]> = order.iter().map(|t| x[*t].as_slice()).collect();
+                    let out = product(kernels, &weight, &beside, Some(&bias));
+                    cases += 1;
+                    for (place, t) in order.iter().enumerate() {
+                        if bits(&out[place][..ROWS]) != alone[*t] {
+                            let (isa, stored) = (kernels.isa.name(), stored.name());
+                            failures.push(format!("{isa} {stored} cols {cols}: token {t} at {place} of {n}"));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    println!("{cases} cases");
+    report(cases, &failures);
+}
+
+#[test]
+fn rounding_of_weights_and_activations_costs_what_their_types_say() {
+    let (mut cases, mut failures) = (0, vec![]);
+    let cols = 512;
+    let matrix = Matrix::random(ROWS, cols, 7);
+    let x = Noise::new(8).values(cols, 1.0);
+    let exact: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
+    for (kernels, stored) in Kernels::available().flat_map(|k| Stored::ALL.map(|s| (k, s))) {
+        let out = &product(kernels, &matrix.pack(stored), &[&x], None)[0];
+        let (mut error, mut size) = (0.0, 0.0);
+        for r in 0..ROWS {
+            let want = dot(&matrix.values[r * cols..][..cols], &exact).0;
+            error += (f64::from(out[r]) - want).powi(2);
+            size += want.powi(2);
+        }
+        let relative = (error / size).sqrt();
+        let bound = match stored {
+            Stored::F32 => 1e-6,
+            Stored::F16 => 5e-4,
+            Stored::Bf16 => 4e-3,
+            Stored::Int8 | Stored::Int8Groups => 0.02,
+            Stored::Int4 => 0.15,
+            Stored::Int4Min => 0.12,
+        };
+        cases += 1;
+        if !(relative <= bound) {
+            failures.push(format!("{} {}: {relative:.2e} exceeds {bound}", kernels.isa.name(), stored.name()));
+        }
+    }
+    report(cases, &failures);
+}
+
+#[test]
+fn a_value_that_is_not_finite_shows_in_its_own_token_only() {
+    let (mut cases, mut failures) = (0, vec![]);
+    let cols = 70;
+    let good = Noise::new(3).values(cols, 1.0);
+    for (kernels, stored) in Kernels::available().flat_map(|k| Stored::ALL.map(|s| (k, s))) {
+        let weight = Matrix::random(ROWS, cols, 4).pack(stored);
+        let alone = bits(&product(kernels, &weight, &[&good], None)[0][..ROWS]);
+        for (value, at) in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].into_iter().flat_map(|v| [0, 31, 69].map(|at| (v, at))) {
+            let mut bad = good.clone();
+            bad[at] = value;
+            let out = product(kernels, &weight, &[&good, &bad, &good], None);
+            cases += 1;
+            if out[1][..ROWS].iter().any(|x| x.is_finite()) {
+                failures.push(format!("{} {}: {value} at {at} is lost", kernels.isa.name(), stored.name()));
+            }
+            if bits(&out[0][..ROWS]) != alone || bits(&out[2][..ROWS]) != alone {
+                failures.push(format!("{} {}: {value} at {at} spreads", kernels.isa.name(), stored.name()));
+            }
+        }
+    }
+    report(cases, &failures);
+}
+
+#[test]
+fn tiny_activations_stay_tiny() {
+    let (mut cases, mut failures) = (0, vec![]);
+    let cols = 64;
+    for (kernels, stored) in Kernels::available().flat_map(|k| Stored::ALL.map(|s| (k, s))) {
+        let weight = Matrix::random(ROWS, cols, 5).pack(stored);
+        for exponent in 20..=45 {
+            let scale = 10.0_f64.powi(-exponent) as f32;
+            let x = Noise::new(6).values(cols, scale);
+            let out = &product(kernels, &weight, &[&x], None)[0][..ROWS];
+            cases += 1;
+            // At most 64 products of values below 1 and `scale`. Below 4e-37 the reciprocal of the scale overflows and
+            // codes mean nothing, but the scale still makes them nothing.
+            if !out.iter().all(|y| f64::from(*y).abs() <= 64.0 * f64::from(scale) + 1e-28) {
+                failures.push(format!("{} {} 1e-{exponent}: {out:?}", kernels.isa.name(), stored.name()));
+            }
+        }
+    }
+    report(cases, &failures);
+}
+
+#[test]
+fn tiles_cover_the_rows_in_order_with_even_parts() {
+    for (rows, tile) in (1..200).flat_map(|r| [1, 4, 6, 12].map(|t| (r, t))) {
+        let tiles = Tiles::new(rows, tile);
+        let mut next = 0;
+        for (first, n) in (0..tiles.count()).map(|i| tiles.at(i)) {
+            assert_eq!(first, next, "{rows} rows by {tile}");
+            assert!(n >= 1 && n <= tile && n.abs_diff(rows / tiles.count()) <= 1, "{rows} rows by {tile}: {n}");
+            for row in first..first + n {
+                assert_eq!(tiles.of(row), (first, n), "row {row} of {rows} by {tile}");
+            }
+            next = first + n;
+        }
+        assert_eq!(next, rows);
+        assert_eq!(tiles.count(), rows.div_ceil(tile));
+    }
+}
+
+#[test]
+fn silu_times_up_equals_the_formula() {
+    let mut failures = vec![];
+    let n = 4096;
+    let gate: Vec<f32> = (0..n).map(|i| (i as f32 - 2048.0) / 16.0).collect();
+    let up = Noise::new(1).values(n, 2.0);
+    for kernels in Kernels::available() {
+        let mut out = vec![f32::NAN; n];
+        // SAFETY: the kernels are available; all three have n values, a multiple of every set's lanes.
+        unsafe { (kernels.silu_mul)(gate.as_ptr(), up.as_ptr(), out.as_mut_ptr(), n) };
+        for i in 0..n {
+            let g = f64::from(gate[i]);
+            let want = g / (1.0 + (-g).exp()) * f64::from(up[i]);
+            if !((f64::from(out[i]) - want).abs() <= 1e-6 * want.abs() + 2e-36) {
+                failures.push(format!("{} silu({g}) * {} is {}, not {want}", kernels.isa.name(), up[i], out[i]));
+            }
+        }
+    }
+    report(n, &failures);
+}
