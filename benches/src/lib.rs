@@ -1,1 +1,1 @@
-//! placeholder
+//! Benchmarks of njoule. Binaries: `step` times whole steps of the cpu backend without an engine around them.

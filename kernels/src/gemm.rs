@@ -122,6 +122,7 @@ unsafe fn accumulate<S: Simd, const STORED: u8, const NT: usize>(a: &TileArgs, r
         if STORED == Stored::F32 as u8 {
             let w = a.panel.cast::<f32>().add(row);
             for k in 0..a.cols {
+                stream::<S, 1>(w.add(k * PANEL).cast());
                 let w = S::load(w.add(k * PANEL));
                 for t in 0..NT {
                     acc[t] = S::fma(w, S::splat(*act.add(k * NT + t)), acc[t]);
@@ -130,6 +131,7 @@ unsafe fn accumulate<S: Simd, const STORED: u8, const NT: usize>(a: &TileArgs, r
         } else if STORED == Stored::F16 as u8 {
             let w = a.panel.cast::<u16>().add(row);
             for k in 0..a.cols {
+                stream::<S, 1>(w.add(k * PANEL).cast());
                 let w = S::load_f16(w.add(k * PANEL));
                 for t in 0..NT {
                     acc[t] = S::fma(w, S::splat(*act.add(k * NT + t)), acc[t]);
@@ -139,6 +141,7 @@ unsafe fn accumulate<S: Simd, const STORED: u8, const NT: usize>(a: &TileArgs, r
             let w = a.panel.cast::<u16>().add(2 * row);
             for pair in 0..a.cols.div_ceil(2) {
                 let w = w.add(pair * PANEL * 2);
+                stream::<S, 1>(w.cast());
                 if S::BF16 {
                     for t in 0..NT {
                         acc[t] = S::dot2_bf16(acc[t], w, a.act.cast::<u16>().add((pair * NT + t) * 2));
@@ -314,3 +317,6 @@ pub fn padded_bias(bias: &[f32], weight: &Packed) -> Vec<f32> {
     padded.resize(weight.panels() * PANEL, 0.0);
     padded
 }
+
+#[cfg(test)]
+mod tests;

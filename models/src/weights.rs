@@ -86,9 +86,7 @@ pub enum Container {
 /// Where weights come from.
 pub trait WeightSource: Send + Sync {
     /// The kind of file.
-    fn container(&self) -> Container {
-        Container::Safetensors
-    }
+    fn container(&self) -> Container;
 
     /// The view that `decl` asks for.
     fn get(&self, decl: &WeightDecl) -> Result<Box<dyn WeightRows + '_>, WeightError>;

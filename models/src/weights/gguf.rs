@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::rows::{FileRows, Order, Stored};
-use super::{StoredTypes, WeightError, WeightRows, WeightSource, dequant};
+use super::{Container, StoredTypes, WeightError, WeightRows, WeightSource, dequant};
 use crate::config::{ConfigError, ModelConfig};
 use crate::program::WeightDecl;
 use crate::tokenizer::GgufVocab;
@@ -184,6 +184,10 @@ impl Gguf {
 }
 
 impl WeightSource for Gguf {
+    fn container(&self) -> Container {
+        Container::Gguf
+    }
+
     fn get(&self, decl: &WeightDecl) -> Result<Box<dyn WeightRows + '_>, WeightError> {
         let missing = |name: &str| WeightError::Missing { name: name.to_owned(), path: self.path().to_owned() };
         let name = names::gguf_name(&decl.name).ok_or_else(|| missing(&decl.name))?;
@@ -208,6 +212,10 @@ impl WeightSource for Gguf {
 }
 
 impl WeightSource for std::sync::Arc<Gguf> {
+    fn container(&self) -> Container {
+        Container::Gguf
+    }
+
     fn get(&self, decl: &WeightDecl) -> Result<Box<dyn WeightRows + '_>, WeightError> {
         self.as_ref().get(decl)
     }

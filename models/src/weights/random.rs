@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::{DType, Encoding, WeightError, WeightRows, WeightSource};
+use super::{Container, DType, Encoding, WeightError, WeightRows, WeightSource};
 use crate::config::{Biases, Family, ModelConfig, RopeConfig, RopeScaling};
 use crate::program::{WeightDecl, WeightUse};
 
@@ -23,6 +23,10 @@ impl RandomSource {
 }
 
 impl WeightSource for RandomSource {
+    fn container(&self) -> Container {
+        Container::Generated
+    }
+
     fn get(&self, decl: &WeightDecl) -> Result<Box<dyn WeightRows + '_>, WeightError> {
         let is_norm = decl.usage == WeightUse::Vector && decl.name.ends_with("norm.weight");
         // FNV-1a, then mixed so that names of one pattern have unrelated streams.

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::mapped::MappedFile;
 use super::rows::{FileRows, Order, Stored};
-use super::{DType, Encoding, StoredTypes, WeightError, WeightRows, WeightSource};
+use super::{Container, DType, Encoding, StoredTypes, WeightError, WeightRows, WeightSource};
 use crate::program::WeightDecl;
 
 /// The safetensors files of a directory.
@@ -108,6 +108,10 @@ impl SafetensorsSource {
 }
 
 impl WeightSource for SafetensorsSource {
+    fn container(&self) -> Container {
+        Container::Safetensors
+    }
+
     fn get(&self, decl: &WeightDecl) -> Result<Box<dyn WeightRows + '_>, WeightError> {
         let name = &decl.name;
         let (shard, info) =

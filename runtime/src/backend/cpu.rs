@@ -15,7 +15,9 @@ use njoule_kernels::team::Team;
 use njoule_models::program::Program;
 use njoule_models::weights::WeightSource;
 
-use super::{Backend, Batch, Capacity, Cost, Executor, KvType, Limits, LoadError, MemoryUse, Quant, StepError, StepOutput};
+use super::{
+    Backend, Batch, Capacity, Cost, Executor, KvType, Limits, LoadError, MemoryUse, Quant, StepError, StepOutput,
+};
 pub use store::StoredWeights;
 
 /// Tokens of a cache block.
@@ -59,14 +61,24 @@ impl CpuBackend {
     }
 
     /// [`Backend::load`] with the type it returns.
-    pub fn load_cpu(&self, program: &Program, weights: &dyn WeightSource, capacity: Capacity) -> Result<CpuExecutor, LoadError> {
+    pub fn load_cpu(
+        &self,
+        program: &Program,
+        weights: &dyn WeightSource,
+        capacity: Capacity,
+    ) -> Result<CpuExecutor, LoadError> {
         let stored = StoredWeights::load(program, weights, self.quant)?;
         let weight_bytes = stored.bytes();
         let plan = compile::plan(program, &stored, self.kernels, kv_stored(self.kv_type()), capacity, self.threads)?;
-        let team = Team::new(self.threads).map_err(|source| LoadError::Threads { count: self.threads.get(), source })?;
+        let team =
+            Team::new(self.threads).map_err(|source| LoadError::Threads { count: self.threads.get(), source })?;
         let logits = vec![0.0; capacity.max_outputs * plan.logits_stride()];
         Ok(CpuExecutor {
-            memory: MemoryUse { weights: weight_bytes, kv: plan.cache_bytes(), scratch: plan.arena_bytes() + logits.len() * 4 },
+            memory: MemoryUse {
+                weights: weight_bytes,
+                kv: plan.cache_bytes(),
+                scratch: plan.arena_bytes() + logits.len() * 4,
+            },
             plan,
             team,
             spans: Vec::with_capacity(capacity.max_seqs),
@@ -85,7 +97,12 @@ impl Backend for CpuBackend {
         Limits { block_len: BLOCK_LEN, mixed_batches: true, logits: true, paged: true }
     }
 
-    fn load(&self, program: &Program, weights: &dyn WeightSource, capacity: Capacity) -> Result<Box<dyn Executor>, LoadError> {
+    fn load(
+        &self,
+        program: &Program,
+        weights: &dyn WeightSource,
+        capacity: Capacity,
+    ) -> Result<Box<dyn Executor>, LoadError> {
         Ok(Box::new(self.load_cpu(program, weights, capacity)?))
     }
 }
@@ -157,12 +174,20 @@ impl Executor for CpuExecutor {
     }
 
     fn cost(&self, batch: &Batch) -> Cost {
-        let attended = batch.seqs.iter().flat_map(|s| (s.context - s.rows.len())..s.context).map(|p| p as u64 + 1).sum();
-        let flops = njoule_models::cost::flops(&self.program, batch.rows(), batch.outputs.len(), attended);
-        let per_token = self.program.caches.iter().map(|c| c.kv_heads * (self.kv.bytes(c.k_dim) + self.kv.bytes(c.v_dim)));
-        let per_token = per_token.sum::<usize>() as f64;
-        let read: f64 = batch.seqs.iter().map(|s| s.context as f64).sum();
-        Cost { flops, weight_bytes: self.weight_bytes as f64, kv_bytes: per_token * (read + batch.rows() as f64) }
+        let mut cost = njoule_models::cost::Cost::default();
+        for s in &batch.seqs {
+            let outputs = batch.outputs.iter().filter(|o| s.rows.contains(&(**o as usize))).count();
+            let rows = s.rows.len();
+            cost += njoule_models::cost::Span { rows, context: s.context - rows, outputs }.cost(&self.program);
+        }
+        let caches = || self.program.caches.iter();
+        let bytes: usize = caches().map(|c| c.kv_heads * (self.kv.bytes(c.k_dim) + self.kv.bytes(c.v_dim))).sum();
+        let bytes_per_value = bytes as f64 / self.program.kv_values_per_token() as f64;
+        Cost {
+            flops: cost.flops() as f64,
+            weight_bytes: self.weight_bytes as f64,
+            kv_bytes: bytes_per_value * (cost.kv_values_read + cost.kv_values_written) as f64,
+        }
     }
 
     fn memory(&self) -> MemoryUse {
