@@ -34,6 +34,16 @@ pub struct Global {
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
+    /// Answer a prompt, or many in one batch.
+    Generate(verbs::generate::Args),
+    /// Talk with a model.
+    Chat(verbs::chat::Args),
+    /// Log-probabilities of given text or token ids; perplexity of a text file.
+    Score(verbs::score::Args),
+    /// Measure prefill and batched decode.
+    Bench(verbs::bench::Args),
+    /// What a model is and what it costs, without loading it.
+    Inspect(verbs::inspect::Args),
     /// Get a model and print where it is.
     Pull(verbs::pull::Args),
     /// List the models that the caches hold.
@@ -46,6 +56,11 @@ impl Verb {
     /// Does it.
     pub fn run(self, context: &mut Context<'_>) -> anyhow::Result<()> {
         match self {
+            Verb::Generate(args) => args.run(context),
+            Verb::Chat(args) => args.run(context),
+            Verb::Score(args) => args.run(context),
+            Verb::Bench(args) => args.run(context),
+            Verb::Inspect(args) => args.run(context),
             Verb::Pull(args) => args.run(context),
             Verb::Models(args) => args.run(context),
             Verb::Completions(args) => args.run(context),
@@ -84,6 +99,9 @@ pub struct UsageError(pub String);
 
 const EXAMPLES: &str = "\
 Examples:
+  njoule generate \"Explain why the sky is blue.\"   answer with the default model
+  njoule chat -m model.gguf                        talk with a model
+  njoule bench -m model.gguf --batch 1,4,16        how fast this machine is
   njoule pull                                      get the default model
   njoule pull HuggingFaceTB/SmolLM2-135M-Instruct  get a model from the hub
   njoule models                                    what is in the caches

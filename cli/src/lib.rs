@@ -1,11 +1,12 @@
 //! What the binary `njoule` does, as a library: arguments, verbs, and everything that gets a model.
 //!
 //! Verbs write to the streams they are handed and return errors; [`main`] alone prints an error and chooses the exit
-//! code: 0 done, 1 failed, 2 the command line was wrong.
+//! code: 0 done, 1 failed, 2 the command line was wrong, 130 stopped by Ctrl-C.
 #![forbid(unsafe_code)]
 
 pub mod args;
 pub mod fetch;
+pub mod session;
 pub mod verbs;
 
 use std::ffi::OsString;
@@ -15,6 +16,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::args::{Cli, UsageError};
+use crate::session::Interrupted;
 use crate::verbs::Context;
 
 /// Runs the process: its one exit point.
@@ -41,6 +43,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &
     match done {
         Ok(()) => 0,
         Err(error) if is_broken_pipe(&error) => 0, // the reader has seen enough, as with `njoule ... | head`
+        Err(error) if error.is::<Interrupted>() => INTERRUPTED, // what there was has been printed
         Err(error) => {
             // Nothing is left to do if even this cannot be written.
             let _ = writeln!(err, "error: {error:#}");
@@ -60,3 +63,5 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
+/// 128 + SIGINT, as shells have it.
+const INTERRUPTED: u8 = 130;

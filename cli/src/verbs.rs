@@ -1,8 +1,13 @@
 //! One file per verb, and what they share.
 
+pub mod bench;
+pub mod chat;
 pub mod completions;
+pub mod generate;
+pub mod inspect;
 pub mod models;
 pub mod pull;
+pub mod score;
 
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
@@ -32,4 +37,21 @@ impl<'a> Context<'a> {
         fetch.offline |= global.offline;
         Context { out, fetch, quiet: global.quiet, colour }
     }
+
+    /// Says something that is no result, unless `--quiet`.
+    pub fn note(&self, text: &str) {
+        self.fetch.reporter.note(text);
+    }
+
+    /// Whether a line of progress may be shown and wiped again.
+    pub fn progress_line(&self) -> bool {
+        !self.quiet && std::io::stderr().is_terminal()
+    }
+}
+
+/// A size of /proc/self/status, such as `VmHWM:`, the largest resident size so far.
+fn proc_status_bytes(key: &str) -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix(key))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }

@@ -1,0 +1,260 @@
+//! A model that is ready to answer: what `generate`, `chat` and `score` start from.
+//!
+//! [`Model::open`] looks at the files, [`Model::start`] packs the weights and starts an engine. The tokenizer is built on
+//! a thread of its own meanwhile: both are on the path to the first token.
+
+mod interrupt;
+pub mod options;
+pub mod sampling;
+mod text;
+pub mod threads;
+pub mod timing;
+pub mod words;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, anyhow};
+use njoule_models::checkpoint::{Checkpoint, Origin};
+use njoule_models::decoder;
+use njoule_models::program::Program;
+use njoule_runtime::backend::cpu::CpuBackend;
+use njoule_runtime::backend::{Backend, Capacity, Executor, KvType, MemoryUse};
+use njoule_runtime::engine::EngineConfig;
+use njoule_runtime::{Engine, EngineStats};
+use serde_json::{Value, json};
+
+pub use self::interrupt::{Interrupt, Interrupted};
+pub use self::options::{RunArgs, RunOptions};
+pub use self::text::{Text, TextLoader};
+use crate::fetch::{self, ModelPath, ModelRef};
+use crate::verbs::Context;
+
+/// A model whose files are open and whose weights are not loaded.
+pub struct Model {
+    /// As a person would name it.
+    pub name: String,
+    /// Config, weights, defaults.
+    pub checkpoint: Checkpoint,
+    /// What is run.
+    pub program: Program,
+}
+
+impl Model {
+    /// Gets the model if need be, and opens it.
+    pub fn open(model: &ModelRef, context: &Context<'_>) -> anyhow::Result<Model> {
+        let found = fetch::resolve(model, &context.fetch)?;
+        timing::mark("model found");
+        let checkpoint = match &found {
+            ModelPath::Dir(path) | ModelPath::Gguf(path) => Checkpoint::open(path)?,
+            ModelPath::Random(preset) => Checkpoint::random(preset)?,
+        };
+        let program = decoder::program(&checkpoint.config);
+        timing::mark("checkpoint open, program traced");
+        Ok(Model { name: model.to_string(), checkpoint, program })
+    }
+
+    /// Where its files are.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.checkpoint.origin {
+            Origin::Directory(path) | Origin::Gguf(path) => Some(path),
+            Origin::Preset(_) => None,
+        }
+    }
+
+    /// Starts to build the tokenizer.
+    pub fn load_text(&self) -> TextLoader {
+        TextLoader::start(match &self.checkpoint.origin {
+            Origin::Gguf(_) => text::Source::Gguf(self.checkpoint.gguf.clone()),
+            Origin::Directory(path) => text::Source::Directory(path.clone()),
+            Origin::Preset(_) => text::Source::None,
+        })
+    }
+
+    /// The longest sequence: what was asked for, else what the model was made for, at most [`MAX_LEN`] unless `needed` is
+    /// more.
+    pub fn max_len(&self, asked: Option<usize>, needed: usize, context: &Context<'_>) -> usize {
+        let made_for = self.checkpoint.config.max_len;
+        if let Some(asked) = asked.filter(|asked| *asked > made_for) {
+            context.note(&format!("--context {asked} is more than the {made_for} tokens that the model was made for"));
+        }
+        asked.unwrap_or_else(|| MAX_LEN.max(needed).min(made_for))
+    }
+
+    /// Packs the weights and starts an engine.
+    pub fn start(self, options: &RunOptions, size: Size, context: &Context<'_>) -> anyhow::Result<Session> {
+        let started = Instant::now();
+        let loading = Loading::begin(&self.name, context);
+        let backend = options.cpu_backend()?;
+        let capacity = self.capacity(&backend, size);
+        let executor = backend
+            .load_cpu(&self.program, self.checkpoint.weights.as_ref(), capacity)
+            .with_context(|| format!("cannot load {}", self.name))?;
+        timing::mark("weights packed, plan made");
+        let facts = Facts {
+            model: self.name.clone(),
+            path: self.path().map(Path::to_owned),
+            isa: backend.isa().name(),
+            quant: options.quant_name(),
+            kv: backend.kv_type(),
+            threads: backend.threads.get(),
+            memory: executor.memory(),
+            load: started.elapsed(),
+        };
+        let mut config = EngineConfig::new(capacity);
+        // Everything that is queued here was read from a file or typed: it is in memory anyway.
+        (config.max_queue, config.max_queued_tokens) = (usize::MAX >> 1, usize::MAX >> 1);
+        let engine = Engine::start(Box::new(executor), self.program.vocab(), config)?;
+        drop(loading);
+        Ok(Session { checkpoint: self.checkpoint, engine, facts })
+    }
+
+    /// What the executor is loaded for. The cache takes memory as it is written, so its size is bounded by what the
+    /// machine could give, not by what is free for good.
+    fn capacity(&self, backend: &CpuBackend, size: Size) -> Capacity {
+        let block_len = backend.limits(&self.program).block_len;
+        let per_seq = size.max_len.div_ceil(block_len).max(1);
+        let block_bytes = (block_len * kv_bytes_per_token(&self.program, backend.kv_type())).max(1);
+        let affordable = available_memory().map_or(usize::MAX, |bytes| bytes / 2 / block_bytes);
+        let blocks = per_seq.saturating_mul(size.max_seqs).min(affordable.max(per_seq));
+        Capacity {
+            blocks,
+            block_len,
+            max_rows: STEP_ROWS.max(size.max_seqs),
+            max_seqs: size.max_seqs,
+            max_outputs: size.max_outputs.max(size.max_seqs),
+            max_len: size.max_len,
+        }
+    }
+}
+
+/// What a session must be able to hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    /// Tokens of a sequence.
+    pub max_len: usize,
+    /// Sequences that run together.
+    pub max_seqs: usize,
+    /// Rows of a step that have logits.
+    pub max_outputs: usize,
+}
+
+/// An engine with a model.
+pub struct Session {
+    /// What it was loaded from.
+    pub checkpoint: Checkpoint,
+    /// The engine.
+    pub engine: Engine,
+    /// For reports.
+    pub facts: Facts,
+}
+
+impl Session {
+    /// Tokens that end an answer: those of config and generation config, and of the tokenizer.
+    pub fn eos(&self, text: Option<&Text>) -> Vec<u32> {
+        let mut eos = self.checkpoint.generation.eos.clone();
+        let more = text.map_or(&[][..], |text| &text.tokenizer.specials().eos);
+        more.iter().for_each(|id| {
+            if !eos.contains(id) {
+                eos.push(*id)
+            }
+        });
+        eos
+    }
+
+    /// Ends the engine and returns its figures.
+    pub fn finish(self) -> anyhow::Result<(EngineStats, Facts)> {
+        self.engine.shutdown(Duration::from_secs(5))?;
+        Ok((self.engine.stats(), self.facts))
+    }
+}
+
+/// How a model was loaded.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    model: String,
+    path: Option<PathBuf>,
+    isa: &'static str,
+    quant: &'static str,
+    kv: KvType,
+    threads: usize,
+    memory: MemoryUse,
+    /// From open files to a ready engine.
+    pub load: Duration,
+}
+
+impl Facts {
+    /// As the `model` object of a report.
+    pub fn json(&self) -> Value {
+        json!({
+            "name": self.model,
+            "path": self.path,
+            "backend": "cpu",
+            "isa": self.isa,
+            "quant": self.quant,
+            "kv_type": options::kv_name(self.kv),
+            "threads": self.threads,
+            "weight_bytes": self.memory.weights,
+            "kv_capacity_bytes": self.memory.kv,
+            "load_s": self.load.as_secs_f64(),
+        })
+    }
+}
+
+/// Cache bytes of one token, all layers.
+pub fn kv_bytes_per_token(program: &Program, kv: KvType) -> usize {
+    program.caches.iter().map(|c| c.kv_heads * (kv.bytes(c.k_dim) + kv.bytes(c.v_dim))).sum()
+}
+
+/// Energy as reports carry it: no meter is read in this release, and nothing is guessed.
+pub fn unknown_energy() -> Value {
+    json!({"joules": null, "method": null})
+}
+
+/// A JSON file as a list of token ids per sequence.
+pub fn read_token_ids(path: &Path) -> anyhow::Result<Vec<Vec<u32>>> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let lists: Vec<Vec<u32>> = serde_json::from_slice(&bytes)
+        .with_context(|| format!("{} is not an array of arrays of token ids", path.display()))?;
+    if lists.is_empty() {
+        return Err(anyhow!("{} holds no sequence", path.display()));
+    }
+    match lists.iter().position(Vec::is_empty) {
+        Some(i) => Err(anyhow!("sequence {i} of {} is empty", path.display())),
+        None => Ok(lists),
+    }
+}
+
+/// The line that says a model is being loaded; on a terminal only, and gone afterwards.
+struct Loading(bool);
+
+impl Loading {
+    fn begin(name: &str, context: &Context<'_>) -> Loading {
+        let show = context.progress_line();
+        if show {
+            eprint!("loading {name} ...");
+        }
+        Loading(show)
+    }
+}
+
+impl Drop for Loading {
+    fn drop(&mut self) {
+        if self.0 {
+            eprint!("\r\x1b[K");
+        }
+    }
+}
+
+/// `MemAvailable` of /proc/meminfo.
+fn available_memory() -> Option<usize> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
+}
+
+/// Longest sequence unless more is asked for: a cache beyond it is rarely wanted and its tables cost time.
+const MAX_LEN: usize = 8192;
+
+/// Rows of a step: where prompts reach the machine's peak.
+const STEP_ROWS: usize = 512;

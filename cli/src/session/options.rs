@@ -1,0 +1,171 @@
+//! The flags of every verb that runs a model.
+
+use std::num::NonZero;
+
+use clap::builder::PossibleValuesParser;
+use clap::{Args, ValueEnum};
+use njoule_runtime::backend::cpu::CpuBackend;
+use njoule_runtime::backend::{KvType, Quant};
+
+use super::threads;
+use crate::args::UsageError;
+
+/// How to run a model, as typed.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Running")]
+pub struct RunArgs {
+    /// How weights are stored: `none` keeps the file's values, `auto` a GGUF's own type and int8 for bf16 and f16 files
+    #[arg(long, value_enum, default_value_t = QuantArg::Auto, value_name = "TYPE")]
+    quant: QuantArg,
+    /// Type of the key/value cache [default: f32 with --quant none, else bf16 or f16, whichever the CPU multiplies]
+    #[arg(long, value_enum, value_name = "TYPE")]
+    kv_type: Option<KvArg>,
+    /// What computes; this build has the CPU alone
+    #[arg(long, default_value = "auto", value_parser = PossibleValuesParser::new(["auto", "cpu"]))]
+    backend: String,
+    /// Threads that compute [default: the cores of this machine]
+    #[arg(long, short = 't', value_name = "N")]
+    threads: Option<NonZero<usize>>,
+    /// Longest sequence in tokens, prompt and answer [default: what the model was made for, at most 8192]
+    #[arg(long, short = 'c', visible_alias = "max-len", value_name = "N")]
+    context: Option<NonZero<usize>>,
+    /// Sequences that run together at most [default: as many as there are, at most 64]
+    #[arg(long, visible_alias = "max-num-seqs", value_name = "N")]
+    batch_size: Option<NonZero<usize>>,
+}
+
+/// `--quant`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum QuantArg {
+    /// The file's values unchanged, computed in f32
+    None,
+    /// bfloat16
+    Bf16,
+    /// 8 bits
+    Int8,
+    /// 4 bits in groups of 32
+    Int4,
+    /// What suits the file
+    Auto,
+}
+
+impl QuantArg {
+    /// All of them, in the order of the help text.
+    pub const ALL: [QuantArg; 5] = [QuantArg::None, QuantArg::Bf16, QuantArg::Int8, QuantArg::Int4, QuantArg::Auto];
+
+    /// The backend's name for it.
+    pub fn quant(self) -> Quant {
+        match self {
+            QuantArg::None => Quant::None,
+            QuantArg::Bf16 => Quant::Bf16,
+            QuantArg::Int8 => Quant::Int8,
+            QuantArg::Int4 => Quant::Int4,
+            QuantArg::Auto => Quant::Auto,
+        }
+    }
+
+    /// As it is typed.
+    pub fn name(self) -> &'static str {
+        match self {
+            QuantArg::None => "none",
+            QuantArg::Bf16 => "bf16",
+            QuantArg::Int8 => "int8",
+            QuantArg::Int4 => "int4",
+            QuantArg::Auto => "auto",
+        }
+    }
+}
+
+/// `--kv-type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KvArg {
+    /// 32 bits
+    F32,
+    /// bfloat16
+    Bf16,
+    /// IEEE half
+    F16,
+    /// 8 bits, one scale per token and head
+    Int8,
+}
+
+impl KvArg {
+    /// All of them, largest first.
+    pub const ALL: [KvArg; 4] = [KvArg::F32, KvArg::Bf16, KvArg::F16, KvArg::Int8];
+
+    /// The backend's name for it.
+    pub fn kv(self) -> KvType {
+        match self {
+            KvArg::F32 => KvType::F32,
+            KvArg::Bf16 => KvType::Bf16,
+            KvArg::F16 => KvType::F16,
+            KvArg::Int8 => KvType::Int8,
+        }
+    }
+}
+
+/// A cache type as it is typed.
+pub fn kv_name(kv: KvType) -> &'static str {
+    match kv {
+        KvType::F32 => "f32",
+        KvType::Bf16 => "bf16",
+        KvType::F16 => "f16",
+        KvType::Int8 => "int8",
+    }
+}
+
+/// How to run a model.
+#[derive(Clone, Copy, Debug)]
+pub struct RunOptions {
+    quant: QuantArg,
+    kv: Option<KvType>,
+    /// Threads that compute.
+    pub threads: NonZero<usize>,
+    /// Longest sequence, if given.
+    pub context: Option<usize>,
+    /// Most sequences, if given.
+    pub batch_size: Option<usize>,
+}
+
+impl RunArgs {
+    /// The options; packing uses as many threads as computing.
+    pub fn options(&self) -> RunOptions {
+        let threads = self.threads.unwrap_or_else(threads::cores);
+        // Fails only where a pool exists already, which then serves.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global();
+        RunOptions {
+            quant: self.quant,
+            kv: self.kv_type.map(KvArg::kv),
+            threads,
+            context: self.context.map(NonZero::get),
+            batch_size: self.batch_size.map(NonZero::get),
+        }
+    }
+}
+
+impl RunOptions {
+    /// The stored type as it was typed.
+    pub fn quant_name(&self) -> &'static str {
+        self.quant.name()
+    }
+
+    /// The stored type.
+    pub fn quant(&self) -> Quant {
+        self.quant.quant()
+    }
+
+    /// The backend that all this describes.
+    pub fn cpu_backend(&self) -> Result<CpuBackend, UsageError> {
+        let mut backend = CpuBackend::new(self.threads, self.quant()).map_err(|e| UsageError(e.to_string()))?;
+        backend.kv = self.kv;
+        Ok(backend)
+    }
+
+    /// How many of `wanted` sequences run together.
+    pub fn sequences(&self, wanted: usize) -> usize {
+        self.batch_size.unwrap_or(MAX_SEQS).min(wanted).max(1)
+    }
+}
+
+/// Sequences that run together unless more is asked for: beyond, a step's gain is small and everybody waits longer.
+const MAX_SEQS: usize = 64;

@@ -1,0 +1,81 @@
+//! The one line of figures after an answer.
+
+use std::fmt;
+use std::time::Duration;
+
+use njoule_runtime::EngineStats;
+use njoule_runtime::request::Usage;
+use serde_json::{Value, json};
+
+use crate::session::unknown_energy;
+
+/// Figures of one or several answers.
+#[derive(Clone, Copy, Debug)]
+pub struct Figures {
+    prompt_tokens: usize,
+    generated_tokens: usize,
+    prefill_tokens_per_s: Option<f64>,
+    decode_tokens_per_s: Option<f64>,
+    /// From submission to the first token of the first answer.
+    ttft: Option<Duration>,
+    load: Duration,
+}
+
+impl Figures {
+    /// Of answers that an engine gave, all it did.
+    pub fn new(usages: &[Usage], stats: &EngineStats, load: Duration) -> Figures {
+        let rate = |tokens: u64, seconds: f64| (tokens > 0 && seconds > 0.0).then(|| tokens as f64 / seconds);
+        Figures {
+            prompt_tokens: usages.iter().map(|u| u.prompt_tokens).sum(),
+            generated_tokens: usages.iter().map(|u| u.generated_tokens).sum(),
+            prefill_tokens_per_s: rate(stats.prefill_tokens, stats.prefill_seconds),
+            decode_tokens_per_s: rate(stats.decode_tokens, stats.decode_seconds),
+            ttft: usages.first().and_then(|u| u.ttft),
+            load,
+        }
+    }
+
+    /// Of one answer of an engine that gives several.
+    pub fn of_one(usage: &Usage, load: Duration) -> Figures {
+        let rate =
+            |tokens: usize, time: Duration| (tokens > 0 && !time.is_zero()).then(|| tokens as f64 / time.as_secs_f64());
+        Figures {
+            prompt_tokens: usage.prompt_tokens,
+            generated_tokens: usage.generated_tokens,
+            prefill_tokens_per_s: rate(usage.prompt_tokens, usage.prefill),
+            // The first token is prefill's.
+            decode_tokens_per_s: rate(usage.generated_tokens.saturating_sub(1), usage.decode),
+            ttft: usage.ttft,
+            load,
+        }
+    }
+
+    /// As the `figures` object of a report.
+    pub fn json(&self) -> Value {
+        json!({
+            "prompt_tokens": self.prompt_tokens,
+            "generated_tokens": self.generated_tokens,
+            "prefill_tokens_per_s": self.prefill_tokens_per_s,
+            "decode_tokens_per_s": self.decode_tokens_per_s,
+            "ttft_s": self.ttft.map(|t| t.as_secs_f64()),
+            "load_s": self.load.as_secs_f64(),
+            "energy": unknown_energy(),
+        })
+    }
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rate = |rate: Option<f64>| rate.map_or("-".to_owned(), |rate| format!("{rate:.1}"));
+        let ttft = self.ttft.map_or("-".to_owned(), |t| format!("{:.3} s", t.as_secs_f64()));
+        write!(
+            f,
+            "{} prompt + {} generated tokens | prefill {} tok/s, decode {} tok/s | TTFT {ttft}, load {:.3} s | energy: unknown (no meter read)",
+            self.prompt_tokens,
+            self.generated_tokens,
+            rate(self.prefill_tokens_per_s),
+            rate(self.decode_tokens_per_s),
+            self.load.as_secs_f64(),
+        )
+    }
+}
