@@ -67,14 +67,15 @@ pub unsafe fn attend<S: Simd, const KV: u8>(a: &AttendArgs<'_>) {
                 2 => tile::<S, KV, 2>(a, first),
                 3 => tile::<S, KV, 3>(a, first),
                 4 => tile::<S, KV, 4>(a, first),
-                5 => tile::<S, KV, 5>(a, first),
-                6 => tile::<S, KV, 6>(a, first),
-                7 => tile::<S, KV, 7>(a, first),
-                8 => tile::<S, KV, 8>(a, first),
-                9 => tile::<S, KV, 9>(a, first),
-                10 => tile::<S, KV, 10>(a, first),
-                11 => tile::<S, KV, 11>(a, first),
-                _ => tile::<S, KV, 12>(a, first),
+                5 if S::TILE >= 5 => tile::<S, KV, 5>(a, first),
+                6 if S::TILE >= 6 => tile::<S, KV, 6>(a, first),
+                7 if S::TILE >= 7 => tile::<S, KV, 7>(a, first),
+                8 if S::TILE >= 8 => tile::<S, KV, 8>(a, first),
+                9 if S::TILE >= 9 => tile::<S, KV, 9>(a, first),
+                10 if S::TILE >= 10 => tile::<S, KV, 10>(a, first),
+                11 if S::TILE >= 11 => tile::<S, KV, 11>(a, first),
+                12 if S::TILE >= 12 => tile::<S, KV, 12>(a, first),
+                _ => unreachable!("a tile holds at most S::TILE queries"),
             }
         }
         first += n;
@@ -334,3 +335,6 @@ unsafe fn scale_probabilities<const NT: usize>(a: &AttendArgs<'_>, scores: *mut 
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -149,3 +149,6 @@ impl KvCache {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -84,3 +84,6 @@ pub unsafe fn add<S: Simd>(x: *const f32, y: *const f32, out: *mut f32, padded: 
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -123,3 +123,6 @@ pub unsafe fn silu<S: Simd>(x: S::F) -> S::F {
         S::div(x, S::add(S::splat(1.0), e))
     }
 }
+
+#[cfg(test)]
+mod tests;
