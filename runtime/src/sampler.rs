@@ -38,10 +38,10 @@ pub struct Sampler {
     /// Logits that were changed, oldest first.
     changed: Vec<(usize, f32)>,
     candidates: Vec<Candidate>,
-    /// Probabilities relative to the likeliest token's, their sums per block, and those by size.
+    /// Probabilities relative to the likeliest token's, and per block their sum and their largest.
     weights: Vec<f32>,
     masses: Vec<f64>,
-    histogram: Vec<f64>,
+    peaks: Vec<f32>,
 }
 
 impl Sampler {
@@ -51,7 +51,7 @@ impl Sampler {
             changed: Vec::with_capacity(1024),
             candidates: Vec::with_capacity(vocab.min(filter::ROOM)),
             weights: Vec::new(),
-            histogram: Vec::new(),
+            peaks: Vec::new(),
             masses: Vec::with_capacity(vocab.div_ceil(simd::BLOCK)),
         }
     }

@@ -100,7 +100,8 @@ impl MockExecutor {
             (row, table) = (seq.rows.end, seq.table.end);
             ensure(seq.context <= c.max_len && seq.context <= seq.rope_len, "too long a context")?;
             ensure(seq.table.len() == seq.context.div_ceil(c.block_len), "a table does not fit its context")?;
-            for block in &batch.tables[seq.table.clone()] {
+            let blocks_of_seq = batch.tables.get(seq.table.clone()).ok_or("a table is cut off")?;
+            for block in blocks_of_seq {
                 ensure((block.0 as usize) < c.blocks, "no such block")?;
                 ensure(blocks.insert(*block), "a block belongs to two places")?;
             }

@@ -56,9 +56,9 @@ impl Sampler {
             return draw_weight(&self.weights, &self.masses, u * total);
         }
         // Tokens below a share of (1 - p) / vocab have less than 1 - p together, so the others reach p without them.
-        let cut = ((1.0 - top_p) * total / logits.len() as f64) as f32;
+        let cut = ((1.0 - top_p) * total / logits.len() as f64).min(1.0) as f32;
         let Nucleus { above, mass, edge } =
-            filter::nucleus(logits, &self.weights, cut, total * top_p, &mut self.histogram, &mut self.candidates);
+            filter::nucleus(logits, &self.weights, cut, total * top_p, &mut self.peaks, &mut self.candidates);
         let target = u * (mass + self::total(edge));
         if target >= mass {
             return draw_candidate(edge, target - mass);

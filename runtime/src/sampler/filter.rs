@@ -81,51 +81,47 @@ pub struct Nucleus<'a> {
 
 /// Finds the fewest likeliest tokens of at least weight `cut` whose weights, at most 1 each, reach `target`.
 ///
-/// A histogram over the leading bits of the weights (1/64 of an octave per bin) shows in which bin the target is reached;
-/// only that bin is sorted.
+/// Bisection over the bits of a weight, by vectorised sums, narrows down to 1/64 of an octave where the target is
+/// reached; only what lies in there is sorted. `peaks` is scratch.
 pub fn nucleus<'a>(
     logits: &[f32],
     weights: &[f32],
     cut: f32,
     target: f64,
-    histogram: &mut Vec<f64>,
+    peaks: &mut Vec<f32>,
     candidates: &'a mut Vec<Candidate>,
 ) -> Nucleus<'a> {
-    const DROPPED_BITS: u32 = 17;
-    let bin = |weight: f32| (weight.to_bits() >> DROPPED_BITS) as usize;
-    let lightest = |bin: usize| f32::from_bits((bin as u32) << DROPPED_BITS);
-    let (bins, first) = (bin(1.0) + 1, bin(cut));
-    histogram.resize(bins, 0.0);
-    histogram[first..].fill(0.0);
-    for block in weights.chunks(BLOCK) {
-        if simd::block_max(block).0 < cut {
-            continue;
-        }
-        for &weight in block {
-            if weight >= cut {
-                histogram[bin(weight)] += f64::from(weight);
-            }
+    peaks.clear();
+    peaks.extend(weights.chunks(BLOCK).map(|block| simd::block_max(block).0));
+    // Weights of at least `low` reach the target, those of at least `high` do not.
+    let (mut low, mut high, mut mass) = (cut.to_bits(), 1f32.to_bits() + 1, 0.0);
+    while high - low > NARROW {
+        let middle = low + (high - low) / 2;
+        let least = f32::from_bits(middle);
+        let blocks = weights.chunks(BLOCK).zip(&*peaks).filter(|(_, peak)| **peak >= least);
+        let sum: f64 = blocks.map(|(block, _)| simd::mass_at_least(block, least)).sum();
+        if sum >= target {
+            low = middle;
+        } else {
+            (high, mass) = (middle, sum);
         }
     }
-    let (mut mass, mut edge) = (0.0, bins - 1);
-    while edge > first && mass + histogram[edge] < target {
-        mass += histogram[edge];
-        edge -= 1;
-    }
-    let (above, least) = (lightest(edge + 1), lightest(edge).max(cut));
+    let (least, above) = (f32::from_bits(low), f32::from_bits(high));
     candidates.clear();
     for (i, block) in weights.chunks(BLOCK).enumerate() {
-        if simd::block_max(block).0 < least {
+        if peaks[i] < least {
             continue;
         }
         for (j, &weight) in block.iter().enumerate() {
-            if weight >= least && weight < above {
+            if (weight >= least) & (weight < above) {
                 let at = i * BLOCK + j;
                 candidates.push(Candidate::new(logits[at], at, weight));
             }
         }
     }
     candidates.sort_unstable_by(Candidate::order);
-    // Rounding may leave the bin empty; then what is above it has reached the target.
     Nucleus { above, mass, edge: reach(candidates, target - mass) }
 }
+
+/// 1/64 of an octave, in bits of a weight.
+const NARROW: u32 = 1 << 17;

@@ -85,6 +85,21 @@ pub fn weigh(block: &[f32], most: f32, scale: f32, least: f32, weights: &mut [f3
     sums.into_iter().map(f64::from).sum()
 }
 
+/// Sum of the weights of a block that are at least `least`.
+pub fn mass_at_least(weights: &[f32], least: f32) -> f64 {
+    let mut sums = [0f32; LANES];
+    let (chunks, rest) = weights.as_chunks::<LANES>();
+    for chunk in chunks {
+        for i in 0..LANES {
+            sums[i] += if chunk[i] >= least { chunk[i] } else { 0.0 };
+        }
+    }
+    for (i, &x) in rest.iter().enumerate() {
+        sums[i] += if x >= least { x } else { 0.0 };
+    }
+    sums.into_iter().map(f64::from).sum()
+}
+
 /// Sets weights below `least` to 0 and returns the sum of the others.
 pub fn keep(weights: &mut [f32], least: f32) -> f64 {
     let mut sums = [0f32; LANES];
