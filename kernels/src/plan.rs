@@ -151,3 +151,6 @@ impl Plan {
         self.phases.len()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -92,7 +92,7 @@ pub unsafe trait Simd: Copy + 'static {
     unsafe fn dot_i8<const NT: usize>(w: *const u8, a: *const i8, init: *const i32) -> [Self::I; NT];
 }
 
-/// `e^x` to 2 ulp; exactly 1 at 0 and 0 below -87.3 (minus infinity included). `x` must not exceed 88.
+/// `e^x` to 3 ulp; exactly 1 at 0 and 0 below -87.3 (minus infinity included). `x` must not exceed 88.
 ///
 /// Cody-Waite reduction by ln 2 and the Taylor polynomial of degree 6, whose error is below 1.2e-7 relative on
 /// `|r| <= ln2 / 2`.

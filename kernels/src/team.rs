@@ -224,3 +224,6 @@ impl Counter {
         *self.0.get_mut() = 0;
     }
 }
+
+#[cfg(test)]
+mod tests;

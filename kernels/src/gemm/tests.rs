@@ -131,7 +131,8 @@ fn a_token_has_the_same_bits_whatever_stands_beside_it() {
             let weight = Matrix::random(ROWS, cols, 200 + i as u64).pack(stored);
             let bias = noise.values(ROWS, 1.0);
             let x = tokens(kernels.tile, cols, &mut noise);
-            let alone: Vec<_> = x.iter().map(|x| bits(&product(kernels, &weight, &[x], Some(&bias))[0][..ROWS])).collect();
+            let alone: Vec<_> =
+                x.iter().map(|x| bits(&product(kernels, &weight, &[x], Some(&bias))[0][..ROWS])).collect();
             for n in 2..=kernels.tile {
                 // Every token in every place of a tile of n, beside changing others.
                 for shift in 0..n {
@@ -193,7 +194,9 @@ fn a_value_that_is_not_finite_shows_in_its_own_token_only() {
     for (kernels, stored) in Kernels::available().flat_map(|k| Stored::ALL.map(|s| (k, s))) {
         let weight = Matrix::random(ROWS, cols, 4).pack(stored);
         let alone = bits(&product(kernels, &weight, &[&good], None)[0][..ROWS]);
-        for (value, at) in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].into_iter().flat_map(|v| [0, 31, 69].map(|at| (v, at))) {
+        for (value, at) in
+            [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].into_iter().flat_map(|v| [0, 31, 69].map(|at| (v, at)))
+        {
             let mut bad = good.clone();
             bad[at] = value;
             let out = product(kernels, &weight, &[&good, &bad, &good], None);

@@ -23,13 +23,16 @@ fn a_token_is_written_to_its_slot_and_nowhere_else() {
             let shape = KvShape { blocks: 3, block_len, heads, k_dim, v_dim, stored };
             assert_eq!(
                 shape.bytes(),
-                3 * block_len * heads * ((k_dim + shape.v_pad()) * stored.size() + if stored == KvStored::Int8 { 8 } else { 0 })
+                3 * block_len
+                    * heads
+                    * ((k_dim + shape.v_pad()) * stored.size() + if stored == KvStored::Int8 { 8 } else { 0 })
             );
             for slot in [0, 1, 15, block_len - 1, block_len, block_len + 15, 3 * block_len - 1] {
                 let cache = KvCache::new(shape).expect("memory");
                 let noise = &mut Noise::new(slot as u64);
                 // No zeros: what stays zero was not written.
-                let mut row = |n: usize| noise.values(n, 3.0).iter().map(|x| x + 0.5_f32.copysign(*x)).collect::<Vec<f32>>();
+                let mut row =
+                    |n: usize| noise.values(n, 3.0).iter().map(|x| x + 0.5_f32.copysign(*x)).collect::<Vec<f32>>();
                 let (k, v) = (row(heads * k_dim), row(heads * v_dim));
                 // SAFETY: the slot lies in the cache, the rows hold all heads.
                 unsafe { cache.write(slot, k.as_ptr(), v.as_ptr()) };
@@ -44,22 +47,25 @@ fn a_token_is_written_to_its_slot_and_nowhere_else() {
                     };
                     let key = |d: usize| start * k_dim + (at / 16 * k_dim + d) * 16 + at % 16;
                     let value = |d: usize| start * shape.v_pad() + at * shape.v_pad() + d;
-                    let mut check = |what: &str, buffer: &Buffer, scale: f32, want: &[f32], at: &dyn Fn(usize) -> usize| {
-                        let largest = want.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
-                        let bound = |x: f32| match stored {
-                            KvStored::F32 => 0.0,
-                            KvStored::F16 => x.abs() / 2048.0,
-                            KvStored::Bf16 => x.abs() / 256.0,
-                            KvStored::Int8 => largest / 254.0 * 1.0001,
-                        };
-                        for (d, want) in want.iter().enumerate() {
-                            let got = element(buffer, stored, at(d)) * scale;
-                            written += usize::from(element(buffer, stored, at(d)) != 0.0);
-                            if (got - want).abs() > bound(*want) {
-                                failures.push(format!("{stored:?} {shape:?} slot {slot} {what} {d}: {got}, not {want}"));
+                    let mut check =
+                        |what: &str, buffer: &Buffer, scale: f32, want: &[f32], at: &dyn Fn(usize) -> usize| {
+                            let largest = want.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+                            let bound = |x: f32| match stored {
+                                KvStored::F32 => 0.0,
+                                KvStored::F16 => x.abs() / 2048.0,
+                                KvStored::Bf16 => x.abs() / 256.0,
+                                KvStored::Int8 => largest / 254.0 * 1.0001,
+                            };
+                            for (d, want) in want.iter().enumerate() {
+                                let got = element(buffer, stored, at(d)) * scale;
+                                written += usize::from(element(buffer, stored, at(d)) != 0.0);
+                                if (got - want).abs() > bound(*want) {
+                                    failures.push(format!(
+                                        "{stored:?} {shape:?} slot {slot} {what} {d}: {got}, not {want}"
+                                    ));
+                                }
                             }
-                        }
-                    };
+                        };
                     check("key", &cache.keys, scale(&cache.key_scales), &k[head * k_dim..][..k_dim], &key);
                     check("value", &cache.values, scale(&cache.value_scales), &v[head * v_dim..][..v_dim], &value);
                 }

@@ -52,10 +52,11 @@ fn put_codes8(panel: &mut [u8], r: usize, at: usize, values: &[f32], inverse: f3
 pub fn int8(row: &[f32], r: usize, panel: &mut [u8]) -> bool {
     let groups = row.len().div_ceil(GROUP);
     let scale = largest(row) / 127.0;
-    let inv = inverse(scale);
+    // Below 3e-39 a scale has no reciprocal: the row is as good as zero.
+    let (scale, inv) = if inverse(scale).is_finite() { (scale, inverse(scale)) } else { (0.0, 0.0) };
     row.chunks(GROUP).enumerate().for_each(|(g, values)| put_codes8(panel, r, g * GROUP, values, inv));
     put(panel, groups * PANEL * GROUP + r * 4, &scale.to_le_bytes());
-    finite(row) && inv.is_finite()
+    finite(row)
 }
 
 /// One f16 scale per group: largest magnitude / 127.
@@ -117,7 +118,8 @@ pub fn int4_min(row: &[f32], r: usize, panel: &mut [u8]) -> bool {
         }
         put(panel, scales + (g * PANEL + r) * 2, &scale.to_le_bytes());
         put(panel, scales + ((groups + g) * PANEL + r) * 2, &min.to_le_bytes());
-        fits &= scale.is_finite() && min.is_finite();
+        // Where no scale fits, no error is finite.
+        fits &= least.is_finite();
     }
     fits
 }

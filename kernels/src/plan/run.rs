@@ -117,11 +117,12 @@ impl Plan {
             if s.row != row || s.rows == 0 {
                 return fail("sequences must cover the rows in order".into());
             }
-            row += s.rows;
-            if row > rows || s.table + s.blocks > input.tables.len() {
+            let (left, blocks) = (rows - row, input.tables.len().checked_sub(s.table));
+            if s.rows > left || blocks.is_none_or(|b| s.blocks > b) {
                 return fail("a sequence exceeds the rows or the tables".into());
             }
-            if (s.row..row).any(|r| input.positions[r] as usize != s.position + r - s.row) {
+            row += s.rows;
+            if (s.row..row).any(|r| input.positions[r] as usize != s.position.wrapping_add(r - s.row)) {
                 return fail("positions of a sequence are consecutive".into());
             }
         }

@@ -92,7 +92,9 @@ fn head_norms_keep_to_their_heads() {
 #[test]
 fn rope_rotates_the_halves_of_a_head_and_leaves_the_rest() {
     let (mut cases, mut failures) = (0, vec![]);
-    for (kernels, pairs) in Kernels::available().flat_map(|k| [1, 2, 4, 7, 8, 9, 10, 16, 17, 32, 40, 64].map(|p| (k, p))) {
+    for (kernels, pairs) in
+        Kernels::available().flat_map(|k| [1, 2, 4, 7, 8, 9, 10, 16, 17, 32, 40, 64].map(|p| (k, p)))
+    {
         for (heads, rest) in [(1, 0), (3, 0), (2, 5)] {
             let head = 2 * pairs + rest;
             let noise = &mut Noise::new(pairs as u64);
