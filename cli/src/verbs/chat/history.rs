@@ -68,7 +68,7 @@ impl History {
 
     fn messages(&self) -> Vec<Value> {
         let system = self.system.iter().map(|text| message("system", text));
-        let role = |i: usize| if i % 2 == 0 { "user" } else { "assistant" };
+        let role = |i: usize| if i.is_multiple_of(2) { "user" } else { "assistant" };
         system.chain(self.turns.iter().enumerate().map(|(i, text)| message(role(i), text))).collect()
     }
 }
