@@ -135,7 +135,7 @@ impl Source for Ramp {
 
 /// Columns of the probe's panel: with them an f32 panel and its activations fit into 32 KiB.
 const COLS: usize = 256;
-const _: () = assert!(COLS % GROUP == 0);
+const _: () = assert!(COLS.is_multiple_of(GROUP));
 
 const LINE: usize = 64;
 /// Bytes that a thread claims at a time.
