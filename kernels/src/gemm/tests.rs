@@ -3,6 +3,8 @@
 //! The tight bound compares with what the kernel may see: weights as they decode, activations as they were rounded.
 //! Whether that rounding is good enough is the business of the loose one.
 
+#![allow(clippy::neg_cmp_op_on_partial_ord)] // `!(error <= bound)`: NaN must fail
+
 use half::bf16;
 
 use super::*;

@@ -1,5 +1,7 @@
 //! Packing: what was put in comes out, as exactly as the type says; blocks bit for bit; bad values named by their row.
 
+#![allow(clippy::neg_cmp_op_on_partial_ord)] // `!(error <= bound)`: NaN must fail
+
 use half::{bf16, f16};
 use proptest::prelude::*;
 

@@ -12,7 +12,7 @@ use super::Simd;
 #[derive(Clone, Copy)]
 pub struct Neon;
 
-// SAFETY (whole impl): the trait's contract gives valid pointers; the instruction set is the target's own.
+// SAFETY: for the whole impl, the trait's contract gives valid pointers; the instruction set is the target's own.
 unsafe impl Simd for Neon {
     type F = float32x4_t;
     type I = int32x4_t;

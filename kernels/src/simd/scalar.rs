@@ -23,7 +23,7 @@ fn halve<T: Copy>(x: [T; N], f: impl Fn(T, T) -> T) -> T {
     f(x[0], x[1])
 }
 
-// SAFETY (whole impl): the trait's contract makes every pointer valid for what is read or written through it; no
+// SAFETY: for the whole impl, the trait's contract makes every pointer valid for what is read or written through it; no
 // instruction set is needed.
 unsafe impl Simd for Scalar {
     type F = [f32; N];

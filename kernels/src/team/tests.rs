@@ -114,7 +114,7 @@ fn many_short_runs_neither_hang_nor_skip_anyone() {
 fn a_job_may_borrow_from_the_caller() {
     let mut team = team(3);
     for round in 0..100_usize {
-        let local = vec![round; 3];
+        let local = [round; 3];
         let sum = AtomicUsize::new(0);
         team.run(&|worker| _ = sum.fetch_add(local[worker.id], Ordering::Relaxed));
         assert_eq!(sum.into_inner(), 3 * round);

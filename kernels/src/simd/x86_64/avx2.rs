@@ -26,7 +26,7 @@ unsafe fn first(n: usize) -> __m256i {
     unsafe { _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)) }
 }
 
-// SAFETY (whole impl): the trait's contract gives the instruction set and valid pointers; every load and store is the
+// SAFETY: for the whole impl, the trait's contract gives the instruction set and valid pointers; every load and store is the
 // unaligned or masked form.
 unsafe impl Simd for Avx2 {
     type F = __m256;

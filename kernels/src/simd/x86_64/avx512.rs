@@ -15,7 +15,7 @@ fn first(n: usize) -> __mmask16 {
     ((1_u32 << n) - 1) as __mmask16
 }
 
-// SAFETY (whole impl): the trait's contract gives the instruction set and valid pointers; every load and store is the
+// SAFETY: for the whole impl, the trait's contract gives the instruction set and valid pointers; every load and store is the
 // unaligned or masked form.
 unsafe impl<const HAS_BF16: bool> Simd for Avx512<HAS_BF16> {
     type F = __m512;
