@@ -46,7 +46,12 @@ impl Buffer {
         let mapped = len.max(1).checked_next_multiple_of(4096).ok_or(out_of_memory)?;
         // SAFETY: an anonymous private mapping at an address of the kernel's choice aliases nothing.
         let start = unsafe {
-            mmap_anonymous(std::ptr::null_mut(), mapped, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE)
+            mmap_anonymous(
+                std::ptr::null_mut(),
+                mapped,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
         };
         let start = start.ok().and_then(|p| NonNull::new(p.cast::<u8>())).ok_or(out_of_memory)?;
         Ok(Buffer { start, len, mapped })

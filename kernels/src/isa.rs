@@ -60,6 +60,7 @@ pub struct IsaError {
 
 /// Every kernel of one instruction set.
 #[derive(Debug)]
+#[allow(clippy::type_complexity)] // the signatures stand once, beside the kernels' own
 pub struct Kernels {
     /// The set.
     pub isa: Isa,
@@ -69,7 +70,7 @@ pub struct Kernels {
     pub bf16: bool,
     pub(crate) tiles: [[TileFn; MAX_TILE]; Stored::ALL.len()],
     pub(crate) attend: [AttendFn; 4],
-    pub(crate) pack_row: unsafe fn(ActKind, *const f32, usize, *mut u8, *mut u8, usize, usize),
+    pub(crate) pack_row: unsafe fn(ActKind, *const f32, usize, *mut u8, *mut u8, (usize, usize), bool),
     pub(crate) silu_mul: unsafe fn(*const f32, *const f32, *mut f32, usize),
     pub(crate) add_rms_norm:
         unsafe fn(*const f32, Option<*const f32>, *const f32, f32, (usize, usize), *mut f32, *mut f32),
@@ -131,9 +132,17 @@ macro_rules! entry_points {
         }
 
         $(#[target_feature(enable = $feature)])?
-        unsafe fn pack_row(kind: ActKind, x: *const f32, cols: usize, act: *mut u8, meta: *mut u8, t: usize, nt: usize) {
+        unsafe fn pack_row(
+            kind: ActKind,
+            x: *const f32,
+            cols: usize,
+            act: *mut u8,
+            meta: *mut u8,
+            token: (usize, usize),
+            fine: bool,
+        ) {
             // SAFETY: as above.
-            unsafe { gemm::pack_row::<$simd>(kind, x, cols, act, meta, t, nt) }
+            unsafe { gemm::pack_row::<$simd>(kind, x, cols, act, meta, token, fine) }
         }
 
         $(#[target_feature(enable = $feature)])?
@@ -200,7 +209,7 @@ macro_rules! entry_points {
             isa: $isa,
             tile: <$simd as Simd>::TILE,
             bf16: <$simd as Simd>::BF16,
-            tiles: [tiles::<0>(), tiles::<1>(), tiles::<2>(), tiles::<3>(), tiles::<4>(), tiles::<5>(), tiles::<6>()],
+            tiles: [tiles::<0>(), tiles::<1>(), tiles::<2>(), tiles::<3>(), tiles::<4>(), tiles::<5>()],
             attend: [attend::<0>, attend::<1>, attend::<2>, attend::<3>],
             pack_row,
             silu_mul,

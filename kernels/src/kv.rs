@@ -131,10 +131,14 @@ impl KvCache {
             match self.shape.stored {
                 KvStored::F32 => x.iter().enumerate().for_each(|(d, x)| *start.cast::<f32>().add(at(d)) = *x),
                 KvStored::F16 => {
-                    x.iter().enumerate().for_each(|(d, x)| *start.cast::<u16>().add(at(d)) = f16::from_f32(*x).to_bits());
+                    x.iter()
+                        .enumerate()
+                        .for_each(|(d, x)| *start.cast::<u16>().add(at(d)) = f16::from_f32(*x).to_bits());
                 }
                 KvStored::Bf16 => {
-                    x.iter().enumerate().for_each(|(d, x)| *start.cast::<u16>().add(at(d)) = bf16::from_f32(*x).to_bits());
+                    x.iter()
+                        .enumerate()
+                        .for_each(|(d, x)| *start.cast::<u16>().add(at(d)) = bf16::from_f32(*x).to_bits());
                 }
                 KvStored::Int8 => {
                     let largest = x.iter().fold(0_u32, |m, x| m.max(x.abs().to_bits()));

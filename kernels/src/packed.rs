@@ -6,8 +6,7 @@
 //! ```text
 //! F32          [col][16 rows] f32                      F16  [col][16 rows] f16
 //! Bf16         [col/2][16 rows][2 cols] bf16
-//! Int8         [group][8 quads][16 rows][4 cols] u8 (code + 128), then [16 rows] f32 scales
-//! Int8Groups   codes as Int8, then [group][16 rows] f16 scales
+//! Int8   [group][8 quads][16 rows][4 cols] u8 (code + 128), then [group][16 rows] f16 scales
 //! Int4         [group][4 steps][16 rows][4 cols] u8: low nibble quad j, high nibble quad j + 4;
 //!              then [group][16 rows] f16 scales; value = scale * (code - 8)
 //! Int4Min      as Int4, then [group][16 rows] f16 minima; value = scale * code + minimum
@@ -37,10 +36,8 @@ pub enum Stored {
     F16,
     /// bfloat16.
     Bf16,
-    /// 8 bits, one f32 scale per row.
-    Int8,
     /// 8 bits, one f16 scale per row and group.
-    Int8Groups,
+    Int8,
     /// 4 bits, f16 scale per row and group, zero at code 8.
     Int4,
     /// 4 bits, f16 scale and minimum per row and group.
@@ -49,15 +46,7 @@ pub enum Stored {
 
 impl Stored {
     /// Every kind.
-    pub const ALL: [Stored; 7] = [
-        Stored::F32,
-        Stored::F16,
-        Stored::Bf16,
-        Stored::Int8,
-        Stored::Int8Groups,
-        Stored::Int4,
-        Stored::Int4Min,
-    ];
+    pub const ALL: [Stored; 6] = [Stored::F32, Stored::F16, Stored::Bf16, Stored::Int8, Stored::Int4, Stored::Int4Min];
 
     /// Its name in reports.
     pub fn name(self) -> &'static str {
@@ -65,8 +54,7 @@ impl Stored {
             Stored::F32 => "f32",
             Stored::F16 => "f16",
             Stored::Bf16 => "bf16",
-            Stored::Int8 => "int8",
-            Stored::Int8Groups => "int8-g32",
+            Stored::Int8 => "int8-g32",
             Stored::Int4 => "int4-g32",
             Stored::Int4Min => "int4-g32-min",
         }
@@ -74,7 +62,7 @@ impl Stored {
 
     /// Whether activations are quantised for it.
     pub fn is_int(self) -> bool {
-        matches!(self, Stored::Int8 | Stored::Int8Groups | Stored::Int4 | Stored::Int4Min)
+        matches!(self, Stored::Int8 | Stored::Int4 | Stored::Int4Min)
     }
 
     /// Bytes of a panel over `cols` columns.
@@ -84,8 +72,7 @@ impl Stored {
             Stored::F32 => cols * PANEL * 4,
             Stored::F16 => cols * PANEL * 2,
             Stored::Bf16 => pairs * PANEL * 4,
-            Stored::Int8 => groups * PANEL * GROUP + PANEL * 4,
-            Stored::Int8Groups => (groups * PANEL * (GROUP + 2)).next_multiple_of(64),
+            Stored::Int8 => (groups * PANEL * (GROUP + 2)).next_multiple_of(64),
             Stored::Int4 => (groups * PANEL * (GROUP / 2 + 2)).next_multiple_of(64),
             Stored::Int4Min => groups * PANEL * (GROUP / 2 + 4),
         }
@@ -221,10 +208,6 @@ impl Packed {
                 *o = bf16::from_bits(u16_at((c / 2 * PANEL + r) * 4 + c % 2 * 2)).to_f32();
             }),
             Stored::Int8 => {
-                let scale = f32_at(groups * PANEL * GROUP + r * 4);
-                out.iter_mut().enumerate().for_each(|(c, o)| *o = scale * code8(c));
-            }
-            Stored::Int8Groups => {
                 let codes = groups * PANEL * GROUP;
                 out.iter_mut().enumerate().for_each(|(c, o)| *o = f16_at(codes, 0, c / GROUP) * code8(c));
             }
@@ -270,7 +253,9 @@ fn pack_panel(
                 true
             }
             Stored::F16 => {
-                row.iter().enumerate().for_each(|(c, x)| put(panel, (c * PANEL + r) * 2, &f16::from_f32(*x).to_le_bytes()));
+                row.iter()
+                    .enumerate()
+                    .for_each(|(c, x)| put(panel, (c * PANEL + r) * 2, &f16::from_f32(*x).to_le_bytes()));
                 row.iter().all(|x| !x.is_finite() || x.abs() <= 65504.0)
             }
             Stored::Bf16 => {
@@ -280,7 +265,6 @@ fn pack_panel(
                 true
             }
             Stored::Int8 => quantise::int8(row, r, panel),
-            Stored::Int8Groups => quantise::int8_groups(row, r, panel),
             Stored::Int4 => quantise::int4(row, r, panel),
             Stored::Int4Min => quantise::int4_min(row, r, panel),
         };

@@ -118,16 +118,59 @@ struct Part {
 
 #[derive(Debug)]
 enum RowOp {
-    Angles { rope: usize },
-    Embed { table: Arc<Packed>, out: Region },
-    Norm { x: Region, weight: Vec<f32>, eps: f32, out: Region },
-    AddNorm { x: Region, delta: Region, weight: Vec<f32>, eps: f32, sum: Region, out: Region },
-    HeadNorm { x: Region, weight: Vec<f32>, eps: f32, out: Region },
-    Rope { x: Region, rope: usize, head: usize, out: Region },
-    CacheWrite { k: Region, v: Region, cache: usize },
-    Add { x: Region, y: Region, out: Region },
-    Take { x: Region, out: Region },
-    Pack { x: Region, act: ActRegion },
+    Angles {
+        rope: usize,
+    },
+    Embed {
+        table: Arc<Packed>,
+        out: Region,
+    },
+    Norm {
+        x: Region,
+        weight: Vec<f32>,
+        eps: f32,
+        out: Region,
+    },
+    AddNorm {
+        x: Region,
+        delta: Region,
+        weight: Vec<f32>,
+        eps: f32,
+        sum: Region,
+        out: Region,
+    },
+    HeadNorm {
+        x: Region,
+        weight: Vec<f32>,
+        eps: f32,
+        out: Region,
+    },
+    Rope {
+        x: Region,
+        rope: usize,
+        head: usize,
+        out: Region,
+    },
+    CacheWrite {
+        k: Region,
+        v: Region,
+        cache: usize,
+    },
+    Add {
+        x: Region,
+        y: Region,
+        out: Region,
+    },
+    Take {
+        x: Region,
+        out: Region,
+    },
+    /// `fine`: groups may have fine codes.
+    Pack {
+        x: Region,
+        act: ActRegion,
+        fine: bool,
+    },
 }
 
 impl Plan {

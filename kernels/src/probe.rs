@@ -79,7 +79,7 @@ pub fn tile_peak(kernels: &'static Kernels, stored: Stored, threads: NonZero<usi
         let (codes, meta) = (codes.as_mut_slice().as_mut_ptr(), meta.as_mut_slice().as_mut_ptr());
         // SAFETY: `kernels` exists, so its instruction set does; the row has COLS values, a multiple of the group, and
         // the buffers have the bytes that `kind` wants for `tile` tokens.
-        unsafe { (kernels.pack_row)(kind, row.as_ptr(), COLS, codes, meta, t, tile) };
+        unsafe { (kernels.pack_row)(kind, row.as_ptr(), COLS, codes, meta, (t, tile), false) };
     }
     let kernel = kernels.tiles[stored as usize][tile - 1];
     let (panel, codes, meta) = (&packed, codes.as_slice(), meta.as_slice());

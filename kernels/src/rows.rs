@@ -36,7 +36,14 @@ pub unsafe fn add_rms_norm<S: Simd>(
 
 /// RMS norm of each run of `head` values; `out` may be `x`.
 #[inline(always)]
-pub unsafe fn head_rms_norm<S: Simd>(x: *const f32, weight: *const f32, eps: f32, head: usize, cols: usize, out: *mut f32) {
+pub unsafe fn head_rms_norm<S: Simd>(
+    x: *const f32,
+    weight: *const f32,
+    eps: f32,
+    head: usize,
+    cols: usize,
+    out: *mut f32,
+) {
     // SAFETY: the caller vouches for the instruction set, rows of `cols` values and a weight of `head`.
     unsafe {
         for start in (0..cols).step_by(head) {
@@ -58,7 +65,14 @@ pub unsafe fn head_rms_norm<S: Simd>(x: *const f32, weight: *const f32, eps: f32
 
 /// Rotates every head in place: pair `i` is values `i` and `i + pairs`, its angle's cosine and sine are given.
 #[inline(always)]
-pub unsafe fn rope_half<S: Simd>(x: *mut f32, head: usize, cols: usize, cos: *const f32, sin: *const f32, pairs: usize) {
+pub unsafe fn rope_half<S: Simd>(
+    x: *mut f32,
+    head: usize,
+    cols: usize,
+    cos: *const f32,
+    sin: *const f32,
+    pairs: usize,
+) {
     // SAFETY: the caller vouches for the instruction set, a row of `cols` values and `pairs` angles.
     unsafe {
         for start in (0..cols).step_by(head) {

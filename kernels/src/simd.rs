@@ -5,11 +5,11 @@
 //! [`PANEL`](crate::packed::PANEL): code that walks a panel does so in `PANEL / LANES` parts. Every method is the same
 //! function on every set up to the rounding of [`Simd::fma`], which the scalar set does in two steps.
 
+#[cfg(target_arch = "aarch64")]
+pub mod neon;
 pub mod scalar;
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;
-#[cfg(target_arch = "aarch64")]
-pub mod neon;
 
 /// Vectors of one instruction set.
 ///

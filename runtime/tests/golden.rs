@@ -80,7 +80,9 @@ fn load(golden: &Golden, kernels: &Kernels, quant: Quant, threads: usize) -> Box
     let program = decoder::program(&golden.checkpoint.config);
     let backend = CpuBackend::new(NonZero::new(threads).unwrap(), quant).unwrap().with_isa(kernels.isa).unwrap();
     let capacity = Capacity { blocks: 8, block_len: 32, max_rows: 64, max_seqs: 4, max_outputs: 64, max_len: 128 };
-    backend.load(&program, golden.checkpoint.weights.as_ref(), capacity).unwrap_or_else(|e| panic!("{}: {e}", golden.name))
+    backend
+        .load(&program, golden.checkpoint.weights.as_ref(), capacity)
+        .unwrap_or_else(|e| panic!("{}: {e}", golden.name))
 }
 
 /// One step of one sequence whose blocks are 3, 1, 0, 5, ...: order must not matter.
@@ -105,7 +107,10 @@ fn rows(out: &StepOutput) -> Vec<f32> {
 }
 
 fn argmax(row: &[f32]) -> u32 {
-    row.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (i, x)| if *x > best.1 { (i as u32, *x) } else { best }).0
+    row.iter()
+        .enumerate()
+        .fold((0, f32::NEG_INFINITY), |best, (i, x)| if *x > best.1 { (i as u32, *x) } else { best })
+        .0
 }
 
 #[test]
@@ -123,15 +128,14 @@ fn unquantised_logits_equal_the_reference_and_greedy_ids_follow() {
                 if !(got.len() == prompt.logits.len() && worst < 1e-3) {
                     failures.push(format!("{name} {} prompt {i}: off by {worst}", kernels.isa.name()));
                 }
-                let mut position = prompt.ids.len();
                 let mut next = argmax(out.row(out.rows - 1));
-                for (n, want) in prompt.greedy.iter().enumerate() {
+                for (position, (n, want)) in (prompt.ids.len()..).zip(prompt.greedy.iter().enumerate()) {
                     if next != *want {
-                        failures.push(format!("{name} {} prompt {i}: token {n} is {next}, not {want}", kernels.isa.name()));
+                        failures
+                            .push(format!("{name} {} prompt {i}: token {n} is {next}, not {want}", kernels.isa.name()));
                         break;
                     }
                     step(executor.as_mut(), &[next], position, &mut out);
-                    position += 1;
                     next = argmax(out.row(0));
                 }
             }
@@ -162,13 +166,19 @@ fn quantised_logits_stay_within_the_bounds_of_bf16() {
                         sorted.sort_by(|a, b| b.total_cmp(a));
                         let margin = f64::from(sorted[0] - sorted[1]);
                         if margin > 2.0 * max_bound && argmax(got) != argmax(want) {
-                            failures.push(format!("{name} {quant:?} {} prompt {i} row {row}: another top token", kernels.isa.name()));
+                            failures.push(format!(
+                                "{name} {quant:?} {} prompt {i} row {row}: another top token",
+                                kernels.isa.name()
+                            ));
                         }
                     }
                 }
                 let mean = sum / count;
                 if !(mean <= factor * mean_bound) {
-                    failures.push(format!("{name} {quant:?} {}: mean {mean:.4} against bf16's {mean_bound:.4}", kernels.isa.name()));
+                    failures.push(format!(
+                        "{name} {quant:?} {}: mean {mean:.4} against bf16's {mean_bound:.4}",
+                        kernels.isa.name()
+                    ));
                 }
             }
         }

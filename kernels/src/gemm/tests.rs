@@ -217,7 +217,7 @@ fn rounding_of_weights_and_activations_costs_what_their_types_say() {
             Stored::F32 => 1e-6,
             Stored::F16 => 5e-4,
             Stored::Bf16 => 4e-3,
-            Stored::Int8 | Stored::Int8Groups => 0.02,
+            Stored::Int8 => 0.02,
             Stored::Int4 => 0.15,
             Stored::Int4Min => 0.12,
         };

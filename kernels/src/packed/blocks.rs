@@ -9,9 +9,11 @@ use super::{GROUP, PANEL, Stored, put};
 /// with value `j + 16`: a block's bytes are the panel's bytes.
 pub fn scatter(blocks: &[u8], r: usize, cols: usize, stored: Stored, panel: &mut [u8]) {
     let groups = cols.div_ceil(GROUP);
-    let half = |panel: &mut [u8], at: usize, g: usize, bytes: &[u8]| put(panel, at + (g * PANEL + r) * 2, &[bytes[0], bytes[1]]);
+    let half = |panel: &mut [u8], at: usize, g: usize, bytes: &[u8]| {
+        put(panel, at + (g * PANEL + r) * 2, &[bytes[0], bytes[1]])
+    };
     match stored {
-        Stored::Int8Groups => {
+        Stored::Int8 => {
             let scales = groups * PANEL * GROUP;
             for (g, block) in blocks.chunks_exact(34).enumerate() {
                 half(panel, scales, g, block);
@@ -34,6 +36,6 @@ pub fn scatter(blocks: &[u8], r: usize, cols: usize, stored: Stored, panel: &mut
                 }
             }
         }
-        Stored::F32 | Stored::F16 | Stored::Bf16 | Stored::Int8 => {}
+        Stored::F32 | Stored::F16 | Stored::Bf16 => {}
     }
 }

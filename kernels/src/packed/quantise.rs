@@ -48,19 +48,8 @@ fn put_codes8(panel: &mut [u8], r: usize, at: usize, values: &[f32], inverse: f3
     }
 }
 
-/// One f32 scale: largest magnitude / 127.
-pub fn int8(row: &[f32], r: usize, panel: &mut [u8]) -> bool {
-    let groups = row.len().div_ceil(GROUP);
-    let scale = largest(row) / 127.0;
-    // Below 3e-39 a scale has no reciprocal: the row is as good as zero.
-    let (scale, inv) = if inverse(scale).is_finite() { (scale, inverse(scale)) } else { (0.0, 0.0) };
-    row.chunks(GROUP).enumerate().for_each(|(g, values)| put_codes8(panel, r, g * GROUP, values, inv));
-    put(panel, groups * PANEL * GROUP + r * 4, &scale.to_le_bytes());
-    finite(row)
-}
-
 /// One f16 scale per group: largest magnitude / 127.
-pub fn int8_groups(row: &[f32], r: usize, panel: &mut [u8]) -> bool {
+pub fn int8(row: &[f32], r: usize, panel: &mut [u8]) -> bool {
     let groups = row.len().div_ceil(GROUP);
     let mut fits = finite(row);
     for (g, values) in row.chunks(GROUP).enumerate() {

@@ -89,7 +89,11 @@ impl Plan {
         let fail = |what: String| Err(StepError(what));
         let rows = input.tokens.len();
         if rows > limits.max_rows || input.spans.len() > limits.max_seqs || input.outputs.len() > limits.max_outputs {
-            return fail(format!("{rows} rows, {} sequences or {} outputs exceed the plan", input.spans.len(), input.outputs.len()));
+            return fail(format!(
+                "{rows} rows, {} sequences or {} outputs exceed the plan",
+                input.spans.len(),
+                input.outputs.len()
+            ));
         }
         if team.len() > limits.threads {
             return fail(format!("a team of {} runs a plan for {}", team.len(), limits.threads));
@@ -107,7 +111,8 @@ impl Plan {
             Phase::Rows { ops, .. } => ops.as_slice(),
             _ => &[],
         });
-        let vocab = embeddings.filter_map(|op| if let RowOp::Embed { table, .. } = op { Some(table.rows()) } else { None });
+        let vocab =
+            embeddings.filter_map(|op| if let RowOp::Embed { table, .. } = op { Some(table.rows()) } else { None });
         let vocab = vocab.min().unwrap_or(usize::MAX);
         if let Some(t) = input.tokens.iter().find(|t| **t as usize >= vocab) {
             return fail(format!("token {t} of a vocabulary of {vocab}"));
@@ -199,7 +204,9 @@ impl Context<'_> {
                 let bytes = parts.iter().map(|p| p.matrix.weight.bytes()).sum::<usize>() / total.max(1);
                 let chunk = panels_per_claim(total, bytes, worker.count);
                 if rows > 0 {
-                    worker.claim(counter, total, chunk, |claimed| claimed.for_each(|i| self.linear_panel(parts, i, rows)));
+                    worker.claim(counter, total, chunk, |claimed| {
+                        claimed.for_each(|i| self.linear_panel(parts, i, rows))
+                    });
                 }
             }
             Phase::Gated { rows, act, gate, up, out } => {
@@ -290,7 +297,15 @@ impl Context<'_> {
         }
     }
 
-    fn tile(&self, act: &ActRegion, m: &Matrix, panel: usize, (first, n): (usize, usize), out: *mut f32, out_stride: usize) {
+    fn tile(
+        &self,
+        act: &ActRegion,
+        m: &Matrix,
+        panel: usize,
+        (first, n): (usize, usize),
+        out: *mut f32,
+        out_stride: usize,
+    ) {
         let (codes, meta) = act.kind.bytes(act.cols);
         // SAFETY: the layout holds the packed form of every row; a tile's part starts at its first row's share.
         let args = unsafe {
@@ -346,7 +361,14 @@ impl Context<'_> {
             RowOp::HeadNorm { x, weight, eps, out } => {
                 // SAFETY: as above.
                 unsafe {
-                    (k.head_rms_norm)(self.row(x, row), weight.as_ptr(), *eps, weight.len(), x.cols, self.row(out, row));
+                    (k.head_rms_norm)(
+                        self.row(x, row),
+                        weight.as_ptr(),
+                        *eps,
+                        weight.len(),
+                        x.cols,
+                        self.row(out, row),
+                    );
                     clear_padding(self.row(out, row), out);
                 }
             }
@@ -377,14 +399,15 @@ impl Context<'_> {
                 // SAFETY: as above; `x` was written in an earlier phase, and the regions are disjoint.
                 unsafe { std::ptr::copy_nonoverlapping(from, self.row(out, row), x.stride) }
             }
-            RowOp::Pack { x, act } => {
+            RowOp::Pack { x, act, fine } => {
                 let (first, n) = Tiles::new(self.rows(set), k.tile).of(row);
                 let (codes, meta) = act.kind.bytes(act.cols);
                 // SAFETY: as above; tokens of a tile write their own words of it.
                 unsafe {
                     clear_padding(self.row(x, row), x);
-                    let (codes, meta) = (self.arena.add(act.codes + first * codes), self.arena.add(act.meta + first * meta));
-                    (k.pack_row)(act.kind, self.row(x, row), act.cols, codes, meta, row - first, n);
+                    let (codes, meta) =
+                        (self.arena.add(act.codes + first * codes), self.arena.add(act.meta + first * meta));
+                    (k.pack_row)(act.kind, self.row(x, row), act.cols, codes, meta, (row - first, n), *fine);
                 }
             }
         }

@@ -184,7 +184,9 @@ unsafe impl Simd for Scalar {
     }
     #[inline(always)]
     unsafe fn scale_by_pow2(x: Self::F, n: Self::I) -> Self::F {
-        std::array::from_fn(|i| if n[i] <= -127 { 0.0 } else { x[i] * f32::from_bits(((n[i].min(127) + 127) as u32) << 23) })
+        std::array::from_fn(|i| {
+            if n[i] <= -127 { 0.0 } else { x[i] * f32::from_bits(((n[i].min(127) + 127) as u32) << 23) }
+        })
     }
 
     #[inline(always)]

@@ -86,7 +86,7 @@ impl CpuBackend {
             logits,
             outputs: 0,
             program: program.clone(),
-            weight_bytes,
+            streamed: program.streamed_weights().into_iter().map(|id| stored.bytes_of(id)).sum(),
             kv: self.kv_type(),
         })
     }
@@ -127,7 +127,7 @@ pub struct CpuExecutor {
     outputs: usize,
     memory: MemoryUse,
     program: Program,
-    weight_bytes: usize,
+    streamed: usize,
     kv: KvType,
 }
 
@@ -185,7 +185,7 @@ impl Executor for CpuExecutor {
         let bytes_per_value = bytes as f64 / self.program.kv_values_per_token() as f64;
         Cost {
             flops: cost.flops() as f64,
-            weight_bytes: self.weight_bytes as f64,
+            weight_bytes: self.streamed as f64,
             kv_bytes: bytes_per_value * (cost.kv_values_read + cost.kv_values_written) as f64,
         }
     }

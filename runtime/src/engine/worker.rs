@@ -50,6 +50,7 @@ struct Worker {
     batch: Batch,
     output: StepOutput,
     arrived: Vec<Submission>,
+    #[allow(clippy::vec_box)] // the scheduler hands sequences over in the boxes it keeps them in
     ended: Vec<Box<Sequence<Job>>>,
     /// End of the last step.
     idle_since: Option<Instant>,

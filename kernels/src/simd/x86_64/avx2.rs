@@ -273,9 +273,7 @@ unsafe impl Simd for Avx2 {
                 }
             }
             let ones = _mm256_set1_epi16(1);
-            std::array::from_fn(|t| {
-                _mm256_add_epi32(_mm256_set1_epi32(*init.add(t)), _mm256_madd_epi16(acc[t], ones))
-            })
+            std::array::from_fn(|t| _mm256_add_epi32(_mm256_set1_epi32(*init.add(t)), _mm256_madd_epi16(acc[t], ones)))
         }
     }
 
