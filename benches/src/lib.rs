@@ -1,1 +1,2 @@
 //! Benchmarks of njoule. Binaries: `step` times whole steps of the cpu backend without an engine around them.
+//! `compare` runs njoule and llama.cpp in turn and prints the ratios.
