@@ -233,11 +233,14 @@ impl Codes {
     /// Turns to the fine codes; false where there are none or they are done.
     #[inline(always)]
     unsafe fn next<const NT: usize>(&mut self, groups: usize) -> bool {
+        if self.fine {
+            return false;
+        }
         // SAFETY: the fine halves of codes and metadata follow the coarse ones.
         unsafe {
             let meta = self.meta.add(groups * META * NT);
             let any = (0..NT).fold(0, |any, t| any | (*meta.add(t)).to_bits());
-            if self.fine || any == 0 {
+            if any == 0 {
                 return false;
             }
             *self = Codes { codes: self.codes.add(groups * GROUP * NT), meta, fine: true };
