@@ -12,7 +12,7 @@ use crate::simd::{self, Simd};
 /// Keys of one softmax step.
 pub const KEY_TILE: usize = 64;
 /// Queries of a tile at most, on any instruction set.
-pub const MAX_TILE: usize = 12;
+pub const MAX_TILE: usize = 8;
 
 /// One task: some consecutive rows of a sequence, one key/value head.
 #[derive(Clone, Copy, Debug)]
@@ -71,10 +71,6 @@ pub unsafe fn attend<S: Simd, const KV: u8>(a: &AttendArgs<'_>) {
                 6 if S::TILE >= 6 => tile::<S, KV, 6>(a, first),
                 7 if S::TILE >= 7 => tile::<S, KV, 7>(a, first),
                 8 if S::TILE >= 8 => tile::<S, KV, 8>(a, first),
-                9 if S::TILE >= 9 => tile::<S, KV, 9>(a, first),
-                10 if S::TILE >= 10 => tile::<S, KV, 10>(a, first),
-                11 if S::TILE >= 11 => tile::<S, KV, 11>(a, first),
-                12 if S::TILE >= 12 => tile::<S, KV, 12>(a, first),
                 _ => unreachable!("a tile holds at most S::TILE queries"),
             }
         }

@@ -193,10 +193,6 @@ macro_rules! entry_points {
                 tile::<STORED, { limit(6) }>,
                 tile::<STORED, { limit(7) }>,
                 tile::<STORED, { limit(8) }>,
-                tile::<STORED, { limit(9) }>,
-                tile::<STORED, { limit(10) }>,
-                tile::<STORED, { limit(11) }>,
-                tile::<STORED, { limit(12) }>,
             ]
         }
 

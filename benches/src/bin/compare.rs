@@ -84,8 +84,10 @@ fn options() -> Result<Options> {
 }
 
 fn run_njoule(o: &Options) -> Result<Rates> {
-    let common = ["bench", "-m", &o.ours, "--quant", &o.quant, "--threads", &o.threads, "--json", "--no-roofline", "-r", "1"];
-    let decode = json(Command::new(&o.njoule).args(common).args(["--batch", &o.batch, "--prompt", "32", "--gen", "64"]))?;
+    let common =
+        ["bench", "-m", &o.ours, "--quant", &o.quant, "--threads", &o.threads, "--json", "--no-roofline", "-r", "1"];
+    let decode =
+        json(Command::new(&o.njoule).args(common).args(["--batch", &o.batch, "--prompt", "32", "--gen", "64"]))?;
     let prefill = json(Command::new(&o.njoule).args(common).args(["--batch", "1", "--prompt", "512", "--gen", "0"]))?;
     let mut rates = Rates::new();
     for row in decode["rows"].as_array().context("njoule bench: no rows")? {
@@ -142,7 +144,8 @@ fn quietly(busy: f64, run: impl Fn() -> Result<Rates>) -> Result<(Rates, bool)> 
 /// CPU seconds of all processes but this one's ended children.
 fn others() -> Result<f64> {
     let stat = std::fs::read_to_string("/proc/stat")?;
-    let fields: Vec<f64> = stat.lines().next().context("/proc/stat")?.split_whitespace().skip(1).flat_map(str::parse).collect();
+    let fields: Vec<f64> =
+        stat.lines().next().context("/proc/stat")?.split_whitespace().skip(1).flat_map(str::parse).collect();
     // user, nice, system, then (past idle and iowait) irq, softirq, steal.
     let busy: f64 = [0, 1, 2, 5, 6, 7].iter().filter_map(|i| fields.get(*i)).sum();
     let own = std::fs::read_to_string("/proc/self/stat")?;
