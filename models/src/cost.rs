@@ -5,7 +5,7 @@
 
 use std::ops::AddAssign;
 
-use crate::program::{CacheInfo, Op, Program, RowSet, WeightDecl, WeightId, WeightUse};
+use crate::program::{CacheInfo, Op, Program, RowSet, Val, WeightDecl, WeightId, WeightUse};
 
 /// One sequence's share of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,11 +80,22 @@ impl Span {
                         ..Cost::default()
                     }
                 }
+                Op::MoeMlp { x, shares, gate, up, down, .. } => {
+                    // Of a stack, a row uses the experts that are kept for it.
+                    let stacks = [gate, up, down].map(|w| matrix(&w.weight)).iter().sum::<u64>();
+                    let (kept, experts) = (program.kept_experts(*shares), program.info(*shares).cols.max(1));
+                    Cost { linear_flops: 2 * rows(*x) * (stacks / experts as u64 * kept as u64), ..Cost::default() }
+                }
                 Op::Embed { .. }
                 | Op::Norm { .. }
                 | Op::AddNorm { .. }
+                | Op::Act { .. }
                 | Op::Rope { .. }
                 | Op::Add { .. }
+                | Op::Mul { .. }
+                | Op::Scale { .. }
+                | Op::Softcap { .. }
+                | Op::Route { .. }
                 | Op::TakeOutputs { .. } => Cost::default(),
             };
         }
@@ -119,7 +130,14 @@ impl Program {
         self.weights.iter().map(values).sum()
     }
 
-    /// Weights that a step reads whole, whatever its rows: all but those only looked up by token. Each once.
+    /// Experts that take part in a row, by the op that made `shares`.
+    pub fn kept_experts(&self, shares: Val) -> usize {
+        let routes = self.ops.iter().filter(|op| op.outputs().contains(&shares));
+        routes.map(|op| if let Op::Route { routing, .. } = op { routing.top_k } else { 0 }).next().unwrap_or(0)
+    }
+
+    /// Weights that a step reads, whatever its rows: all but those only looked up by token. Each once. Of a stack of
+    /// experts a small step reads only a part.
     pub fn streamed_weights(&self) -> Vec<WeightId> {
         let mut streamed: Vec<WeightId> =
             self.ops.iter().filter(|op| !matches!(op, Op::Embed { .. })).flat_map(Op::weights).collect();
@@ -150,7 +168,7 @@ impl Program {
 }
 
 fn values(weight: &WeightDecl) -> u64 {
-    weight.rows as u64 * weight.cols as u64
+    weight.all_rows() as u64 * weight.cols as u64
 }
 
 fn per_token(cache: &CacheInfo) -> u64 {

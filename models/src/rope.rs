@@ -15,6 +15,18 @@ pub struct RopeTable {
     pub inv_freq: Vec<f32>,
     /// Factor of cosine and sine (yarn's attention factor; 1 otherwise).
     pub amplitude: f32,
+    /// Other frequencies for long sequences.
+    pub long: Option<LongRope>,
+}
+
+/// Frequencies of sequences beyond a length (LongRoPE, Ding et al. 2024, arXiv:2402.13753). Which a sequence gets is decided
+/// once, by its prompt and the most tokens that may follow.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LongRope {
+    /// Sequences of more tokens than this take `inv_freq`.
+    pub beyond: usize,
+    /// As in [`RopeTable`], and as many.
+    pub inv_freq: Vec<f32>,
 }
 
 impl RopeTable {
@@ -25,6 +37,7 @@ impl RopeTable {
         let table = |f: &dyn Fn(usize) -> f64, amplitude: f64| RopeTable {
             inv_freq: (0..pairs).map(|i| f(i) as f32).collect(),
             amplitude: amplitude as f32,
+            long: None,
         };
         match &config.scaling {
             RopeScaling::None => table(&base, 1.0),
@@ -96,10 +109,18 @@ pub(crate) fn yarn_mscale(factor: f64, mscale: f64) -> f64 {
 impl fmt::Display for RopeTable {
     /// Length, amplitude, ends, and a hash over all bits: canonical and short.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bytes = self.inv_freq.iter().flat_map(|x| x.to_bits().to_le_bytes());
-        let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
-        let (first, last) = (self.inv_freq.first().unwrap_or(&0.0), self.inv_freq.last().unwrap_or(&0.0));
-        write!(f, "{} pairs {first:e}..{last:e} amplitude {} #{hash:016x}", self.inv_freq.len(), self.amplitude)
+        let ends = |f: &[f32]| {
+            let bytes = f.iter().flat_map(|x| x.to_bits().to_le_bytes());
+            let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+            let (first, last) = (f.first().copied().unwrap_or(0.0), f.last().copied().unwrap_or(0.0));
+            (format!("{first:e}..{last:e}"), format!("#{hash:016x}"))
+        };
+        let (range, hash) = ends(&self.inv_freq);
+        write!(f, "{} pairs {range} amplitude {} {hash}", self.inv_freq.len(), self.amplitude)?;
+        self.long.as_ref().map_or(Ok(()), |long| {
+            let (range, hash) = ends(&long.inv_freq);
+            write!(f, ", beyond {} tokens {range} {hash}", long.beyond)
+        })
     }
 }
 

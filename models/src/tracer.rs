@@ -25,6 +25,18 @@ pub struct LinearWeight {
     pub bias: Option<WeightId>,
 }
 
+/// How [`Tracer::attend`] attends; fields as in [`Op::Attend`].
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub struct Attention {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub scale: f32,
+    pub window: Option<usize>,
+    pub softcap: Option<f32>,
+    pub sinks: Option<WeightId>,
+}
+
 impl Tracer {
     /// An empty program of this name.
     pub fn new(name: &str) -> Self {
@@ -67,11 +79,24 @@ impl Tracer {
 
     /// Declares a weight of the current scope, or finds it where it was declared before.
     pub fn weight(&mut self, name: &str, rows: usize, cols: usize, usage: WeightUse, parallel: Parallel) -> WeightId {
-        let name = self.path(name);
-        let decl = WeightDecl { name, rows, cols, row_start: 0, of_rows: rows, usage, parallel };
+        let units = if usage == WeightUse::Vector { cols } else { rows };
+        self.declare(WeightDecl {
+            name: self.path(name),
+            rows,
+            cols,
+            view: View::whole(units),
+            experts: None,
+            usage,
+            parallel,
+        })
+    }
+
+    /// Declares `decl` by its whole name, or finds it.
+    pub fn declare(&mut self, decl: WeightDecl) -> WeightId {
         if let Some(&id) = self.declared.get(&decl) {
             return id;
         }
+        self.expect(decl.view_is_within(), &format!("{decl} lies within its tensor"));
         let id = WeightId(index(self.program.weights.len()));
         self.program.weights.push(decl.clone());
         self.declared.insert(decl, id);
@@ -83,11 +108,67 @@ impl Tracer {
         self.weight(&format!("{name}.weight"), 1, len, WeightUse::Vector, Parallel::Replicated)
     }
 
+    /// The same of a tensor that holds `weight - 1`.
+    pub fn vector_plus_one(&mut self, name: &str, len: usize) -> WeightId {
+        let name = self.path(&format!("{name}.weight"));
+        let view = View { plus_one: true, ..View::whole(len) };
+        let (usage, parallel) = (WeightUse::Vector, Parallel::Replicated);
+        self.declare(WeightDecl { name, rows: 1, cols: len, view, experts: None, usage, parallel })
+    }
+
     /// Declares `{name}.weight` `[out, in]` and, where `bias` is set, `{name}.bias`.
-    pub fn linear_weight(&mut self, name: &str, (out, inp): (usize, usize), bias: bool, p: Parallel) -> LinearWeight {
-        let weight = self.weight(&format!("{name}.weight"), out, inp, WeightUse::Linear, p);
-        let bias = bias.then(|| self.weight(&format!("{name}.bias"), 1, out, WeightUse::Vector, p));
+    pub fn linear_weight(&mut self, name: &str, shape: (usize, usize), bias: bool, p: Parallel) -> LinearWeight {
+        self.linear_view(name, shape, bias, p, View::whole(shape.0))
+    }
+
+    /// The same of a part of `{name}.weight` and `{name}.bias`.
+    pub fn linear_view(
+        &mut self,
+        name: &str,
+        (out, inp): (usize, usize),
+        bias: bool,
+        parallel: Parallel,
+        view: View,
+    ) -> LinearWeight {
+        let path = self.path(name);
+        let decl = |part: &str, rows, cols, view, usage| WeightDecl {
+            name: format!("{path}.{part}"),
+            rows,
+            cols,
+            view,
+            experts: None,
+            usage,
+            parallel,
+        };
+        let weight = self.declare(decl("weight", out, inp, view, WeightUse::Linear));
+        let of_bias = View { transposed: false, ..view };
+        let bias = bias.then(|| self.declare(decl("bias", 1, out, of_bias, WeightUse::Vector)));
         LinearWeight { weight, bias }
+    }
+
+    /// Declares a stack of `experts` matrices `[out, in]` called `name`, and of biases where `bias` names them. A `{}` in a
+    /// name stands for the expert's number.
+    pub fn expert_weights(
+        &mut self,
+        (name, bias): (&str, Option<&str>),
+        experts: usize,
+        (out, inp): (usize, usize),
+        parallel: Parallel,
+        view: View,
+    ) -> ExpertWeights {
+        let decl = |name, rows, cols, view, usage| WeightDecl {
+            name,
+            rows,
+            cols,
+            view,
+            experts: Some(experts),
+            usage,
+            parallel,
+        };
+        let weight = decl(self.path(name), out, inp, view, WeightUse::Linear);
+        let of_bias = View { transposed: false, ..view };
+        let bias = bias.map(|bias| decl(self.path(bias), 1, out, of_bias, WeightUse::Vector));
+        ExpertWeights { weight: self.declare(weight), bias: bias.map(|bias| self.declare(bias)) }
     }
 
     /// Adds a rotary table, or finds an equal one.
@@ -100,39 +181,44 @@ impl Tracer {
         RopeId(index(i))
     }
 
-    /// [`Op::Embed`].
+    /// [`Op::Embed`] by token.
     pub fn embed(&mut self, table: WeightId) -> Val {
+        self.embed_by(table, EmbedIndex::Tokens)
+    }
+
+    /// [`Op::Embed`].
+    pub fn embed_by(&mut self, table: WeightId, index: EmbedIndex) -> Val {
         let cols = self.program.weight(table).cols;
         let out = self.val(cols, RowSet::Tokens);
-        self.push(Op::Embed { table, out });
+        self.push(Op::Embed { table, index, out });
         out
     }
 
     /// [`Op::Norm`].
-    pub fn norm(&mut self, x: Val, weight: WeightId, eps: f32, group: NormGroup) -> Val {
+    pub fn norm(&mut self, x: Val, norm: Norm, group: NormGroup) -> Val {
         let info = self.program.info(x);
-        let len = self.program.weight(weight).cols;
-        let want = match group {
+        let len = match group {
             NormGroup::Row => info.cols,
             NormGroup::Head(n) => n,
         };
-        self.expect(len == want && info.cols.is_multiple_of(len), "norm weight fits its group");
+        self.expect(info.cols.is_multiple_of(len), "heads divide the row");
+        self.expect_norm(&norm, &[len, info.cols]);
         let out = self.val(info.cols, info.rows);
-        self.push(Op::Norm { x, weight, eps, group, out });
+        self.push(Op::Norm { x, norm, group, out });
         out
     }
 
     /// [`Op::AddNorm`]: `(x + delta, norm(x + delta))`; without `delta`, `(x, norm(x))`.
-    pub fn add_norm(&mut self, x: Val, delta: Option<Val>, weight: WeightId, eps: f32) -> (Val, Val) {
+    pub fn add_norm(&mut self, x: Val, delta: Option<Val>, norm: Norm) -> (Val, Val) {
         let Some(delta) = delta else {
-            return (x, self.norm(x, weight, eps, NormGroup::Row));
+            return (x, self.norm(x, norm, NormGroup::Row));
         };
         let info = self.program.info(x);
         self.expect(info == self.program.info(delta), "residual and delta have one shape");
-        self.expect(self.program.weight(weight).cols == info.cols, "norm weight fits the row");
+        self.expect_norm(&norm, &[info.cols]);
         let sum = self.val(info.cols, info.rows);
         let out = self.val(info.cols, info.rows);
-        self.push(Op::AddNorm { x, delta, weight, eps, sum, out });
+        self.push(Op::AddNorm { x, delta, norm, sum, out });
         (sum, out)
     }
 
@@ -160,14 +246,14 @@ impl Tracer {
     }
 
     /// [`Op::GatedMlpIn`].
-    pub fn gated_mlp_in(&mut self, x: Val, gate: LinearWeight, up: LinearWeight, act: Act) -> Val {
+    pub fn gated_mlp_in(&mut self, x: Val, gate: LinearWeight, up: LinearWeight, glu: Glu) -> Val {
         let info = self.program.info(x);
         let (g, u) = (self.program.weight(gate.weight), self.program.weight(up.weight));
         let rows = g.rows;
         self.expect(g.cols == info.cols && u.cols == info.cols && g.rows == u.rows, "gate and up match the input");
         let out = self.val(rows, info.rows);
         let (gate_bias, up_bias) = (gate.bias, up.bias);
-        self.push(Op::GatedMlpIn { x, gate: gate.weight, up: up.weight, gate_bias, up_bias, act, out });
+        self.push(Op::GatedMlpIn { x, gate: gate.weight, up: up.weight, gate_bias, up_bias, glu, out });
         out
     }
 
@@ -182,22 +268,59 @@ impl Tracer {
     }
 
     /// [`Op::Attend`] over a cache of its own.
-    pub fn attend(
-        &mut self,
-        [q, k, v]: [Val; 3],
-        heads: usize,
-        kv_heads: usize,
-        scale: f32,
-        window: Option<usize>,
-    ) -> Val {
+    pub fn attend(&mut self, [q, k, v]: [Val; 3], attention: Attention) -> Val {
+        let Attention { heads, kv_heads, scale, window, softcap, sinks } = attention;
         let [qc, kc, vc] = [q, k, v].map(|v| self.program.info(v).cols);
         self.expect([heads, kc, vc].iter().all(|n| n.is_multiple_of(kv_heads)), "heads divide the columns");
         let (k_dim, v_dim) = (kc / kv_heads, vc / kv_heads);
         self.expect(qc == heads * k_dim, "queries are as long as keys");
+        self.expect(sinks.is_none_or(|w| self.program.weight(w).cols == heads), "a sink per head");
         self.program.caches.push(CacheInfo { kv_heads, k_dim, v_dim });
         let cache = CacheId(index(self.program.caches.len() - 1));
         let out = self.val(heads * v_dim, RowSet::Tokens);
-        self.push(Op::Attend { q, k, v, cache, heads, scale, window, out });
+        self.push(Op::Attend { q, k, v, cache, heads, scale, window, softcap, sinks, out });
+        out
+    }
+
+    /// [`Op::Act`].
+    pub fn act(&mut self, x: Val, act: Act) -> Val {
+        self.map(x, |x, out| Op::Act { x, act, out })
+    }
+
+    /// [`Op::Scale`]; `x` itself where the factor is 1.
+    pub fn scale(&mut self, x: Val, factor: f32) -> Val {
+        if factor == 1.0 { x } else { self.map(x, |x, out| Op::Scale { x, factor, out }) }
+    }
+
+    /// [`Op::Softcap`]; `x` itself without a cap.
+    pub fn softcap(&mut self, x: Val, cap: Option<f32>) -> Val {
+        cap.map_or(x, |cap| self.map(x, |x, out| Op::Softcap { x, cap, out }))
+    }
+
+    /// [`Op::Mul`].
+    pub fn mul(&mut self, x: Val, y: Val) -> Val {
+        let (a, b) = (self.program.info(x), self.program.info(y));
+        self.expect(a.rows == b.rows && (b.cols == a.cols || b.cols == 1), "factors have one shape, or one column");
+        self.map(x, |x, out| Op::Mul { x, y, out })
+    }
+
+    /// [`Op::Route`].
+    pub fn route(&mut self, x: Val, routing: Routing) -> Val {
+        self.expect((1..=self.program.info(x).cols).contains(&routing.top_k), "some of the experts are kept");
+        self.map(x, |x, out| Op::Route { x, routing, out })
+    }
+
+    /// [`Op::MoeMlp`].
+    pub fn moe_mlp(&mut self, x: Val, shares: Val, [gate, up, down]: [ExpertWeights; 3], glu: Glu) -> Val {
+        let (info, routes) = (self.program.info(x), self.program.info(shares));
+        let decl = |w: ExpertWeights| self.program.weight(w.weight);
+        let (g, u, d) = (decl(gate), decl(up), decl(down));
+        let stacks = [g, u, d].iter().all(|w| w.experts == Some(routes.cols)) && info.rows == routes.rows;
+        self.expect(stacks, "one matrix of each kind per share");
+        self.expect(g.cols == info.cols && u.cols == info.cols && u.rows == g.rows, "gate and up match the input");
+        self.expect(d.cols == g.rows, "down takes what gate and up make");
+        let out = self.val(d.rows, info.rows);
+        self.push(Op::MoeMlp { x, shares, gate, up, down, glu, out });
         out
     }
 
@@ -222,6 +345,22 @@ impl Tracer {
     fn val(&mut self, cols: usize, rows: RowSet) -> Val {
         self.program.vals.push(ValInfo { cols, rows });
         Val(index(self.program.vals.len() - 1))
+    }
+
+    /// An op from `x` to a value of its shape.
+    fn map(&mut self, x: Val, op: impl FnOnce(Val, Val) -> Op) -> Val {
+        let info = self.program.info(x);
+        let out = self.val(info.cols, info.rows);
+        self.push(op(x, out));
+        out
+    }
+
+    #[track_caller]
+    fn expect_norm(&self, norm: &Norm, lengths: &[usize]) {
+        let fits = |w: WeightId| lengths.contains(&self.program.weight(w).cols);
+        self.expect(norm.weights().all(fits), "norm weight fits its group");
+        let bias = norm.bias.map(|b| self.program.weight(b).cols);
+        self.expect(bias.is_none() || bias == norm.weight.map(|w| self.program.weight(w).cols), "bias fits the weight");
     }
 
     fn push(&mut self, op: Op) {

@@ -190,6 +190,11 @@ impl GgmlType {
 }
 
 impl Encoding {
+    /// Whether neighbouring values of a row share bytes.
+    pub fn is_blocks(self) -> bool {
+        matches!(self, Encoding::GgufBlock(_))
+    }
+
     /// Bytes of a row of `cols` values; `None` where a row is no whole number of blocks, or on overflow.
     pub fn row_bytes(self, cols: usize) -> Option<usize> {
         match self {

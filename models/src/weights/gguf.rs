@@ -12,7 +12,7 @@ mod types;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::rows::{FileRows, Order, Stored};
+use super::rows::{FileRows, Order, Stored, planes};
 use super::{Container, StoredTypes, WeightError, WeightRows, WeightSource, dequant};
 use crate::config::{ConfigError, ModelConfig};
 use crate::program::WeightDecl;
@@ -200,13 +200,13 @@ impl WeightSource for Gguf {
             supported: TensorType::SUPPORTED,
         })?;
         let shape: Vec<usize> = tensor.dims.iter().rev().copied().collect();
-        let (rows, cols) = tensor.matrix().unwrap_or((0, 0)); // fits no declaration
+        let (planes, rows, cols) = planes(&shape, decl);
         let order = self.order(&decl.name, if rows == 1 { cols } else { rows }).ok_or_else(|| WeightError::Format {
             path: path(),
             what: format!("tensor `{name}` of shape {shape:?} is no whole number of heads"),
         })?;
         let row_bytes = encoding.row_bytes(cols).unwrap_or(0); // checked when the file was parsed
-        let stored = Stored { file: &part.file, offset: tensor.offset, encoding, rows, cols, row_bytes, order };
+        let stored = Stored { file: &part.file, offset: tensor.offset, encoding, planes, rows, cols, row_bytes, order };
         Ok(Box::new(FileRows::new(stored, decl, &name, &shape)?))
     }
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::{Container, DType, Encoding, WeightError, WeightRows, WeightSource};
 use crate::config::{Biases, Family, ModelConfig, RopeConfig, RopeScaling};
-use crate::program::{WeightDecl, WeightUse};
+use crate::program::{View, WeightDecl, WeightUse};
 
 /// A source that has every tensor.
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,18 +35,23 @@ impl WeightSource for RandomSource {
             .bytes()
             .fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
         let key = mix(name ^ mix(self.seed));
-        let (rows, cols, first) = (decl.rows, decl.cols, decl.row_start);
-        Ok(Box::new(RandomRows { key: (!is_norm).then_some(key), rows, cols, first }))
+        let (rows, cols, view) = (decl.rows, decl.cols, decl.view);
+        let is_vector = decl.usage == WeightUse::Vector;
+        let experts = decl.experts.unwrap_or(1);
+        Ok(Box::new(RandomRows { key: (!is_norm).then_some(key), experts, rows, cols, view, is_vector }))
     }
 }
 
-/// Rows of a random tensor.
+/// Rows of a random tensor, or of a stack of them.
 struct RandomRows {
     /// Key of the stream; absent for ones.
     key: Option<u64>,
+    experts: usize,
     rows: usize,
     cols: usize,
-    first: usize,
+    view: View,
+    /// Whether the view picks elements of a row.
+    is_vector: bool,
 }
 
 impl WeightRows for RandomRows {
@@ -55,22 +60,22 @@ impl WeightRows for RandomRows {
     }
 
     fn shape(&self) -> (usize, usize) {
-        (self.rows, self.cols)
+        (self.experts * self.rows, self.cols)
     }
 
     fn read_f32(&self, rows: Range<usize>, out: &mut [f32]) {
-        assert!(rows.end <= self.rows && out.len() == rows.len() * self.cols, "rows of the view, and room for them");
+        let cols = self.cols;
+        assert!(rows.end <= self.shape().0 && out.len() == rows.len() * cols, "rows of the view, and room for them");
         let Some(key) = self.key else { return out.fill(1.0) };
-        let start = (self.first + rows.start) * self.cols;
-        let pair = |i: usize| two_values(mix(key.wrapping_add((i as u64).wrapping_mul(GOLDEN))));
-        // A draw gives two values; a run may begin or end in the middle of one.
-        let (lead, rest) = out.split_at_mut((start % 2).min(out.len()));
-        lead.iter_mut().for_each(|x| *x = pair(start / 2)[1]);
-        let even = start.div_ceil(2);
-        let (whole, tail) = rest.as_chunks_mut::<2>();
-        whole.iter_mut().enumerate().for_each(|(i, two)| *two = pair(even + i));
-        let last = even + whole.len();
-        tail.iter_mut().for_each(|x| *x = pair(last)[0]);
+        for (row, out) in rows.zip(out.chunks_exact_mut(cols)) {
+            let (expert, row) = (row / self.rows, row % self.rows);
+            if self.is_vector {
+                let first = expert * self.view.of_rows;
+                out.chunks_mut(1).enumerate().for_each(|(i, x)| values(key, first + self.view.row(i), x));
+            } else {
+                values(key, (expert * self.view.of_rows + self.view.row(row)) * cols, out);
+            }
+        }
     }
 
     fn raw_row(&self, _row: usize) -> Option<&[u8]> {
@@ -78,6 +83,19 @@ impl WeightRows for RandomRows {
     }
 
     fn release(&self, _rows: Range<usize>) {}
+}
+
+/// Values `start ..` of the stream of `key`.
+fn values(key: u64, start: usize, out: &mut [f32]) {
+    let pair = |i: usize| two_values(mix(key.wrapping_add((i as u64).wrapping_mul(GOLDEN))));
+    // A draw gives two values; a run may begin or end in the middle of one.
+    let (lead, rest) = out.split_at_mut((start % 2).min(out.len()));
+    lead.iter_mut().for_each(|x| *x = pair(start / 2)[1]);
+    let even = start.div_ceil(2);
+    let (whole, tail) = rest.as_chunks_mut::<2>();
+    whole.iter_mut().enumerate().for_each(|(i, two)| *two = pair(even + i));
+    let last = even + whole.len();
+    tail.iter_mut().for_each(|x| *x = pair(last)[0]);
 }
 
 /// Splitmix64's increment and finaliser (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195).

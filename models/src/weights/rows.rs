@@ -5,8 +5,8 @@
 use std::ops::Range;
 
 use super::mapped::MappedFile;
-use super::{Encoding, WeightError, WeightRows, dequant};
-use crate::program::{WeightDecl, WeightUse};
+use super::{Encoding, WeightError, WeightRows, WeightSource, dequant};
+use crate::program::{View, WeightDecl, WeightUse};
 
 /// In which order the file has the rows of a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +35,7 @@ impl Order {
     }
 }
 
-/// A tensor in a file.
+/// A tensor in a file: `planes` matrices, one after the other.
 #[derive(Clone, Copy, Debug)]
 pub struct Stored<'a> {
     /// File.
@@ -44,9 +44,11 @@ pub struct Stored<'a> {
     pub offset: usize,
     /// How it is encoded.
     pub encoding: Encoding,
-    /// Rows of the tensor, 1 for a vector.
+    /// Matrices: the experts of a stack, else 1.
+    pub planes: usize,
+    /// Rows of a matrix, 1 for a vector.
     pub rows: usize,
-    /// Columns of the tensor.
+    /// Columns of a matrix.
     pub cols: usize,
     /// Bytes of a row.
     pub row_bytes: usize,
@@ -54,46 +56,111 @@ pub struct Stored<'a> {
     pub order: Order,
 }
 
+/// `(planes, rows, cols)` of a tensor of this shape, as `decl` needs it; zeros, which fit nothing, where it cannot be.
+pub fn planes(shape: &[usize], decl: &WeightDecl) -> (usize, usize, usize) {
+    match (decl.experts, decl.usage, shape) {
+        (None, _, [cols]) => (1, 1, *cols),
+        (None, _, [rows, cols]) => (1, *rows, *cols),
+        (Some(_), WeightUse::Vector, [planes, cols]) => (*planes, 1, *cols),
+        (Some(_), _, [planes, rows, cols]) => (*planes, *rows, *cols),
+        _ => (0, 0, 0),
+    }
+}
+
 /// A view of a [`Stored`] tensor.
 pub struct FileRows<'a> {
     tensor: Stored<'a>,
-    first: usize,
-    rows: usize,
+    view: View,
+    /// Whether the view picks elements of a row instead of rows.
+    is_vector: bool,
+    /// Rows and columns of the view, of each plane.
+    shape: (usize, usize),
 }
 
 impl<'a> FileRows<'a> {
     /// The rows that `decl` asks for; `name` and `shape` are the file's, for the error.
     pub fn new(tensor: Stored<'a>, decl: &WeightDecl, name: &str, shape: &[usize]) -> Result<Self, WeightError> {
-        let end = decl.row_start.checked_add(decl.rows);
-        let fits = tensor.rows == decl.of_rows && end.is_some_and(|end| end <= tensor.rows);
-        if !fits || tensor.cols != decl.cols {
+        let (view, is_vector) = (decl.view, decl.usage == WeightUse::Vector);
+        let (rows, cols) = if is_vector { (1, view.of_rows) } else { (view.of_rows, decl.cols) };
+        let (rows, cols) = if view.transposed { (cols, rows) } else { (rows, cols) };
+        let expected = (decl.experts.unwrap_or(1), rows, cols);
+        let within = decl.view_is_within();
+        let fits = (tensor.planes, tensor.rows, tensor.cols) == expected && within;
+        if !fits || view.transposed && tensor.encoding.is_blocks() {
+            let planes = decl.experts.into_iter();
             return Err(WeightError::Shape {
                 name: name.to_owned(),
                 path: tensor.file.path().to_owned(),
                 found: shape.to_vec(),
-                expected: if decl.usage == WeightUse::Vector { vec![decl.cols] } else { vec![decl.of_rows, decl.cols] },
+                expected: if is_vector { planes.chain([cols]).collect() } else { planes.chain([rows, cols]).collect() },
             });
         }
-        let view = FileRows { tensor, first: decl.row_start, rows: decl.rows };
+        let view = FileRows { tensor, view, is_vector, shape: (decl.rows, decl.cols) };
         if tensor.order == Order::Plain {
-            tensor.file.will_need(view.span(0..view.rows));
+            tensor.file.will_need(view.span(0..view.all_rows()));
         }
         Ok(view)
     }
 
-    fn span(&self, rows: Range<usize>) -> Range<usize> {
-        let at = |row: usize| self.tensor.offset + (self.first + row) * self.tensor.row_bytes;
-        at(rows.start)..at(rows.end)
+    fn all_rows(&self) -> usize {
+        self.tensor.planes * self.shape.0
     }
 
-    fn row_at(&self, place: usize) -> &[u8] {
-        let start = self.tensor.offset + place * self.tensor.row_bytes;
+    /// Bytes of the file from the first to the last of `rows`.
+    fn span(&self, rows: Range<usize>) -> Range<usize> {
+        let plane = self.tensor.rows * self.tensor.row_bytes;
+        let start = |row: usize| self.tensor.offset + row / self.shape.0 * plane;
+        match rows.clone().last() {
+            None => self.tensor.offset..self.tensor.offset,
+            // Every row of a transposed or picked view touches the whole of its plane.
+            Some(last) if self.is_vector || self.view.transposed => start(rows.start)..start(last) + plane,
+            Some(last) => {
+                let at = |row: usize| start(row) + self.view.row(row % self.shape.0) * self.tensor.row_bytes;
+                at(rows.start)..at(last) + self.tensor.row_bytes
+            }
+        }
+    }
+
+    /// Row `place` of plane `plane` of the tensor.
+    fn row_at(&self, plane: usize, place: usize) -> &[u8] {
+        let start = self.tensor.offset + (plane * self.tensor.rows + place) * self.tensor.row_bytes;
         &self.tensor.file.bytes()[start..start + self.tensor.row_bytes]
     }
 
-    /// Whether the order concerns a vector's elements instead of rows.
-    fn reorders_within_row(&self) -> bool {
-        self.tensor.rows == 1 && self.tensor.order != Order::Plain
+    /// The bytes of row `row` of the view, where it is one of the tensor's.
+    fn stored_row(&self, row: usize) -> &[u8] {
+        let (plane, row) = (row / self.shape.0, row % self.shape.0);
+        self.row_at(plane, self.tensor.order.place(self.view.row(row)))
+    }
+
+    /// Whether a row of the view is a row of the file, whole and in order.
+    fn is_row_of_file(&self) -> bool {
+        let cols = self.shape.1;
+        let whole =
+            !self.is_vector || self.tensor.order == Order::Plain && self.view.run == cols && self.view.start == 0;
+        whole && !self.view.transposed && self.tensor.cols == cols
+    }
+
+    /// A vector whose elements are picked or reordered.
+    fn read_picked(&self, plane: usize, out: &mut [f32]) {
+        let mut stored = vec![0.0; self.tensor.cols];
+        dequant::decode(self.tensor.encoding, self.row_at(plane, 0), &mut stored);
+        out.iter_mut().enumerate().for_each(|(i, x)| *x = stored[self.tensor.order.place(self.view.row(i))]);
+    }
+
+    /// `rows` of one plane of a transposed tensor: a stretch of every row of the file.
+    fn read_transposed(&self, plane: usize, rows: Range<usize>, out: &mut [f32]) {
+        let (first, cols) = (self.view.row(rows.start), self.shape.1);
+        let Some(last) = rows.clone().last().map(|row| self.view.row(row)) else { return };
+        let size = self.tensor.row_bytes / self.tensor.cols.max(1);
+        let mut stretch = vec![0.0; last + 1 - first];
+        for col in 0..cols {
+            let bytes = &self.row_at(plane, col)[first * size..(last + 1) * size];
+            dequant::decode(self.tensor.encoding, bytes, &mut stretch);
+            for (i, row) in rows.clone().enumerate() {
+                out[i * cols + col] = stretch[self.view.row(row) - first];
+            }
+        }
     }
 }
 
@@ -103,30 +170,93 @@ impl WeightRows for FileRows<'_> {
     }
 
     fn shape(&self) -> (usize, usize) {
-        (self.rows, self.tensor.cols)
+        (self.all_rows(), self.shape.1)
     }
 
     fn read_f32(&self, rows: Range<usize>, out: &mut [f32]) {
-        let cols = self.tensor.cols;
-        assert!(rows.end <= self.rows && out.len() == rows.len() * cols, "rows of the view, and room for them");
-        if self.reorders_within_row() {
-            let mut stored = vec![0.0; cols];
-            dequant::decode(self.tensor.encoding, self.row_at(0), &mut stored);
-            (0..out.len()).for_each(|i| out[i] = stored[self.tensor.order.place(i)]);
-            return;
+        let (per_plane, cols) = self.shape;
+        assert!(rows.end <= self.all_rows() && out.len() == rows.len() * cols, "rows of the view, and room for them");
+        if self.is_row_of_file() {
+            for (row, out) in rows.zip(out.chunks_exact_mut(cols)) {
+                dequant::decode(self.tensor.encoding, self.stored_row(row), out);
+            }
+        } else {
+            let mut row = rows.start;
+            let mut rest = &mut *out;
+            while row < rows.end {
+                let (plane, first) = (row / per_plane, row % per_plane);
+                let n = (per_plane - first).min(rows.end - row);
+                let (part, after) = rest.split_at_mut(n * cols);
+                if self.is_vector {
+                    self.read_picked(plane, part);
+                } else {
+                    self.read_transposed(plane, first..first + n, part);
+                }
+                (row, rest) = (row + n, after);
+            }
         }
-        for (row, out) in rows.zip(out.chunks_exact_mut(cols)) {
-            dequant::decode(self.tensor.encoding, self.row_at(self.tensor.order.place(self.first + row)), out);
+        if self.view.plus_one {
+            out.iter_mut().for_each(|x| *x += 1.0);
         }
     }
 
     fn raw_row(&self, row: usize) -> Option<&[u8]> {
-        assert!(row < self.rows, "a row of the view");
-        (!self.reorders_within_row()).then(|| self.row_at(self.tensor.order.place(self.first + row)))
+        assert!(row < self.all_rows(), "a row of the view");
+        (self.is_row_of_file() && !self.view.plus_one).then(|| self.stored_row(row))
     }
 
     fn release(&self, rows: Range<usize>) {
         // Reordered rows stay within their head, so the span is right up to a head at either end.
         self.tensor.file.release(self.span(rows));
+    }
+}
+
+/// A stack of experts that have a tensor each.
+pub struct Stack<'a> {
+    parts: Vec<Box<dyn WeightRows + 'a>>,
+    rows: usize,
+}
+
+impl<'a> Stack<'a> {
+    /// The stack that `decl` asks for, each expert from `source`.
+    pub fn new(source: &'a dyn WeightSource, decl: &WeightDecl) -> Result<Self, WeightError> {
+        let experts = 0..decl.experts.unwrap_or(1);
+        let parts = experts.map(|e| source.get(&decl.of_expert(e))).collect::<Result<_, _>>()?;
+        Ok(Stack { parts, rows: decl.rows })
+    }
+
+    /// Calls `f` with each part that `rows` touch: the part, its rows, and which of `rows` they are.
+    fn each(&self, rows: Range<usize>, mut f: impl FnMut(&dyn WeightRows, Range<usize>, Range<usize>)) {
+        let mut row = rows.start;
+        while row < rows.end {
+            let (part, first) = (row / self.rows, row % self.rows);
+            let n = (self.rows - first).min(rows.end - row);
+            f(&*self.parts[part], first..first + n, row - rows.start..row - rows.start + n);
+            row += n;
+        }
+    }
+}
+
+impl WeightRows for Stack<'_> {
+    fn encoding(&self) -> Encoding {
+        self.parts[0].encoding()
+    }
+
+    fn shape(&self) -> (usize, usize) {
+        (self.parts.len() * self.rows, self.parts[0].shape().1)
+    }
+
+    fn read_f32(&self, rows: Range<usize>, out: &mut [f32]) {
+        let cols = self.shape().1;
+        self.each(rows, |part, rows, at| part.read_f32(rows, &mut out[at.start * cols..at.end * cols]));
+    }
+
+    fn raw_row(&self, row: usize) -> Option<&[u8]> {
+        let part = &self.parts[row / self.rows];
+        if part.encoding() == self.encoding() { part.raw_row(row % self.rows) } else { None }
+    }
+
+    fn release(&self, rows: Range<usize>) {
+        self.each(rows, |part, rows, _| part.release(rows));
     }
 }

@@ -14,7 +14,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::Value;
 
 use super::mapped::MappedFile;
-use super::rows::{FileRows, Order, Stored};
+use super::rows::{FileRows, Order, Stack, Stored, planes};
 use super::{Container, DType, Encoding, StoredTypes, WeightError, WeightRows, WeightSource};
 use crate::program::WeightDecl;
 
@@ -97,13 +97,13 @@ impl SafetensorsSource {
         types
     }
 
-    /// Files of a headless model are saved without the `model.` prefix.
+    /// Files of a headless model are saved without the base's prefix.
     fn find(&self, name: &str) -> Option<(&Shard, &TensorInfo)> {
         let find = |name: &str| {
             let shard = &self.shards[*self.tensors.get(name)?];
             Some((shard, shard.metadata.info(name)?))
         };
-        find(name).or_else(|| find(name.strip_prefix("model.")?))
+        find(name).or_else(|| BASES.iter().find_map(|base| find(name.strip_prefix(base)?)))
     }
 }
 
@@ -113,6 +113,9 @@ impl WeightSource for SafetensorsSource {
     }
 
     fn get(&self, decl: &WeightDecl) -> Result<Box<dyn WeightRows + '_>, WeightError> {
+        if decl.experts.is_some() && decl.name.contains("{}") {
+            return Ok(Box::new(Stack::new(self, decl)?));
+        }
         let name = &decl.name;
         let (shard, info) =
             self.find(name).ok_or_else(|| WeightError::Missing { name: name.clone(), path: self.dir.clone() })?;
@@ -123,15 +126,12 @@ impl WeightSource for SafetensorsSource {
             dtype: info.dtype.to_string(),
             supported: "F32, F16, BF16",
         })?;
-        let (rows, cols) = match info.shape[..] {
-            [cols] => (1, cols),
-            [rows, cols] => (rows, cols),
-            _ => (0, 0), // fits no declaration
-        };
+        let (planes, rows, cols) = planes(&info.shape, decl);
         let tensor = Stored {
             file: &shard.file,
             offset: shard.data_start + info.data_offsets.0,
             encoding,
+            planes,
             rows,
             cols,
             row_bytes: encoding.row_bytes(cols).unwrap_or(0), // cols of a tensor within the file cannot overflow
@@ -235,6 +235,8 @@ fn diagnose(file: &MappedFile, reason: &str) -> WeightError {
     ))
 }
 
+/// What the reference implementation calls the model below the head.
+const BASES: [&str; 2] = ["model.", "transformer."];
 const LENGTH_BYTES: usize = 8;
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";

@@ -8,7 +8,7 @@ use super::*;
 use crate::config::{Family, RopeScaling};
 use crate::decoder;
 use crate::fixtures;
-use crate::program::{Parallel, WeightUse};
+use crate::program::{Parallel, View, WeightUse};
 use crate::weights::{Encoding, GgmlType};
 
 /// Writes GGUF files value by value.
@@ -107,7 +107,8 @@ fn refused(w: Writer) -> String {
 
 fn decl(name: &str, rows: usize, cols: usize) -> WeightDecl {
     let usage = if rows == 1 { WeightUse::Vector } else { WeightUse::Linear };
-    WeightDecl { name: name.to_owned(), rows, cols, row_start: 0, of_rows: rows, usage, parallel: Parallel::Replicated }
+    let view = View::whole(if usage == WeightUse::Vector { cols } else { rows });
+    WeightDecl { name: name.to_owned(), rows, cols, view, experts: None, usage, parallel: Parallel::Replicated }
 }
 
 fn read(source: &dyn WeightSource, decl: &WeightDecl) -> Vec<f32> {

@@ -2,11 +2,12 @@
 
 use super::*;
 use crate::decoder;
-use crate::program::Parallel;
+use crate::program::{Parallel, View};
 
 fn decl(name: &str, rows: usize, cols: usize) -> WeightDecl {
     let usage = if rows == 1 { WeightUse::Vector } else { WeightUse::Linear };
-    WeightDecl { name: name.to_owned(), rows, cols, row_start: 0, of_rows: rows, usage, parallel: Parallel::Replicated }
+    let view = View::whole(if usage == WeightUse::Vector { cols } else { rows });
+    WeightDecl { name: name.to_owned(), rows, cols, view, experts: None, usage, parallel: Parallel::Replicated }
 }
 
 fn read(source: RandomSource, d: &WeightDecl, rows: Range<usize>) -> Vec<f32> {
@@ -23,7 +24,7 @@ fn values_do_not_depend_on_the_chunks_they_are_read_in() {
         let chunks: Vec<f32> =
             [0..1, 1..4, 4..4, 4..11, 11..20].into_iter().flat_map(|r| read(RandomSource::new(1), &d, r)).collect();
         assert_eq!(whole, chunks);
-        let view = WeightDecl { row_start: 3, rows: 5, ..d };
+        let view = WeightDecl { view: View::part(3, 5, d.view.of_rows), rows: 5, ..d };
         assert_eq!(read(RandomSource::new(1), &view, 1..5), whole[4 * cols..8 * cols]);
     }
 }

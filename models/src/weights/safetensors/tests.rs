@@ -8,12 +8,13 @@ use serde_json::json;
 use super::*;
 use crate::decoder;
 use crate::fixtures;
-use crate::program::{Parallel, WeightUse};
+use crate::program::{Parallel, View, WeightUse};
 use crate::{ModelConfig, WeightId};
 
 fn decl(name: &str, rows: usize, cols: usize) -> WeightDecl {
     let usage = if rows == 1 { WeightUse::Vector } else { WeightUse::Linear };
-    WeightDecl { name: name.to_owned(), rows, cols, row_start: 0, of_rows: rows, usage, parallel: Parallel::Replicated }
+    let view = View::whole(if usage == WeightUse::Vector { cols } else { rows });
+    WeightDecl { name: name.to_owned(), rows, cols, view, experts: None, usage, parallel: Parallel::Replicated }
 }
 
 fn header(json: &serde_json::Value) -> Vec<u8> {
@@ -96,7 +97,11 @@ fn embedding_rows_equal_the_first_hidden_state_of_the_golden_run() {
 fn views_of_a_fused_tensor_start_at_their_row() {
     let dir = dir_of(&small(&["qkv"]));
     let source = SafetensorsSource::open(dir.path()).unwrap();
-    let part = |row_start, rows| WeightDecl { row_start, of_rows: 4, ..decl("qkv", rows, 2) };
+    let part = |row_start, rows| WeightDecl {
+        view: View::part(row_start, rows, 4),
+        usage: WeightUse::Linear,
+        ..decl("qkv", rows, 2)
+    };
     assert_eq!(read(&source, &part(0, 1)), [0.0, 1.0]);
     assert_eq!(read(&source, &part(1, 3)), [2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
     assert_eq!(source.get(&part(2, 2)).unwrap().raw_row(1).unwrap()[..4], 6f32.to_le_bytes());

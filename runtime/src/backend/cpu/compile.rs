@@ -5,7 +5,7 @@ use std::num::NonZero;
 use njoule_kernels::isa::Kernels;
 use njoule_kernels::kv::{KvShape, KvStored};
 use njoule_kernels::plan::{LinearPart, Plan, PlanBuilder, PlanLimits, RowSet, Val};
-use njoule_models::program::{self, Act, NormGroup, Op, Pairing, Program};
+use njoule_models::program::{self, Act, EmbedIndex, Glu, Norm, NormGroup, NormKind, Op, Pairing, Program};
 
 use super::StoredWeights;
 use crate::backend::{Capacity, LoadError};
@@ -36,17 +36,24 @@ pub fn plan(
         bias: bias.map(|b| weights.vector(b)),
         out,
     };
+    let rms = |norm: &Norm| match *norm {
+        Norm { kind: NormKind::Rms, weight: Some(weight), bias: None, eps } => Some((weights.vector(weight), eps)),
+        _ => None,
+    };
     for op in &program.ops {
+        let unsupported = || LoadError::Unsupported { backend: "cpu", what: format!("it lacks {}", op.name()) };
         match op {
-            Op::Embed { table, out } => b.embed(weights.matrix(*table), val(*out)),
-            Op::Norm { x, weight, eps, group: NormGroup::Row, out } => {
-                b.norm(val(*x), weights.vector(*weight), *eps, val(*out));
+            Op::Embed { table, index: EmbedIndex::Tokens, out } => b.embed(weights.matrix(*table), val(*out)),
+            Op::Norm { x, norm, group, out } => {
+                let (weight, eps) = rms(norm).ok_or_else(unsupported)?;
+                match group {
+                    NormGroup::Row => b.norm(val(*x), weight, eps, val(*out)),
+                    NormGroup::Head(_) => b.head_norm(val(*x), weight, eps, val(*out)),
+                }
             }
-            Op::Norm { x, weight, eps, group: NormGroup::Head(_), out } => {
-                b.head_norm(val(*x), weights.vector(*weight), *eps, val(*out));
-            }
-            Op::AddNorm { x, delta, weight, eps, sum, out } => {
-                b.add_norm(val(*x), val(*delta), weights.vector(*weight), *eps, val(*sum), val(*out));
+            Op::AddNorm { x, delta, norm, sum, out } => {
+                let (weight, eps) = rms(norm).ok_or_else(unsupported)?;
+                b.add_norm(val(*x), val(*delta), weight, eps, val(*sum), val(*out));
             }
             Op::LinearN { x, parts } => {
                 let parts = parts.iter().map(|p| {
@@ -55,18 +62,19 @@ pub fn plan(
                 });
                 b.linear(val(*x), parts.collect());
             }
-            Op::GatedMlpIn { x, gate, up, gate_bias, up_bias, act: Act::Silu, out } => {
+            Op::GatedMlpIn { x, gate, up, gate_bias, up_bias, glu: Glu::Act(Act::Silu), out } => {
                 b.gated(val(*x), part(*gate, *gate_bias, None), part(*up, *up_bias, None), val(*out));
             }
             Op::Rope { x, table, head_dim, pairing: Pairing::Half, out } => {
                 b.rope(val(*x), ropes[table.0 as usize], *head_dim, val(*out));
             }
-            Op::Attend { q, k, v, cache, heads, scale, window, out } => {
+            Op::Attend { q, k, v, cache, heads, scale, window, softcap: None, sinks: None, out } => {
                 let qkv = [val(*q), val(*k), val(*v)];
                 b.attend(qkv, caches[cache.0 as usize], *heads, *scale, *window, val(*out));
             }
             Op::Add { x, y, out } => b.add(val(*x), val(*y), val(*out)),
             Op::TakeOutputs { x, out } => b.take(val(*x), val(*out)),
+            _ => return Err(unsupported()),
         }
     }
     let limits = PlanLimits {
