@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
 use njoule_models::checkpoint::{Checkpoint, Origin};
-use njoule_models::decoder;
 use njoule_models::program::Program;
 use njoule_runtime::backend::cpu::CpuBackend;
 use njoule_runtime::backend::{Backend, Capacity, Executor, KvType, MemoryUse};
@@ -49,7 +48,7 @@ impl Model {
             ModelPath::Dir(path) | ModelPath::Gguf(path) => Checkpoint::open(path)?,
             ModelPath::Random(preset) => Checkpoint::random(preset)?,
         };
-        let program = decoder::program(&checkpoint.config);
+        let program = checkpoint.config.program();
         timing::mark("checkpoint open, program traced");
         Ok(Model { name: model.to_string(), checkpoint, program })
     }

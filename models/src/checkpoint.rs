@@ -83,7 +83,7 @@ impl Checkpoint {
         let config =
             found.config().validated().map_err(|source| CheckpointError::Config { path: preset.into(), source })?;
         let mut stored = StoredTypes::default();
-        let bytes = crate::decoder::program(&config).parameters().saturating_mul(2);
+        let bytes = config.program().parameters().saturating_mul(2);
         stored.add(Encoding::Dense(DType::BF16), bytes);
         Ok(Checkpoint {
             origin: Origin::Preset(found.name.to_owned()),

@@ -13,40 +13,11 @@ mod tests;
 use std::fmt;
 
 pub(crate) use gguf::{from_gguf, gguf_head_dim};
-pub(crate) use hf::token_ids;
+pub(crate) use hf::{Defaults, token_ids};
+pub(crate) use keys::Keys;
 
-/// A family of architectures, as its reference implementation names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Family {
-    /// `LlamaForCausalLM`.
-    Llama,
-    /// `MistralForCausalLM`.
-    Mistral,
-    /// `Qwen2ForCausalLM`.
-    Qwen2,
-    /// `Qwen3ForCausalLM`.
-    Qwen3,
-}
-
-impl Family {
-    /// Every supported family.
-    pub const ALL: [Family; 4] = [Family::Llama, Family::Mistral, Family::Qwen2, Family::Qwen3];
-
-    /// The family of this `model_type`.
-    pub fn from_name(name: &str) -> Option<Family> {
-        Family::ALL.into_iter().find(|f| f.name() == name)
-    }
-
-    /// `model_type` in config.json.
-    pub fn name(self) -> &'static str {
-        match self {
-            Family::Llama => "llama",
-            Family::Mistral => "mistral",
-            Family::Qwen2 => "qwen2",
-            Family::Qwen3 => "qwen3",
-        }
-    }
-}
+pub use crate::families::Family;
+use crate::program::{Act, Pairing, Program};
 
 /// Which linear maps have a bias.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -108,11 +79,24 @@ pub enum RopeScaling {
         /// Whether the ramp's ends are rounded outwards.
         truncate: bool,
     },
+    /// LongRoPE (Ding et al. 2024, arXiv:2402.13753) as transformers computes it: divisors per frequency.
+    Long {
+        /// For sequences of up to `original_max_len` tokens.
+        short: Vec<f64>,
+        /// For longer ones.
+        long: Vec<f64>,
+        /// Context length before scaling.
+        original_max_len: usize,
+        /// Factor of cosine and sine.
+        attention_factor: f64,
+    },
     /// Divisor per frequency (GGUF `rope_freqs.weight`).
     Divisors(Vec<f32>),
 }
 
 /// A decoder-only transformer, validated.
+///
+/// Sizes are as [`Family`] files use them; what a family does not have is neutral: factors of 1, no caps, no experts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
     /// Family.
@@ -127,7 +111,7 @@ pub struct ModelConfig {
     pub heads: usize,
     /// Key/value heads; divides `heads`.
     pub kv_heads: usize,
-    /// Length of a head; even.
+    /// Length of a head.
     pub head_dim: usize,
     /// Width of the feed-forward layer.
     pub ffn: usize,
@@ -135,26 +119,121 @@ pub struct ModelConfig {
     pub max_len: usize,
     /// Epsilon of the norms.
     pub norm_eps: f32,
+    /// Whether the checkpoint holds norm weights minus one.
+    pub norm_plus_one: bool,
     /// Whether the output head is the embedding.
     pub tied: bool,
+    /// Activation of the feed-forward layer.
+    pub act: Act,
     /// Rotary embedding.
     pub rope: RopeConfig,
+    /// Rotary embedding of the layers with a window, where it is another.
+    pub local_rope: Option<RopeConfig>,
+    /// Values of a head that are rotated, the first ones; even.
+    pub rope_width: usize,
+    /// How they pair up.
+    pub rope_pairing: Pairing,
+    /// Per layer, whether it rotates at all.
+    pub rope_layers: Vec<bool>,
     /// Biases.
     pub bias: Biases,
-    /// Whether queries and keys are normalised per head before the rotation (qwen3).
+    /// Whether queries and keys are normalised per head before the rotation (qwen3, gemma3).
     pub head_norms: bool,
+    /// Factor of the attention scores.
+    pub attention_scale: f32,
+    /// Bound of the attention scores.
+    pub attention_softcap: Option<f32>,
     /// Per layer, how many keys a query sees (itself included).
     pub windows: Vec<Option<usize>>,
+    /// Factor of the token embeddings.
+    pub embed_scale: f32,
+    /// Factor of what a layer adds to the residual stream.
+    pub residual_scale: f32,
+    /// Factor of the logits.
+    pub logit_scale: f32,
+    /// Bound of the logits.
+    pub logit_softcap: Option<f32>,
+    /// Experts, where some layers have them.
+    pub moe: Option<Moe>,
     /// Beginning-of-sequence token.
     pub bos: Option<u32>,
     /// End-of-sequence tokens.
     pub eos: Vec<u32>,
 }
 
+/// Feed-forward layers made of experts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Moe {
+    /// Experts of a layer.
+    pub experts: usize,
+    /// Experts that a token goes through.
+    pub top_k: usize,
+    /// Width of an expert.
+    pub ffn: usize,
+    /// Width of the expert that every token goes through as well.
+    pub shared_ffn: Option<usize>,
+    /// Whether the kept shares are divided by their sum.
+    pub normalise: bool,
+    /// Per layer, whether it has experts.
+    pub layers: Vec<bool>,
+}
+
 impl ModelConfig {
     /// Reads a `config.json` of transformers 4 or 5.
     pub fn from_hf_json(json: &serde_json::Value) -> Result<ModelConfig, ConfigError> {
         hf::parse(json)
+    }
+
+    /// A config of this family whose optional parts are neutral and whose sizes are to be filled in: zero.
+    pub(crate) fn neutral(family: Family) -> ModelConfig {
+        ModelConfig {
+            family,
+            vocab: 0,
+            hidden: 0,
+            layers: 0,
+            heads: 0,
+            kv_heads: 0,
+            head_dim: 0,
+            ffn: 0,
+            max_len: 0,
+            norm_eps: 1e-6,
+            norm_plus_one: false,
+            tied: false,
+            act: Act::Silu,
+            rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::None },
+            local_rope: None,
+            rope_width: 0,
+            rope_pairing: Pairing::Half,
+            rope_layers: vec![],
+            bias: Biases::default(),
+            head_norms: false,
+            attention_scale: 1.0,
+            attention_softcap: None,
+            windows: vec![],
+            embed_scale: 1.0,
+            residual_scale: 1.0,
+            logit_scale: 1.0,
+            logit_softcap: None,
+            moe: None,
+            bos: None,
+            eos: vec![],
+        }
+    }
+
+    /// The same with whole heads rotated in every layer, scores divided by the root of their length, and no windows.
+    pub(crate) fn with_plain_attention(self) -> ModelConfig {
+        ModelConfig {
+            rope_width: self.head_dim,
+            rope_layers: vec![true; self.layers.min(MAX_LAYERS)],
+            attention_scale: 1.0 / (self.head_dim as f32).sqrt(),
+            windows: vec![None; self.layers.min(MAX_LAYERS)],
+            ..self
+        }
+    }
+
+    /// Traces the model.
+    pub fn program(&self) -> Program {
+        crate::families::program(self)
     }
 
     /// Checks every size, so that what is traced from the result cannot overflow or divide unevenly.
@@ -185,20 +264,58 @@ impl ModelConfig {
             let why = format!("must divide num_attention_heads = {}", self.heads);
             return Err(ConfigError::value("num_key_value_heads", self.kv_heads, why));
         }
-        if !self.head_dim.is_multiple_of(2) {
-            return Err(ConfigError::value("head_dim", self.head_dim, "must be even for rotary embeddings"));
+        if !self.rope_width.is_multiple_of(2) || self.rope_width > self.head_dim {
+            let why = format!("must be even for rotary embeddings, and at most head_dim = {}", self.head_dim);
+            return Err(ConfigError::value("head_dim", self.rope_width, why));
         }
         if !(self.norm_eps >= 0.0 && self.norm_eps.is_finite()) {
             return Err(ConfigError::value("rms_norm_eps", self.norm_eps, "must be finite and not negative"));
         }
-        if self.windows.len() != self.layers {
-            return Err(ConfigError::value("layer_types", self.windows.len(), "must have one entry per layer"));
+        let factors = [
+            ("attention scale", Some(self.attention_scale)),
+            ("attn_logit_softcapping", self.attention_softcap),
+            ("embedding scale", Some(self.embed_scale)),
+            ("residual_multiplier", Some(self.residual_scale)),
+            ("logit scale", Some(self.logit_scale)),
+            ("final_logit_softcapping", self.logit_softcap),
+        ];
+        if let Some((key, Some(x))) = factors.into_iter().find(|(_, x)| x.is_some_and(|x| !x.is_finite() || x == 0.0)) {
+            return Err(ConfigError::value(key, x, "must be finite and not zero"));
+        }
+        for (key, n) in [("layer_types", self.windows.len()), ("no_rope_layers", self.rope_layers.len())] {
+            if n != self.layers {
+                return Err(ConfigError::value(key, n, "must have one entry per layer"));
+            }
         }
         if self.windows.contains(&Some(0)) {
             return Err(ConfigError::value("sliding_window", 0, "must be positive"));
         }
-        self.rope.check(self.head_dim)?;
+        if let Some(moe) = &self.moe {
+            moe.check(self.layers)?;
+        }
+        self.rope.check(self.rope_width)?;
+        self.local_rope.as_ref().map_or(Ok(()), |rope| rope.check(self.rope_width))?;
         Ok(self)
+    }
+}
+
+impl Moe {
+    fn check(&self, layers: usize) -> Result<(), ConfigError> {
+        let sizes = [
+            ("num_experts", self.experts, MAX_EXPERTS),
+            ("num_experts_per_tok", self.top_k, self.experts),
+            ("moe_intermediate_size", self.ffn, MAX_WIDTH),
+            ("shared_expert_intermediate_size", self.shared_ffn.unwrap_or(1), MAX_WIDTH),
+        ];
+        for (key, value, most) in sizes {
+            if value == 0 || value > most {
+                return Err(ConfigError::value(key, value, format!("must lie in 1..={most}")));
+            }
+        }
+        match self.layers.len() == layers {
+            true => Ok(()),
+            false => Err(ConfigError::value("mlp_only_layers", self.layers.len(), "must have one entry per layer")),
+        }
     }
 }
 
@@ -258,7 +375,7 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    fn value(key: impl Into<String>, value: impl fmt::Display, why: impl Into<String>) -> Self {
+    pub(crate) fn value(key: impl Into<String>, value: impl fmt::Display, why: impl Into<String>) -> Self {
         ConfigError::Value { key: key.into(), value: value.to_string(), why: why.into() }
     }
 }
@@ -270,6 +387,7 @@ fn supported() -> String {
 // Far above any published model, and small enough that no product of two of them overflows.
 const MAX_VOCAB: usize = 1 << 24;
 const MAX_WIDTH: usize = 1 << 20;
-const MAX_LAYERS: usize = 1024;
+pub(crate) const MAX_LAYERS: usize = 1024;
+const MAX_EXPERTS: usize = 4096;
 const MAX_HEAD_DIM: usize = 4096;
 const MAX_LEN: usize = 1 << 30;

@@ -30,10 +30,10 @@ pub struct LongRope {
 }
 
 impl RopeTable {
-    /// The table for heads of `head_dim` values.
-    pub fn new(config: &RopeConfig, head_dim: usize) -> Self {
-        let base = |i: usize| config.theta.powf(-(2.0 * i as f64) / head_dim as f64);
-        let pairs = head_dim / 2;
+    /// The table that rotates `width` values of every head.
+    pub fn new(config: &RopeConfig, width: usize) -> Self {
+        let base = |i: usize| config.theta.powf(-(2.0 * i as f64) / width as f64);
+        let pairs = width / 2;
         let table = |f: &dyn Fn(usize) -> f64, amplitude: f64| RopeTable {
             inv_freq: (0..pairs).map(|i| f(i) as f32).collect(),
             amplitude: amplitude as f32,
@@ -43,6 +43,11 @@ impl RopeTable {
             RopeScaling::None => table(&base, 1.0),
             RopeScaling::Linear { factor } => table(&|i| base(i) / factor, 1.0),
             RopeScaling::Divisors(divisors) => table(&|i| base(i) / f64::from(divisors[i]), 1.0),
+            RopeScaling::Long { short, long, original_max_len, attention_factor } => {
+                let short = table(&|i| base(i) / short[i], *attention_factor);
+                let inv_freq = table(&|i| base(i) / long[i], 1.0).inv_freq;
+                RopeTable { long: Some(LongRope { beyond: *original_max_len, inv_freq }), ..short }
+            }
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_len } => {
                 let original = *original_max_len as f64;
                 table(&|i| llama3(base(i), *factor, *low_freq_factor, *high_freq_factor, original), 1.0)
@@ -61,13 +66,13 @@ impl RopeTable {
                 // The pair that makes `rotations` turns over the original context.
                 let pair = |rotations: f64| {
                     let turns = original / (rotations * 2.0 * std::f64::consts::PI);
-                    head_dim as f64 * turns.ln() / (2.0 * config.theta.ln())
+                    width as f64 * turns.ln() / (2.0 * config.theta.ln())
                 };
                 let (mut low, mut high) = (pair(*beta_fast), pair(*beta_slow));
                 if *truncate {
                     (low, high) = (low.floor(), high.ceil());
                 }
-                (low, high) = (low.max(0.0), high.min(head_dim as f64 - 1.0));
+                (low, high) = (low.max(0.0), high.min(width as f64 - 1.0));
                 if low == high {
                     high += 0.001;
                 }

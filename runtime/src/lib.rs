@@ -8,14 +8,13 @@
 //! use std::path::Path;
 //!
 //! use njoule_models::checkpoint::Checkpoint;
-//! use njoule_models::decoder;
-//! use njoule_runtime::backend::cpu::CpuBackend;
+//! //! use njoule_runtime::backend::cpu::CpuBackend;
 //! use njoule_runtime::backend::{Backend, Capacity, Quant};
 //! use njoule_runtime::{Engine, EngineConfig, Event, Request};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let checkpoint = Checkpoint::open(Path::new("../testdata/llama_plain"))?;
-//! let program = decoder::program(&checkpoint.config);
+//! let program = checkpoint.config.program();
 //! let backend = CpuBackend::new(NonZero::<usize>::MIN, Quant::None)?;
 //! let capacity = Capacity {
 //!     blocks: 16,

@@ -6,7 +6,6 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use njoule_models::checkpoint::Checkpoint;
-use njoule_models::decoder;
 use njoule_runtime::backend::cpu::{CpuBackend, CpuExecutor};
 use njoule_runtime::backend::{Batch, BlockId, Capacity, Executor, KvType, Quant, SeqSpan, StepOutput};
 
@@ -100,7 +99,7 @@ fn steps_allocate_nothing_after_the_first() {
     ] {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata").join(name);
         let checkpoint = Checkpoint::open(&dir).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let program = decoder::program(&checkpoint.config);
+        let program = checkpoint.config.program();
         for threads in [1, 2] {
             let mut backend = CpuBackend::new(NonZero::new(threads).expect("not zero"), quant).expect("a set");
             backend.kv = kv;

@@ -9,7 +9,6 @@ use std::path::Path;
 
 use njoule_kernels::isa::{Isa, Kernels};
 use njoule_models::checkpoint::Checkpoint;
-use njoule_models::decoder;
 use njoule_models::program::Program;
 use njoule_runtime::backend::cpu::{CpuBackend, CpuExecutor};
 use njoule_runtime::backend::{Batch, BlockId, Capacity, Executor, KvType, Quant, SeqSpan, StepOutput};
@@ -45,7 +44,7 @@ fn a_gguf_is_the_same_whatever_the_load() {
 fn check(name: &str) {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata").join(name);
     let checkpoint = Checkpoint::open(&dir).unwrap_or_else(|e| panic!("{name}: {e}"));
-    let program = decoder::program(&checkpoint.config);
+    let program = checkpoint.config.program();
     let vocab = program.vocab();
     let mut draw = Draw(7);
     // One token, two, around a block and a key tile, and as long as can be.

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use njoule_kernels::isa::Kernels;
 use njoule_models::checkpoint::Checkpoint;
-use njoule_models::decoder;
 use njoule_runtime::backend::cpu::CpuBackend;
 use njoule_runtime::backend::{Backend, Batch, BlockId, Capacity, Executor, Quant, SeqSpan, StepOutput};
 use safetensors::SafeTensors;
@@ -77,7 +76,7 @@ fn golden(name: &'static str) -> Golden {
 }
 
 fn load(golden: &Golden, kernels: &Kernels, quant: Quant, threads: usize) -> Box<dyn Executor> {
-    let program = decoder::program(&golden.checkpoint.config);
+    let program = golden.checkpoint.config.program();
     let backend = CpuBackend::new(NonZero::new(threads).unwrap(), quant).unwrap().with_isa(kernels.isa).unwrap();
     let capacity = Capacity { blocks: 8, block_len: 32, max_rows: 64, max_seqs: 4, max_outputs: 64, max_len: 128 };
     backend

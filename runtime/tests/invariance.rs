@@ -6,7 +6,6 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use njoule_models::checkpoint::Checkpoint;
-use njoule_models::decoder;
 use njoule_runtime::backend::cpu::CpuBackend;
 use njoule_runtime::backend::{Backend, Capacity, Quant};
 use njoule_runtime::request::Completion;
@@ -21,7 +20,7 @@ fn checkpoint() -> Checkpoint {
 
 fn engine(quant: Quant, threads: usize, capacity: Capacity, config: impl FnOnce(&mut EngineConfig)) -> Engine {
     let checkpoint = checkpoint();
-    let program = decoder::program(&checkpoint.config);
+    let program = checkpoint.config.program();
     let backend = CpuBackend::new(NonZero::new(threads).unwrap(), quant).unwrap();
     assert_eq!(backend.limits(&program).block_len, capacity.block_len);
     let executor = backend.load(&program, &*checkpoint.weights, capacity).unwrap();
@@ -32,7 +31,7 @@ fn engine(quant: Quant, threads: usize, capacity: Capacity, config: impl FnOnce(
 
 fn block_len() -> usize {
     let backend = CpuBackend::new(NonZero::<usize>::MIN, Quant::None).unwrap();
-    backend.limits(&decoder::program(&checkpoint().config)).block_len
+    backend.limits(&checkpoint().config.program()).block_len
 }
 
 /// Requests of several lengths, greedy and not, with the logits of every prompt position.

@@ -7,7 +7,6 @@ use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
 use njoule_models::checkpoint::Checkpoint;
-use njoule_models::decoder;
 use njoule_models::tokenizer::Tokenizer;
 use njoule_runtime::backend::cpu::CpuBackend;
 use njoule_runtime::backend::{Backend, Batch, BlockId, Capacity, Quant, SeqSpan, StepOutput};
@@ -25,7 +24,7 @@ fn asset() -> Option<PathBuf> {
 
 /// Mean negative log-probability per token; the first token of a window is not scored.
 fn loss(checkpoint: &Checkpoint, tokens: &[u32], quant: Quant) -> f64 {
-    let program = decoder::program(&checkpoint.config);
+    let program = checkpoint.config.program();
     let backend = CpuBackend::new(NonZero::new(2).unwrap(), quant).expect("an instruction set");
     let capacity = Capacity {
         blocks: WINDOW / 32,

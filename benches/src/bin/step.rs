@@ -10,7 +10,6 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use njoule_models::checkpoint::Checkpoint;
-use njoule_models::decoder;
 use njoule_runtime::backend::cpu::CpuBackend;
 use njoule_runtime::backend::{Batch, BlockId, Capacity, Executor, Quant, SeqSpan, StepOutput};
 
@@ -36,7 +35,7 @@ fn main() -> Result<()> {
 
     let start = Instant::now();
     let checkpoint = Checkpoint::open(Path::new(model))?;
-    let program = decoder::program(&checkpoint.config);
+    let program = checkpoint.config.program();
     let backend = CpuBackend::new(threads, quant)?;
     let max_batch = batches.iter().copied().max().unwrap_or(1);
     let per_seq = (prompt + gen_len).max(512).div_ceil(BLOCK_LEN);

@@ -1,14 +1,13 @@
 //! Checkpoints of the fixtures and broken ones.
 
 use super::*;
-use crate::decoder;
 use crate::fixtures;
 
 #[test]
 fn every_fixture_directory_opens_and_has_every_weight_its_program_names() {
     for name in fixtures::CHECKPOINTS {
         let c = Checkpoint::open(&fixtures::path(name)).unwrap();
-        let program = decoder::program(&c.config);
+        let program = c.config.program();
         for decl in &program.weights {
             let view = c.weights.get(decl).unwrap();
             assert_eq!(view.shape(), (decl.rows, decl.cols), "{name} {}", decl.name);

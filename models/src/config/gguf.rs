@@ -57,8 +57,7 @@ pub(crate) fn from_gguf(gguf: &Gguf) -> Result<ModelConfig, ConfigError> {
         eos.extend(m.token(key)?.filter(|id| !eos.contains(id)));
     }
     let eps = keys.name("attention.layer_norm_rms_epsilon");
-    ModelConfig {
-        family,
+    let config = ModelConfig {
         vocab,
         hidden: keys.need("embedding_length")?,
         layers,
@@ -80,11 +79,11 @@ pub(crate) fn from_gguf(gguf: &Gguf) -> Result<ModelConfig, ConfigError> {
             mlp: ["ffn_gate", "ffn_up", "ffn_down"].into_iter().any(has),
         },
         head_norms: family == Family::Qwen3,
-        windows: vec![window; layers],
         bos: m.token("tokenizer.ggml.bos_token_id")?,
         eos,
-    }
-    .validated()
+        ..ModelConfig::neutral(family)
+    };
+    ModelConfig { windows: vec![window; layers], ..config.with_plain_attention() }.validated()
 }
 
 /// Length of a head: `attention.key_length`, or the width over the heads.

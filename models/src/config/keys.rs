@@ -1,4 +1,4 @@
-//! Which keys of a `config.json` are understood, which cannot matter, and which are refused.
+//! Typed access to the keys of a `config.json`; which are understood, which cannot matter, and which are refused.
 //!
 //! The rule: a key is handled, or known to leave the forward pass alone, or carries a neutral value; anything else is an
 //! error that names it. The harmless list holds what `PretrainedConfig.to_dict` of transformers 4 and 5 can write, training
@@ -6,7 +6,168 @@
 
 use serde_json::{Map, Value};
 
-use super::{ConfigError, Family};
+use super::ConfigError;
+use crate::program::Act;
+
+/// An object's keys; `null` counts as absent unless a method says otherwise.
+#[derive(Clone, Copy)]
+pub(crate) struct Keys<'a> {
+    map: &'a Map<String, Value>,
+    /// Prefix of the keys in errors.
+    path: &'static str,
+    /// What the object calls some keys: `(name asked for, name in the object)`.
+    aliases: &'static [(&'static str, &'static str)],
+}
+
+impl<'a> Keys<'a> {
+    pub(crate) fn new(
+        map: &'a Map<String, Value>,
+        path: &'static str,
+        aliases: &'static [(&'static str, &'static str)],
+    ) -> Self {
+        Keys { map, path, aliases }
+    }
+
+    /// The object itself.
+    pub(crate) fn map(&self) -> &'a Map<String, Value> {
+        self.map
+    }
+
+    /// Prefix of the keys in errors.
+    pub(crate) fn path(&self) -> &'static str {
+        self.path
+    }
+
+    /// What the object calls `key`: its own name where it has it, else the common one.
+    fn alias<'k>(&self, key: &'k str) -> &'k str {
+        let own = self.aliases.iter().find(|(name, _)| *name == key).map(|(_, own)| *own);
+        own.filter(|own| self.map.contains_key(*own)).unwrap_or(key)
+    }
+
+    /// The value, `null` included.
+    pub(crate) fn raw(&self, key: &str) -> Option<&'a Value> {
+        self.map.get(self.alias(key))
+    }
+
+    /// Whether the key is there, `null` included.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.raw(key).is_some()
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
+        self.raw(key).filter(|v| !v.is_null())
+    }
+
+    pub(crate) fn size(&self, key: &str) -> Result<Option<usize>, ConfigError> {
+        let size = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok());
+        self.get(key).map(|v| size(v).ok_or_else(|| self.type_error(key, "a whole number"))).transpose()
+    }
+
+    /// A size that `null` switches off; `default` where the key is absent.
+    pub(crate) fn size_or_null(&self, key: &str, default: usize) -> Result<Option<usize>, ConfigError> {
+        if self.has(key) { self.size(key) } else { Ok(Some(default)) }
+    }
+
+    pub(crate) fn number(&self, key: &str) -> Result<Option<f64>, ConfigError> {
+        self.get(key).map(|v| v.as_f64().ok_or_else(|| self.type_error(key, "a number"))).transpose()
+    }
+
+    /// A number that is computed with in f32.
+    pub(crate) fn float(&self, key: &str, default: f64) -> Result<f32, ConfigError> {
+        Ok(self.number(key)?.unwrap_or(default) as f32)
+    }
+
+    /// A number that `null` switches off; `default` where the key is absent.
+    pub(crate) fn float_or_null(&self, key: &str, default: Option<f64>) -> Result<Option<f32>, ConfigError> {
+        let number = if self.has(key) { self.number(key)? } else { default };
+        Ok(number.map(|x| x as f32))
+    }
+
+    pub(crate) fn bool(&self, key: &str) -> Result<Option<bool>, ConfigError> {
+        self.get(key).map(|v| v.as_bool().ok_or_else(|| self.type_error(key, "true or false"))).transpose()
+    }
+
+    pub(crate) fn flag(&self, key: &str, default: bool) -> Result<bool, ConfigError> {
+        Ok(self.bool(key)?.unwrap_or(default))
+    }
+
+    pub(crate) fn string(&self, key: &str) -> Result<Option<&'a str>, ConfigError> {
+        self.get(key).map(|v| v.as_str().ok_or_else(|| self.type_error(key, "a string"))).transpose()
+    }
+
+    /// An activation function, by its name in `ACT2FN` of transformers' `activations.py`.
+    pub(crate) fn act(&self, key: &str) -> Result<Option<Act>, ConfigError> {
+        let act = |name| match name {
+            "silu" | "swish" => Ok(Act::Silu),
+            "gelu" | "gelu_python" => Ok(Act::Gelu),
+            "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" | "gelu_accurate" => Ok(Act::GeluTanh),
+            "relu" => Ok(Act::Relu),
+            "relu2" => Ok(Act::Relu2),
+            "sigmoid" => Ok(Act::Sigmoid),
+            _ => Err(self.unsupported(key)),
+        };
+        self.string(key)?.map(act).transpose()
+    }
+
+    /// A list of whole numbers.
+    pub(crate) fn sizes(&self, key: &str) -> Result<Option<Vec<usize>>, ConfigError> {
+        let size = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok());
+        let list = |v: &Value| v.as_array().and_then(|list| list.iter().map(size).collect());
+        self.get(key).map(|v| list(v).ok_or_else(|| self.type_error(key, "a list of whole numbers"))).transpose()
+    }
+
+    /// An object inside this one; an empty one counts as absent.
+    pub(crate) fn section(&self, key: &str, path: &'static str) -> Result<Option<Keys<'a>>, ConfigError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let map = value.as_object().ok_or_else(|| self.type_error(key, "an object or null"))?;
+        Ok(Some(Keys::new(map, path, &[])).filter(|k| !k.map.is_empty()))
+    }
+
+    /// Per layer how many keys a query sees, by `layer_types`: `full_attention`, or `sliding_attention` with `window`.
+    pub(crate) fn layer_types(
+        &self,
+        layers: usize,
+        window: Option<usize>,
+    ) -> Result<Option<Vec<Option<usize>>>, ConfigError> {
+        const KEY: &str = "layer_types";
+        let Some(types) = self.get(KEY) else { return Ok(None) };
+        let types = types.as_array().ok_or_else(|| self.type_error(KEY, "a list"))?;
+        if types.len() != layers {
+            let why = format!("must have one entry for each of {layers} layers");
+            return Err(self.value(KEY, format!("{} entries", types.len()), why));
+        }
+        let one = |(i, t): (usize, &Value)| match t.as_str() {
+            Some("full_attention") => Ok(None),
+            Some("sliding_attention") if window.is_some() => Ok(window),
+            Some("sliding_attention") => {
+                Err(self.value(&format!("{KEY}[{i}]"), short(t), "needs a sliding_window that is in use"))
+            }
+            _ => Err(unsupported(&format!("{KEY}[{i}]"), t)),
+        };
+        types.iter().enumerate().map(one).collect::<Result<_, _>>().map(Some)
+    }
+
+    /// The key with its path, for an error.
+    pub(crate) fn name(&self, key: &str) -> String {
+        format!("{}{}", self.path, self.alias(key))
+    }
+
+    /// The error for a value of another type.
+    pub(crate) fn type_error(&self, key: &str, expected: &'static str) -> ConfigError {
+        let value = self.raw(key).map_or_else(|| "absent".to_owned(), short);
+        ConfigError::Type { key: self.name(key), expected, value }
+    }
+
+    /// The error for a value that makes no sense.
+    pub(crate) fn value(&self, key: &str, value: impl std::fmt::Display, why: impl Into<String>) -> ConfigError {
+        ConfigError::value(self.name(key), value, why)
+    }
+
+    /// The error for a value that is not supported.
+    pub(crate) fn unsupported(&self, key: &str) -> ConfigError {
+        unsupported(&self.name(key), self.raw(key).unwrap_or(&Value::Null))
+    }
+}
 
 /// Refuses every key that is neither `handled`, harmless nor neutral. `path` prefixes the key in the error.
 pub(super) fn refuse_unknown(map: &Map<String, Value>, path: &str, handled: &[&[&str]]) -> Result<(), ConfigError> {
@@ -70,16 +231,6 @@ pub(super) const COMMON: &[&str] = &[
     "tie_word_embeddings",
     "vocab_size",
 ];
-
-/// Keys that the parser reads for one family.
-pub(super) fn of_family(family: Family) -> &'static [&'static str] {
-    match family {
-        Family::Llama => &["attention_bias", "mlp_bias"],
-        Family::Mistral => &["sliding_window"],
-        Family::Qwen2 => &["sliding_window", "use_sliding_window", "max_window_layers"],
-        Family::Qwen3 => &["attention_bias", "sliding_window", "use_sliding_window", "max_window_layers"],
-    }
-}
 
 /// Keys that leave the forward pass alone, whatever their value.
 const HARMLESS: &[&str] = &[

@@ -5,39 +5,68 @@
 
 use serde_json::Value;
 
-use super::hf::Keys;
-use super::keys::{refuse_unknown, short, unsupported};
+use super::hf::Defaults;
+use super::keys::{Keys, refuse_unknown, short, unsupported};
 use super::{ConfigError, RopeConfig, RopeScaling};
 
-pub(super) fn parse(keys: &Keys<'_>, max_len: usize) -> Result<RopeConfig, ConfigError> {
-    full_rotation(keys)?;
-    let scaling = section(keys, "rope_scaling", "rope_scaling.")?;
-    let parameters = section(keys, "rope_parameters", "rope_parameters.")?;
-
-    let mut theta = keys.number("rope_theta")?;
-    for part in [&scaling, &parameters].into_iter().flatten() {
-        match (theta, part.number("rope_theta")?) {
-            (Some(a), Some(b)) if a != b => {
-                return Err(ConfigError::value(part.name("rope_theta"), b, format!("contradicts rope_theta = {a}")));
+/// The rotary embedding, and how many values of a head it rotates.
+pub(super) fn parse(
+    keys: &Keys<'_>,
+    d: &Defaults,
+    head_dim: usize,
+    max_len: usize,
+) -> Result<(RopeConfig, usize), ConfigError> {
+    let scaling = keys.section("rope_scaling", "rope_scaling.")?;
+    let parameters = keys.section("rope_parameters", "rope_parameters.")?;
+    let sections = || [&scaling, &parameters].into_iter().flatten();
+    let part = agreed("partial_rotary_factor", keys, sections())?;
+    let width = match (part, d.partial_rotary) {
+        (None | Some(1.0), None) => head_dim,
+        (Some(x), None) => return Err(ConfigError::UnsupportedKey { key: PART.to_owned(), value: x.to_string() }),
+        (part, Some(default)) => {
+            let part = part.unwrap_or(default);
+            if !(part > 0.0 && part <= 1.0) {
+                return Err(ConfigError::value(PART, part, "must lie in 0..=1 and not be 0"));
             }
-            (a, b) => theta = a.or(b),
+            // as Python's int(head_dim * factor)
+            (head_dim.min(super::MAX_HEAD_DIM) as f64 * part) as usize
         }
-    }
-    let read = |part: &Option<Keys<'_>>| part.as_ref().map(|part| read_scaling(part, max_len)).transpose();
+    };
+    let theta = agreed("rope_theta", keys, sections())?.unwrap_or(d.theta);
+    let outer = keys.whole("original_max_position_embeddings")?;
+    let read = |part: &Option<Keys<'_>>| {
+        part.as_ref().map(|part| read_scaling(part, Lengths { max: max_len, outer, width })).transpose()
+    };
     let scaling = match (read(&scaling)?, read(&parameters)?) {
         (Some(a), Some(b)) if a != b => {
-            let value = short(&keys.map["rope_parameters"]);
+            let value = short(&keys.map()["rope_parameters"]);
             return Err(ConfigError::value("rope_parameters", value, "contradicts rope_scaling"));
         }
         (a, b) => a.or(b).unwrap_or(RopeScaling::None),
     };
     check_outer_original(keys, &scaling)?;
-    Ok(RopeConfig { theta: theta.unwrap_or(10_000.0), scaling })
+    Ok((RopeConfig { theta, scaling }, width))
+}
+
+/// A number that the config and its sections may all state; they must agree.
+fn agreed<'k>(
+    key: &str,
+    keys: &Keys<'_>,
+    sections: impl Iterator<Item = &'k Keys<'k>>,
+) -> Result<Option<f64>, ConfigError> {
+    let mut found = keys.number(key)?;
+    for part in sections {
+        match (found, part.number(key)?) {
+            (Some(a), Some(b)) if a != b => return Err(part.value(key, b, format!("contradicts {key} = {a}"))),
+            (a, b) => found = a.or(b),
+        }
+    }
+    Ok(found)
 }
 
 impl RopeConfig {
     /// Everything [`crate::rope::RopeTable::new`] divides by or takes a logarithm of.
-    pub(super) fn check(&self, head_dim: usize) -> Result<(), ConfigError> {
+    pub(super) fn check(&self, width: usize) -> Result<(), ConfigError> {
         let positive = |key: &str, x: f64| {
             let holds = x > 0.0 && x.is_finite();
             if holds { Ok(()) } else { Err(ConfigError::value(key, x, "must be positive and finite")) }
@@ -81,8 +110,13 @@ impl RopeConfig {
                 }
                 original(*original_max_len)
             }
-            RopeScaling::Divisors(d) if d.len() != head_dim / 2 => {
-                Err(ConfigError::value("rope_freqs.weight", d.len(), format!("must have {} divisors", head_dim / 2)))
+            RopeScaling::Long { short, long, original_max_len, attention_factor } => {
+                short.iter().chain(long).try_for_each(|&x| positive("rope factor", x))?;
+                positive("rope attention_factor", *attention_factor)?;
+                original(*original_max_len)
+            }
+            RopeScaling::Divisors(d) if d.len() != width / 2 => {
+                Err(ConfigError::value("rope_freqs.weight", d.len(), format!("must have {} divisors", width / 2)))
             }
             RopeScaling::Divisors(d) => d.iter().try_for_each(|&x| positive("rope_freqs.weight", f64::from(x))),
         }
@@ -97,16 +131,19 @@ fn original(len: usize) -> Result<(), ConfigError> {
     Err(ConfigError::value("rope original_max_position_embeddings", len, why))
 }
 
-fn section<'a>(keys: &Keys<'a>, key: &str, path: &'static str) -> Result<Option<Keys<'a>>, ConfigError> {
-    let Some(value) = keys.get(key) else {
-        return Ok(None);
-    };
-    let map = value.as_object().ok_or_else(|| keys.type_error(key, "an object or null"))?;
-    Ok(Some(Keys { map, path }).filter(|k| !k.map.is_empty()))
+/// What scalings are relative to.
+#[derive(Clone, Copy)]
+struct Lengths {
+    /// `max_position_embeddings`.
+    max: usize,
+    /// `original_max_position_embeddings` beside the section.
+    outer: Option<usize>,
+    /// Rotated values of a head.
+    width: usize,
 }
 
-fn read_scaling(keys: &Keys<'_>, max_len: usize) -> Result<RopeScaling, ConfigError> {
-    full_rotation(keys)?;
+fn read_scaling(keys: &Keys<'_>, lengths: Lengths) -> Result<RopeScaling, ConfigError> {
+    let max_len = lengths.max;
     let kind = match (keys.string("rope_type")?, keys.string("type")?) {
         (Some(a), Some(b)) if a != b => {
             return Err(ConfigError::value(keys.name("rope_type"), a, format!("contradicts type = {b}")));
@@ -116,7 +153,7 @@ fn read_scaling(keys: &Keys<'_>, max_len: usize) -> Result<RopeScaling, ConfigEr
     const COMMON: &[&str] = &["rope_type", "type", "rope_theta", "partial_rotary_factor"];
     let need = |key: &str| keys.number(key)?.ok_or_else(|| ConfigError::Missing { key: keys.name(key) });
     let original_max_len = || Ok::<_, ConfigError>(keys.whole("original_max_position_embeddings")?.unwrap_or(max_len));
-    let only = |more: &[&str]| refuse_unknown(keys.map, keys.path, &[COMMON, more]);
+    let only = |more: &[&str]| refuse_unknown(keys.map(), keys.path(), &[COMMON, more]);
     match kind {
         "default" => {
             only(&[])?;
@@ -140,7 +177,7 @@ fn read_scaling(keys: &Keys<'_>, max_len: usize) -> Result<RopeScaling, ConfigEr
             let original_max_len = original_max_len()?;
             // 5.23 takes the ratio of the lengths for an explicit null, neither version for an absent key; `factor`
             // wins over the ratio in both.
-            let factor = match keys.map.get("factor") {
+            let factor = match keys.raw("factor") {
                 Some(Value::Null) => max_len as f64 / original_max_len as f64,
                 _ => need("factor")?,
             };
@@ -156,8 +193,13 @@ fn read_scaling(keys: &Keys<'_>, max_len: usize) -> Result<RopeScaling, ConfigEr
                 mscale: keys.number("mscale")?,
                 mscale_all_dim: keys.number("mscale_all_dim")?,
                 // an explicit null is false to Python
-                truncate: keys.bool("truncate")?.unwrap_or(!keys.map.contains_key("truncate")),
+                truncate: keys.bool("truncate")?.unwrap_or(!keys.has("truncate")),
             })
+        }
+        // `su` is what phi3 called it first.
+        "longrope" | "su" => {
+            only(&["short_factor", "long_factor", "factor", "attention_factor", "original_max_position_embeddings"])?;
+            read_long(keys, lengths)
         }
         other => Err(unsupported(&keys.name("rope_type"), &Value::from(other))),
     }
@@ -174,12 +216,47 @@ const YARN: [&str; 8] = [
     "truncate",
 ];
 
-/// Heads are rotated whole.
-fn full_rotation(keys: &Keys<'_>) -> Result<(), ConfigError> {
-    match keys.number("partial_rotary_factor")? {
-        None | Some(1.0) => Ok(()),
-        Some(_) => Err(unsupported(&keys.name("partial_rotary_factor"), &keys.map["partial_rotary_factor"])),
+/// LongRoPE as `_compute_longrope_parameters` has it: an outer original length wins, and with it the ratio of the lengths.
+fn read_long(keys: &Keys<'_>, lengths: Lengths) -> Result<RopeScaling, ConfigError> {
+    let inner = keys.whole("original_max_position_embeddings")?;
+    if let (Some(a), Some(b)) = (lengths.outer, inner)
+        && a != b
+    {
+        let why = format!("contradicts original_max_position_embeddings = {a}");
+        return Err(keys.value("original_max_position_embeddings", b, why));
     }
+    let original = lengths.outer.or(inner);
+    original.map_or(Ok(()), self::original)?;
+    let factor = match original {
+        Some(original) => Some(lengths.max as f64 / original as f64),
+        None => keys.number("factor")?,
+    };
+    let original_max_len = original.unwrap_or(lengths.max);
+    let attention_factor = match (keys.number("attention_factor")?, factor) {
+        (Some(x), _) => x,
+        (None, None) => return Err(ConfigError::Missing { key: keys.name("factor") }),
+        (None, Some(factor)) if factor <= 1.0 => 1.0,
+        (None, Some(factor)) => (1.0 + factor.ln() / (original_max_len as f64).ln()).sqrt(),
+    };
+    let list = |key: &str| {
+        let number = |v: &Value| v.as_f64().filter(|x| *x > 0.0 && x.is_finite());
+        let numbers = keys.get(key).and_then(Value::as_array).and_then(|l| l.iter().map(number).collect());
+        let numbers: Vec<f64> = numbers.ok_or_else(|| keys.type_error(key, "a list of positive numbers"))?;
+        match numbers.len() == lengths.width / 2 {
+            true => Ok(numbers),
+            false => Err(keys.value(
+                key,
+                format!("{} factors", numbers.len()),
+                format!("must have one for each of {} pairs", lengths.width / 2),
+            )),
+        }
+    };
+    Ok(RopeScaling::Long {
+        short: list("short_factor")?,
+        long: list("long_factor")?,
+        original_max_len,
+        attention_factor,
+    })
 }
 
 /// `original_max_position_embeddings` outside the section wins in 5.23 and is ignored in 4.57: it may only repeat.
@@ -192,7 +269,7 @@ fn check_outer_original(keys: &Keys<'_>, scaling: &RopeScaling) -> Result<(), Co
         RopeScaling::Llama3 { original_max_len, .. } | RopeScaling::Yarn { original_max_len, .. }
             if *original_max_len != outer =>
         {
-            Err(unsupported(KEY, &keys.map[KEY]))
+            Err(keys.unsupported(KEY))
         }
         _ => Ok(()),
     }
@@ -209,3 +286,5 @@ impl Keys<'_> {
         }
     }
 }
+
+const PART: &str = "partial_rotary_factor";

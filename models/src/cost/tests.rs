@@ -4,10 +4,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::ModelConfig;
-use crate::{decoder, fixtures};
+use crate::fixtures;
 
 fn program(fixture: &str) -> Program {
-    decoder::program(&ModelConfig::from_hf_json(&fixtures::config_json(fixture)).unwrap())
+    ModelConfig::from_hf_json(&fixtures::config_json(fixture)).unwrap().program()
 }
 
 // llama_plain: vocab 272, hidden 64, ffn 96, 3 layers, 4 query and 2 key heads of 16.

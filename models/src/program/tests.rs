@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::config::{Biases, Family, ModelConfig};
-use crate::{decoder, fixtures};
+use crate::fixtures;
 
 fn config(fixture: &str) -> ModelConfig {
     ModelConfig::from_hf_json(&fixtures::config_json(fixture)).unwrap()
@@ -26,16 +26,16 @@ fn check_snapshot(name: &str, text: &str) {
 #[test]
 fn programs_of_the_families_are_as_recorded() {
     for name in fixtures::CHECKPOINTS {
-        check_snapshot(name, &decoder::program(&config(name)).to_string());
+        check_snapshot(name, &config(name).program().to_string());
     }
     let all_biases = ModelConfig { bias: Biases { qkv: true, o: true, mlp: true }, ..config("llama_tied") };
-    check_snapshot("llama_biases", &decoder::program(&all_biases).to_string());
+    check_snapshot("llama_biases", &all_biases.program().to_string());
 }
 
 #[test]
 fn every_value_is_written_once_before_it_is_read_and_layers_tile_the_middle() {
     for name in fixtures::CHECKPOINTS {
-        let p = decoder::program(&config(name));
+        let p = config(name).program();
         let mut written = HashSet::new();
         for op in &p.ops {
             assert!(op.inputs().iter().all(|v| written.contains(v)), "{name}: {op:?} reads what is not written");
@@ -58,7 +58,7 @@ fn every_value_is_written_once_before_it_is_read_and_layers_tile_the_middle() {
 
 #[test]
 fn only_rows_with_logits_go_beyond_the_last_attention() {
-    let p = decoder::program(&config("llama_plain"));
+    let p = config("llama_plain").program();
     let attend = p.ops.iter().rposition(|op| matches!(op, Op::Attend { .. })).unwrap();
     let taken = p.ops[attend + 1..].iter().filter(|op| matches!(op, Op::TakeOutputs { .. })).count();
     assert_eq!(taken, 2, "residual stream and attention");
@@ -70,7 +70,7 @@ fn only_rows_with_logits_go_beyond_the_last_attention() {
 #[test]
 fn fingerprints_see_every_number() {
     let base = config("qwen3");
-    let mut seen = HashSet::from([decoder::program(&base).fingerprint()]);
+    let mut seen = HashSet::from([base.program().fingerprint()]);
     let mut windows = base.windows.clone();
     windows[1] = Some(7);
     for changed in [
@@ -82,9 +82,9 @@ fn fingerprints_see_every_number() {
         ModelConfig { family: Family::Llama, ..base.clone() },
         ModelConfig { rope: crate::config::RopeConfig { theta: 1e4, ..base.rope.clone() }, ..base.clone() },
     ] {
-        assert!(seen.insert(decoder::program(&changed).fingerprint()), "{changed:?}");
+        assert!(seen.insert(changed.program().fingerprint()), "{changed:?}");
     }
-    assert_eq!(decoder::program(&base).fingerprint(), decoder::program(&config("qwen3")).fingerprint());
+    assert_eq!(base.program().fingerprint(), config("qwen3").program().fingerprint());
 }
 
 #[test]

@@ -14,7 +14,7 @@ fn tables_equal_those_of_transformers() {
     assert_eq!(cases.len(), 12);
     for (name, case) in cases {
         let config = ModelConfig::from_hf_json(&case["config"]).unwrap();
-        let table = RopeTable::new(&config.rope, config.head_dim);
+        let table = RopeTable::new(&config.rope, config.rope_width);
         let expected: Vec<f64> = case["inv_freq"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
         assert_eq!(table.inv_freq.len(), expected.len(), "{name}");
         for (i, (got, want)) in table.inv_freq.iter().zip(expected).enumerate() {

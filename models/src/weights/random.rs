@@ -168,8 +168,7 @@ impl Preset {
                 RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_len }
             }
         };
-        ModelConfig {
-            family: self.family,
+        let config = ModelConfig {
             vocab: self.vocab,
             hidden: self.hidden,
             layers: self.layers,
@@ -183,10 +182,11 @@ impl Preset {
             rope: RopeConfig { theta: self.theta, scaling },
             bias: Biases { qkv: self.family == Family::Qwen2, ..Default::default() },
             head_norms: self.family == Family::Qwen3,
-            windows: vec![None; self.layers],
             bos: self.bos,
             eos: vec![self.eos],
-        }
+            ..ModelConfig::neutral(self.family)
+        };
+        config.with_plain_attention()
     }
 }
 

@@ -6,7 +6,6 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::{Family, RopeScaling};
-use crate::decoder;
 use crate::fixtures;
 use crate::program::{Parallel, View, WeightUse};
 use crate::weights::{Encoding, GgmlType};
@@ -127,7 +126,7 @@ fn fixtures_give_their_config_vocabulary_and_every_weight() {
         assert_eq!((c.head_dim, c.ffn, c.max_len, c.norm_eps), (16, 96, 512, 1e-6));
         assert_eq!((c.tied, c.bias.qkv, c.bias.o), (family == Family::Qwen2, family == Family::Qwen2, false));
         assert_eq!((c.bos, &c.eos[..]), (Some(1), &[2][..]));
-        for decl in &decoder::program(&c).weights {
+        for decl in &c.program().weights {
             assert!(read(&gguf, decl).iter().all(|x| x.is_finite()), "{name} {}", decl.name);
         }
         let vocab = gguf.vocab().unwrap().unwrap();
@@ -317,7 +316,7 @@ fn exercise(bytes: &[u8]) {
     let Ok(gguf) = open(bytes) else { return };
     let _ = gguf.vocab();
     let Ok(config) = gguf.config() else { return };
-    for decl in &decoder::program(&config).weights {
+    for decl in &config.program().weights {
         let Ok(view) = gguf.get(decl) else { continue };
         let mut row = vec![0.0; view.shape().1];
         for r in 0..view.shape().0 {

@@ -1,7 +1,6 @@
 //! Statistics and determinism of random weights; parameter counts of the presets.
 
 use super::*;
-use crate::decoder;
 use crate::program::{Parallel, View};
 
 fn decl(name: &str, rows: usize, cols: usize) -> WeightDecl {
@@ -61,7 +60,7 @@ fn presets_are_valid_and_have_the_published_number_of_parameters() {
     for p in PRESETS {
         let config = p.config().validated().unwrap();
         assert_eq!(Preset::find(p.name).unwrap().name, p.name);
-        let program = decoder::program(&config);
+        let program = config.program();
         if let Some((_, want)) = PARAMETERS.iter().find(|(name, _)| *name == p.name) {
             assert_eq!(program.parameters(), *want, "{}", p.name);
         }

@@ -6,7 +6,6 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::decoder;
 use crate::fixtures;
 use crate::program::{Parallel, View, WeightUse};
 use crate::{ModelConfig, WeightId};
@@ -77,7 +76,7 @@ fn embedding_rows_equal_the_first_hidden_state_of_the_golden_run() {
     for name in fixtures::CHECKPOINTS {
         let source = SafetensorsSource::open(&fixtures::path(name)).unwrap();
         let config = ModelConfig::from_hf_json(&fixtures::config_json(name)).unwrap();
-        let program = decoder::program(&config);
+        let program = config.program();
         let table = source.get(program.weight(WeightId(0))).unwrap();
         let bytes = fs::read(fixtures::path(name).join("golden.safetensors")).unwrap();
         let golden = SafeTensors::deserialize(&bytes).unwrap();
@@ -182,7 +181,7 @@ fn indexes_of_shards_are_checked() {
 fn exercise(bytes: &[u8], config: &ModelConfig) {
     let dir = dir_of(bytes);
     let Ok(source) = SafetensorsSource::open(dir.path()) else { return };
-    for decl in &decoder::program(config).weights {
+    for decl in &config.program().weights {
         let Ok(view) = source.get(decl) else { continue };
         let mut out = vec![0.0; decl.rows * decl.cols];
         view.read_f32(0..decl.rows, &mut out);
