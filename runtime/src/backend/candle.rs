@@ -183,7 +183,7 @@ impl Executor for CandleExecutor {
     }
 
     fn cost(&self, batch: &Batch) -> Cost {
-        Cost::of_step(&self.program, batch, self.streamed, self.kv)
+        Cost::of_step(&self.program, batch, self.streamed as f64, self.kv)
     }
 
     fn memory(&self) -> MemoryUse {
