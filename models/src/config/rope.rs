@@ -9,17 +9,22 @@ use super::hf::Defaults;
 use super::keys::{Keys, refuse_unknown, short, unsupported};
 use super::{ConfigError, RopeConfig, RopeScaling};
 
-/// The rotary embedding, and how many values of a head it rotates.
+/// The rotary embedding, that of the layers with a window where they have their own, and how many values of a head they
+/// rotate.
 pub(super) fn parse(
     keys: &Keys<'_>,
     d: &Defaults,
     head_dim: usize,
     max_len: usize,
-) -> Result<(RopeConfig, usize), ConfigError> {
+) -> Result<(RopeConfig, Option<RopeConfig>, usize), ConfigError> {
     let scaling = keys.section("rope_scaling", "rope_scaling.")?;
     let parameters = keys.section("rope_parameters", "rope_parameters.")?;
+    let (parameters, local) = match (parameters, d.local_theta) {
+        (Some(both), Some(_)) => by_layer_type(&both)?,
+        (parameters, _) => (parameters, None),
+    };
     let sections = || [&scaling, &parameters].into_iter().flatten();
-    let part = agreed("partial_rotary_factor", keys, sections())?;
+    let part = agreed(keys, PART, PART, sections().chain(&local))?;
     let width = match (part, d.partial_rotary) {
         (None | Some(1.0), None) => head_dim,
         (Some(x), None) => return Err(ConfigError::UnsupportedKey { key: PART.to_owned(), value: x.to_string() }),
@@ -32,7 +37,7 @@ pub(super) fn parse(
             (head_dim.min(super::MAX_HEAD_DIM) as f64 * part) as usize
         }
     };
-    let theta = agreed("rope_theta", keys, sections())?.unwrap_or(d.theta);
+    let theta = agreed(keys, THETA, THETA, sections())?.unwrap_or(d.theta);
     let outer = keys.whole("original_max_position_embeddings")?;
     let read = |part: &Option<Keys<'_>>| {
         part.as_ref().map(|part| read_scaling(part, Lengths { max: max_len, outer, width })).transpose()
@@ -45,19 +50,34 @@ pub(super) fn parse(
         (a, b) => a.or(b).unwrap_or(RopeScaling::None),
     };
     check_outer_original(keys, &scaling)?;
-    Ok((RopeConfig { theta, scaling }, width))
+    let local = match d.local_theta {
+        None => None,
+        Some(default) => {
+            let theta = agreed(keys, "rope_local_base_freq", THETA, local.iter())?.unwrap_or(default);
+            Some(RopeConfig { theta, scaling: read(&local)?.unwrap_or(RopeScaling::None) })
+        }
+    };
+    Ok((RopeConfig { theta, scaling }, local, width))
 }
 
-/// A number that the config and its sections may all state; they must agree.
+/// `rope_parameters` of a family whose layers with a window have a rope of their own: one section for each kind of layer.
+fn by_layer_type<'a>(both: &Keys<'a>) -> Result<(Option<Keys<'a>>, Option<Keys<'a>>), ConfigError> {
+    refuse_unknown(both.map(), both.path(), &[&["full_attention", "sliding_attention"]])?;
+    let full = both.section("full_attention", "rope_parameters.full_attention.")?;
+    Ok((full, both.section("sliding_attention", "rope_parameters.sliding_attention.")?))
+}
+
+/// A number that the config may state as `key` and its sections as `inner`; they must agree.
 fn agreed<'k>(
-    key: &str,
     keys: &Keys<'_>,
+    key: &str,
+    inner: &str,
     sections: impl Iterator<Item = &'k Keys<'k>>,
 ) -> Result<Option<f64>, ConfigError> {
     let mut found = keys.number(key)?;
     for part in sections {
-        match (found, part.number(key)?) {
-            (Some(a), Some(b)) if a != b => return Err(part.value(key, b, format!("contradicts {key} = {a}"))),
+        match (found, part.number(inner)?) {
+            (Some(a), Some(b)) if a != b => return Err(part.value(inner, b, format!("contradicts {key} = {a}"))),
             (a, b) => found = a.or(b),
         }
     }
@@ -288,3 +308,4 @@ impl Keys<'_> {
 }
 
 const PART: &str = "partial_rotary_factor";
+const THETA: &str = "rope_theta";
