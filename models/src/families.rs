@@ -4,8 +4,12 @@
 //! its configuration class, and one function over the [`Tracer`]. What two families share is one function of [`crate::blocks`].
 //! `docs/adding-a-model.md` walks through a new one.
 
+mod gpt_oss;
 mod llama;
+mod mixtral;
+mod phi3;
 mod qwen;
+mod qwen_moe;
 
 use crate::config::{ConfigError, Defaults, Keys, ModelConfig};
 use crate::program::{Program, Val};
@@ -17,8 +21,13 @@ use crate::tracer::Tracer;
 pub enum Family {
     Llama,
     Mistral,
+    Mixtral,
     Qwen2,
+    Qwen2Moe,
     Qwen3,
+    Qwen3Moe,
+    Phi3,
+    GptOss,
 }
 
 /// What njoule knows about a family.
@@ -41,7 +50,17 @@ pub struct Definition {
 
 impl Family {
     /// Every supported family.
-    pub const ALL: [Family; 4] = [Family::Llama, Family::Mistral, Family::Qwen2, Family::Qwen3];
+    pub const ALL: [Family; 9] = [
+        Family::Llama,
+        Family::Mistral,
+        Family::Mixtral,
+        Family::Qwen2,
+        Family::Qwen2Moe,
+        Family::Qwen3,
+        Family::Qwen3Moe,
+        Family::Phi3,
+        Family::GptOss,
+    ];
 
     /// The family of this `model_type`.
     pub fn from_name(name: &str) -> Option<Family> {
@@ -57,8 +76,13 @@ impl Family {
         match self {
             Family::Llama => &llama::LLAMA,
             Family::Mistral => &llama::MISTRAL,
+            Family::Mixtral => &mixtral::MIXTRAL,
             Family::Qwen2 => &qwen::QWEN2,
+            Family::Qwen2Moe => &qwen_moe::QWEN2_MOE,
             Family::Qwen3 => &qwen::QWEN3,
+            Family::Qwen3Moe => &qwen_moe::QWEN3_MOE,
+            Family::Phi3 => &phi3::PHI3,
+            Family::GptOss => &gpt_oss::GPT_OSS,
         }
     }
 }
@@ -70,3 +94,6 @@ pub fn program(c: &ModelConfig) -> Program {
     let logits = (family.trace)(&mut t, c);
     t.finish(logits)
 }
+
+#[cfg(test)]
+mod tests;

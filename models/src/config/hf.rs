@@ -41,6 +41,8 @@ pub(crate) struct Defaults {
     pub(crate) theta: f64,
     /// Whether the family can rotate a part of each head, `partial_rotary_factor`, and the part if it does not say.
     pub(crate) partial_rotary: Option<f64>,
+    /// Where every rope scaling is LongRoPE: the original length if the config does not say.
+    pub(crate) long_rope: Option<usize>,
     pub(crate) bos: Option<u32>,
     pub(crate) eos: Option<u32>,
 }
@@ -60,6 +62,7 @@ impl Defaults {
         act: Act::Silu,
         theta: 10_000.0,
         partial_rotary: None,
+        long_rope: None,
         bos: Some(1),
         eos: Some(2),
     };

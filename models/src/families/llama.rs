@@ -39,7 +39,7 @@ pub(super) fn decoder(t: &mut Tracer, c: &ModelConfig) -> Val {
 }
 
 /// The reference implementation takes no notice of `layer_types`: the key may only say what the model does anyway.
-fn ignores_layer_types(keys: &Keys<'_>, c: &ModelConfig) -> Result<(), ConfigError> {
+pub(super) fn ignores_layer_types(keys: &Keys<'_>, c: &ModelConfig) -> Result<(), ConfigError> {
     let window = c.windows.iter().copied().flatten().next();
     match keys.layer_types(c.layers, window)? {
         Some(given) if given != c.windows => Err(keys.unsupported("layer_types")),
