@@ -3,6 +3,10 @@
 //! Weights are declared under the names that most checkpoints have (`model.layers.0.self_attn.q_proj`); families with
 //! other names or shapes declare their own and use the rest.
 
+mod moe;
+
+pub(crate) use moe::{routed_experts, router, separate_experts, sparse_mlp};
+
 use crate::config::ModelConfig;
 use crate::program::*;
 use crate::rope::RopeTable;
@@ -153,6 +157,18 @@ pub(crate) fn output_projection(t: &mut Tracer, c: &ModelConfig, a: Val) -> Val 
 pub(crate) fn gated_mlp(t: &mut Tracer, c: &ModelConfig, h: Val, ffn: usize) -> Val {
     let [gate, up] =
         ["gate_proj", "up_proj"].map(|name| t.linear_weight(name, (ffn, c.hidden), c.bias.mlp, Parallel::Column));
+    let down = t.linear_weight("down_proj", (c.hidden, ffn), c.bias.mlp, Parallel::Row);
+    let m = t.gated_mlp_in(h, gate, up, Glu::Act(c.act));
+    t.linear(m, down)
+}
+
+/// The same of a checkpoint that stacks gate on up: `gate_up_proj`.
+pub(crate) fn fused_gated_mlp(t: &mut Tracer, c: &ModelConfig, h: Val, ffn: usize) -> Val {
+    let part = |t: &mut Tracer, start| {
+        let view = View::part(start, ffn, 2 * ffn);
+        t.linear_view("gate_up_proj", (ffn, c.hidden), c.bias.mlp, Parallel::Column, view)
+    };
+    let (gate, up) = (part(t, 0), part(t, ffn));
     let down = t.linear_weight("down_proj", (c.hidden, ffn), c.bias.mlp, Parallel::Row);
     let m = t.gated_mlp_in(h, gate, up, Glu::Act(c.act));
     t.linear(m, down)

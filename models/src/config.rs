@@ -305,7 +305,7 @@ impl ModelConfig {
 impl Moe {
     fn check(&self, layers: usize) -> Result<(), ConfigError> {
         let sizes = [
-            ("num_experts", self.experts, MAX_EXPERTS),
+            ("num_experts (num_local_experts)", self.experts, MAX_EXPERTS),
             ("num_experts_per_tok", self.top_k, self.experts),
             ("moe_intermediate_size", self.ffn, MAX_WIDTH),
             ("shared_expert_intermediate_size", self.shared_ffn.unwrap_or(1), MAX_WIDTH),

@@ -6,10 +6,14 @@
 
 mod gemma;
 mod gpt2;
+mod gpt_oss;
 mod granite;
 mod llama;
+mod mixtral;
 mod olmo2;
+mod phi3;
 mod qwen;
+mod qwen_moe;
 mod smollm3;
 
 use crate::config::{ConfigError, Defaults, Keys, ModelConfig};
@@ -22,8 +26,13 @@ use crate::tracer::Tracer;
 pub enum Family {
     Llama,
     Mistral,
+    Mixtral,
     Qwen2,
+    Qwen2Moe,
     Qwen3,
+    Qwen3Moe,
+    Phi3,
+    GptOss,
     Gemma,
     Gemma2,
     Gemma3Text,
@@ -67,11 +76,16 @@ pub(crate) struct PartOf {
 
 impl Family {
     /// Every supported family.
-    pub const ALL: [Family; 12] = [
+    pub const ALL: [Family; 17] = [
         Family::Llama,
         Family::Mistral,
+        Family::Mixtral,
         Family::Qwen2,
+        Family::Qwen2Moe,
         Family::Qwen3,
+        Family::Qwen3Moe,
+        Family::Phi3,
+        Family::GptOss,
         Family::Gemma,
         Family::Gemma2,
         Family::Gemma3Text,
@@ -96,8 +110,13 @@ impl Family {
         match self {
             Family::Llama => &llama::LLAMA,
             Family::Mistral => &llama::MISTRAL,
+            Family::Mixtral => &mixtral::MIXTRAL,
             Family::Qwen2 => &qwen::QWEN2,
+            Family::Qwen2Moe => &qwen_moe::QWEN2_MOE,
             Family::Qwen3 => &qwen::QWEN3,
+            Family::Qwen3Moe => &qwen_moe::QWEN3_MOE,
+            Family::Phi3 => &phi3::PHI3,
+            Family::GptOss => &gpt_oss::GPT_OSS,
             Family::Gemma => &gemma::GEMMA,
             Family::Gemma2 => &gemma::GEMMA2,
             Family::Gemma3Text => &gemma::GEMMA3_TEXT,

@@ -44,15 +44,21 @@ pub fn without(fixture: &str, keys: &[&str]) -> Value {
 }
 
 /// The checkpoint fixtures in Hugging Face form.
-pub const CHECKPOINTS: [&str; 15] = [
+pub const CHECKPOINTS: [&str; 21] = [
     "llama_plain",
     "llama_tied",
     "llama3_rope",
     "llama_linear",
     "llama_yarn",
     "mistral",
+    "mixtral",
     "qwen2",
+    "qwen2_moe",
     "qwen3",
+    "qwen3_moe",
+    "phi3",
+    "phi3_longrope",
+    "gpt_oss",
     "gemma",
     "gemma2",
     "gemma3_text",

@@ -79,6 +79,8 @@ pub(crate) struct Defaults {
     pub(crate) local_theta: Option<f64>,
     /// Whether the family can rotate a part of each head, `partial_rotary_factor`, and the part if it does not say.
     pub(crate) partial_rotary: Option<f64>,
+    /// Where every rope scaling is LongRoPE: the original length if the config does not say.
+    pub(crate) long_rope: Option<usize>,
     pub(crate) bos: Option<u32>,
     pub(crate) eos: Option<u32>,
 }
@@ -99,6 +101,7 @@ impl Defaults {
         theta: 10_000.0,
         local_theta: None,
         partial_rotary: None,
+        long_rope: None,
         bos: Some(1),
         eos: Some(2),
     };

@@ -318,8 +318,11 @@ const HARMLESS: &[&str] = &[
     "initializer_range",
     "layerdrop",
     "neftune_noise_alpha",
+    "output_router_logits",
     "pretraining_tp", // a way to compute the same products; gone from modeling_llama.py by 4.57
     "resid_pdrop",
+    "router_aux_loss_coef",
+    "router_jitter_noise",
     "use_flash_attn",
     "use_flash_attention",
     // metadata of published files
