@@ -174,20 +174,7 @@ impl Executor for CpuExecutor {
     }
 
     fn cost(&self, batch: &Batch) -> Cost {
-        let mut cost = njoule_models::cost::Cost::default();
-        for s in &batch.seqs {
-            let outputs = batch.outputs.iter().filter(|o| s.rows.contains(&(**o as usize))).count();
-            let rows = s.rows.len();
-            cost += njoule_models::cost::Span { rows, context: s.context - rows, outputs }.cost(&self.program);
-        }
-        let caches = || self.program.caches.iter();
-        let bytes: usize = caches().map(|c| c.kv_heads * (self.kv.bytes(c.k_dim) + self.kv.bytes(c.v_dim))).sum();
-        let bytes_per_value = bytes as f64 / self.program.kv_values_per_token() as f64;
-        Cost {
-            flops: cost.flops() as f64,
-            weight_bytes: self.streamed as f64,
-            kv_bytes: bytes_per_value * (cost.kv_values_read + cost.kv_values_written) as f64,
-        }
+        Cost::of_step(&self.program, batch, self.streamed, self.kv)
     }
 
     fn memory(&self) -> MemoryUse {
