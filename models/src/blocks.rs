@@ -3,6 +3,10 @@
 //! Weights are declared under the names that most checkpoints have (`model.layers.0.self_attn.q_proj`); families with
 //! other names or shapes declare their own and use the rest.
 
+mod moe;
+
+pub(crate) use moe::{routed_experts, router, separate_experts, sparse_mlp};
+
 use crate::config::ModelConfig;
 use crate::program::*;
 use crate::rope::RopeTable;
@@ -11,32 +15,68 @@ use crate::tracer::{Attention, LinearWeight, Tracer};
 /// A part of a layer: from normalised rows to what is added to the residual stream.
 pub(crate) type Part = fn(&mut Tracer, &ModelConfig, usize, Val) -> Val;
 
+/// Names of a layer's norms: before (what the part reads) and after (what it adds), where the layer has them.
+pub(crate) struct LayerNorms {
+    pub(crate) attention: (Option<&'static str>, Option<&'static str>),
+    pub(crate) mlp: (Option<&'static str>, Option<&'static str>),
+}
+
 /// A decoder of layers that norm what they read: `x += attention(norm(x)); x += mlp(norm(x))`.
+pub(crate) fn pre_norm_decoder(t: &mut Tracer, c: &ModelConfig, attention: Part, mlp: Part) -> Val {
+    let (before_attention, before_mlp) = (Some("input_layernorm"), Some("post_attention_layernorm"));
+    decoder(t, c, LayerNorms { attention: (before_attention, None), mlp: (before_mlp, None) }, attention, mlp)
+}
+
+/// A decoder: `x += after(attention(before(x))); x += after(mlp(before(x)))`, by the norms that its layers have.
 ///
 /// `attention` ends before the output projection, so that the last layer's runs on rows that need logits alone.
-pub(crate) fn pre_norm_decoder(t: &mut Tracer, c: &ModelConfig, attention: Part, mlp: Part) -> Val {
+pub(crate) fn decoder(t: &mut Tracer, c: &ModelConfig, norms: LayerNorms, attention: Part, mlp: Part) -> Val {
     let mut x = embed(t, c);
     let mut delta = None;
     for layer in 0..c.layers {
         (x, delta) = t.layer(&format!("model.layers.{layer}"), |t| {
-            let norm = rms_norm(t, c, "input_layernorm");
-            let (mut x, h) = t.add_norm(x, delta, norm);
+            let (mut x, h) = add_and_norm(t, c, x, delta, norms.attention.0);
             let mut a = t.scope("self_attn", |t| attention(t, c, layer, h));
             if layer + 1 == c.layers {
                 // Nothing after the last attention mixes rows.
                 (x, a) = (t.take_outputs(x), t.take_outputs(a));
             }
             let o = output_projection(t, c, a);
-            let o = t.scale(o, c.residual_scale);
-            let norm = rms_norm(t, c, "post_attention_layernorm");
-            let (x, h) = t.add_norm(x, Some(o), norm);
+            let o = as_added(t, c, o, norms.attention.1);
+            let (x, h) = add_and_norm(t, c, x, Some(o), norms.mlp.0);
             let m = mlp(t, c, layer, h);
-            (x, Some(t.scale(m, c.residual_scale)))
+            (x, Some(as_added(t, c, m, norms.mlp.1)))
         });
     }
     let norm = rms_norm(t, c, "model.norm");
     let (_, h) = t.add_norm(x, delta, norm);
     head(t, c, h)
+}
+
+/// `x + delta`, and what the next part reads of it.
+fn add_and_norm(t: &mut Tracer, c: &ModelConfig, x: Val, delta: Option<Val>, norm: Option<&str>) -> (Val, Val) {
+    match norm {
+        Some(name) => {
+            let norm = rms_norm(t, c, name);
+            t.add_norm(x, delta, norm)
+        }
+        None => {
+            let x = delta.map_or(x, |delta| t.add(x, delta));
+            (x, x)
+        }
+    }
+}
+
+/// What a part adds to the residual stream.
+fn as_added(t: &mut Tracer, c: &ModelConfig, x: Val, norm: Option<&str>) -> Val {
+    let x = match norm {
+        Some(name) => {
+            let norm = rms_norm(t, c, name);
+            t.norm(x, norm, NormGroup::Row)
+        }
+        None => x,
+    };
+    t.scale(x, c.residual_scale)
 }
 
 /// Token embeddings, scaled.
@@ -102,7 +142,8 @@ pub(crate) fn attend(
         false => [q, k],
     };
     let (heads, kv_heads) = (c.heads, c.kv_heads);
-    let (scale, window, softcap) = (c.attention_scale, c.windows[layer], c.attention_softcap);
+    let scale = if c.attention_scale_by_layer { c.attention_scale / (layer + 1) as f32 } else { c.attention_scale };
+    let (window, softcap) = (c.windows[layer], c.attention_softcap);
     t.attend([q, k, v], Attention { heads, kv_heads, scale, window, softcap, sinks })
 }
 
@@ -116,6 +157,18 @@ pub(crate) fn output_projection(t: &mut Tracer, c: &ModelConfig, a: Val) -> Val 
 pub(crate) fn gated_mlp(t: &mut Tracer, c: &ModelConfig, h: Val, ffn: usize) -> Val {
     let [gate, up] =
         ["gate_proj", "up_proj"].map(|name| t.linear_weight(name, (ffn, c.hidden), c.bias.mlp, Parallel::Column));
+    let down = t.linear_weight("down_proj", (c.hidden, ffn), c.bias.mlp, Parallel::Row);
+    let m = t.gated_mlp_in(h, gate, up, Glu::Act(c.act));
+    t.linear(m, down)
+}
+
+/// The same of a checkpoint that stacks gate on up: `gate_up_proj`.
+pub(crate) fn fused_gated_mlp(t: &mut Tracer, c: &ModelConfig, h: Val, ffn: usize) -> Val {
+    let part = |t: &mut Tracer, start| {
+        let view = View::part(start, ffn, 2 * ffn);
+        t.linear_view("gate_up_proj", (ffn, c.hidden), c.bias.mlp, Parallel::Column, view)
+    };
+    let (gate, up) = (part(t, 0), part(t, ffn));
     let down = t.linear_weight("down_proj", (c.hidden, ffn), c.bias.mlp, Parallel::Row);
     let m = t.gated_mlp_in(h, gate, up, Glu::Act(c.act));
     t.linear(m, down)

@@ -141,6 +141,8 @@ pub struct ModelConfig {
     pub head_norms: bool,
     /// Factor of the attention scores.
     pub attention_scale: f32,
+    /// Whether layer `i` divides them by `i + 1` as well (gpt2).
+    pub attention_scale_by_layer: bool,
     /// Bound of the attention scores.
     pub attention_softcap: Option<f32>,
     /// Per layer, how many keys a query sees (itself included).
@@ -208,6 +210,7 @@ impl ModelConfig {
             bias: Biases::default(),
             head_norms: false,
             attention_scale: 1.0,
+            attention_scale_by_layer: false,
             attention_softcap: None,
             windows: vec![],
             embed_scale: 1.0,
@@ -302,7 +305,7 @@ impl ModelConfig {
 impl Moe {
     fn check(&self, layers: usize) -> Result<(), ConfigError> {
         let sizes = [
-            ("num_experts", self.experts, MAX_EXPERTS),
+            ("num_experts (num_local_experts)", self.experts, MAX_EXPERTS),
             ("num_experts_per_tok", self.top_k, self.experts),
             ("moe_intermediate_size", self.ffn, MAX_WIDTH),
             ("shared_expert_intermediate_size", self.shared_ffn.unwrap_or(1), MAX_WIDTH),
@@ -327,9 +330,15 @@ pub enum ConfigError {
     #[error("the config is not a JSON object")]
     NotAnObject,
     /// An architecture that this program does not know.
-    #[error("architecture `{found}` is not supported, supported are {}", supported())]
+    #[error("architecture `{found}` is not supported, supported are {}", names(&Family::ALL))]
     Architecture {
         /// As the checkpoint calls it.
+        found: String,
+    },
+    /// An architecture whose GGUF files this program does not know.
+    #[error("GGUF architecture `{found}` is not supported, supported are {}", names(&gguf::FAMILIES))]
+    GgufArchitecture {
+        /// As the file calls it.
         found: String,
     },
     /// A key that changes the mathematics in a way that is not implemented.
@@ -380,8 +389,8 @@ impl ConfigError {
     }
 }
 
-fn supported() -> String {
-    Family::ALL.map(Family::name).join(", ")
+fn names(families: &[Family]) -> String {
+    families.iter().map(|f| f.name()).collect::<Vec<_>>().join(", ")
 }
 
 // Far above any published model, and small enough that no product of two of them overflows.

@@ -4,8 +4,17 @@
 //! its configuration class, and one function over the [`Tracer`]. What two families share is one function of [`crate::blocks`].
 //! `docs/adding-a-model.md` walks through a new one.
 
+mod gemma;
+mod gpt2;
+mod gpt_oss;
+mod granite;
 mod llama;
+mod mixtral;
+mod olmo2;
+mod phi3;
 mod qwen;
+mod qwen_moe;
+mod smollm3;
 
 use crate::config::{ConfigError, Defaults, Keys, ModelConfig};
 use crate::program::{Program, Val};
@@ -17,8 +26,21 @@ use crate::tracer::Tracer;
 pub enum Family {
     Llama,
     Mistral,
+    Mixtral,
     Qwen2,
+    Qwen2Moe,
     Qwen3,
+    Qwen3Moe,
+    Phi3,
+    GptOss,
+    Gemma,
+    Gemma2,
+    Gemma3Text,
+    Gemma3,
+    Granite,
+    SmolLM3,
+    Olmo2,
+    Gpt2,
 }
 
 /// What njoule knows about a family.
@@ -27,6 +49,8 @@ pub struct Definition {
     pub(crate) name: &'static str,
     /// The class in `architectures`.
     pub(crate) class: &'static str,
+    /// The section of config.json that holds the model, where it is the language model of a larger one.
+    pub(crate) part_of: Option<PartOf>,
     /// Keys that [`Definition::read`] reads, beyond the common ones.
     pub(crate) keys: &'static [&'static str],
     /// Common keys that this family calls otherwise: `(common, its own)`.
@@ -39,9 +63,38 @@ pub struct Definition {
     pub(crate) trace: fn(&mut Tracer, &ModelConfig) -> Val,
 }
 
+/// Where the config of a larger model has that of its language model.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PartOf {
+    /// The section.
+    pub(crate) key: &'static str,
+    /// Prefix of its keys in errors.
+    pub(crate) path: &'static str,
+    /// Keys beside it that are about the other parts.
+    pub(crate) beside: &'static [&'static str],
+}
+
 impl Family {
     /// Every supported family.
-    pub const ALL: [Family; 4] = [Family::Llama, Family::Mistral, Family::Qwen2, Family::Qwen3];
+    pub const ALL: [Family; 17] = [
+        Family::Llama,
+        Family::Mistral,
+        Family::Mixtral,
+        Family::Qwen2,
+        Family::Qwen2Moe,
+        Family::Qwen3,
+        Family::Qwen3Moe,
+        Family::Phi3,
+        Family::GptOss,
+        Family::Gemma,
+        Family::Gemma2,
+        Family::Gemma3Text,
+        Family::Gemma3,
+        Family::Granite,
+        Family::SmolLM3,
+        Family::Olmo2,
+        Family::Gpt2,
+    ];
 
     /// The family of this `model_type`.
     pub fn from_name(name: &str) -> Option<Family> {
@@ -57,8 +110,21 @@ impl Family {
         match self {
             Family::Llama => &llama::LLAMA,
             Family::Mistral => &llama::MISTRAL,
+            Family::Mixtral => &mixtral::MIXTRAL,
             Family::Qwen2 => &qwen::QWEN2,
+            Family::Qwen2Moe => &qwen_moe::QWEN2_MOE,
             Family::Qwen3 => &qwen::QWEN3,
+            Family::Qwen3Moe => &qwen_moe::QWEN3_MOE,
+            Family::Phi3 => &phi3::PHI3,
+            Family::GptOss => &gpt_oss::GPT_OSS,
+            Family::Gemma => &gemma::GEMMA,
+            Family::Gemma2 => &gemma::GEMMA2,
+            Family::Gemma3Text => &gemma::GEMMA3_TEXT,
+            Family::Gemma3 => &gemma::GEMMA3,
+            Family::Granite => &granite::GRANITE,
+            Family::SmolLM3 => &smollm3::SMOLLM3,
+            Family::Olmo2 => &olmo2::OLMO2,
+            Family::Gpt2 => &gpt2::GPT2,
         }
     }
 }
@@ -70,3 +136,6 @@ pub fn program(c: &ModelConfig) -> Program {
     let logits = (family.trace)(&mut t, c);
     t.finish(logits)
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,11 @@ import pathlib
 from transformers import AutoConfig
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-NAMES = ["llama_plain", "llama_tied", "llama3_rope", "llama_linear", "llama_yarn", "mistral", "qwen2", "qwen3"]
+NAMES = [
+    "llama_plain", "llama_tied", "llama3_rope", "llama_linear", "llama_yarn", "mistral", "mixtral", "qwen2", "qwen2_moe",
+    "qwen3", "qwen3_moe", "phi3", "phi3_longrope", "gpt_oss",
+    "gemma", "gemma2", "gemma3_text", "granite", "smollm3", "olmo2", "gpt2",
+]
 lines = []
 for name in NAMES:
     config = json.loads(AutoConfig.from_pretrained(ROOT / name).to_json_string(use_diff=False))

@@ -6,16 +6,16 @@
 use super::{Biases, ConfigError, Family, ModelConfig, RopeConfig, RopeScaling};
 use crate::weights::gguf::{Gguf, Metadata, Value, is_known};
 
+/// Families whose GGUF files are understood. Mistral models are stored as llama; no file says mistral.
+pub(super) const FAMILIES: [Family; 3] = [Family::Llama, Family::Qwen2, Family::Qwen3];
+
 /// Reads the metadata and tensor names of an open file.
 pub(crate) fn from_gguf(gguf: &Gguf) -> Result<ModelConfig, ConfigError> {
     let m = gguf.metadata();
     let missing = |key: &str| ConfigError::Missing { key: key.to_owned() };
     let arch = m.string("general.architecture")?.ok_or_else(|| missing("general.architecture"))?;
-    // Mistral models are stored as llama; no file says mistral.
-    let family = match Family::from_name(arch) {
-        Some(family @ (Family::Llama | Family::Qwen2 | Family::Qwen3)) => family,
-        _ => return Err(ConfigError::Architecture { found: arch.to_owned() }),
-    };
+    let family = FAMILIES.into_iter().find(|f| f.name() == arch);
+    let family = family.ok_or_else(|| ConfigError::GgufArchitecture { found: arch.to_owned() })?;
     let keys = Keys { m, arch };
     keys.refuse_unknown()?;
 

@@ -5,22 +5,58 @@
 
 use serde_json::Value;
 
-use super::keys::{Keys, refuse_unknown};
+use super::keys::{Keys, refuse_unknown_of_model};
 use super::{ConfigError, MAX_LAYERS, ModelConfig, keys, rope};
 use crate::families::Family;
 use crate::program::Act;
 
 pub(super) fn parse(json: &Value) -> Result<ModelConfig, ConfigError> {
     let map = json.as_object().ok_or(ConfigError::NotAnObject)?;
-    let family = family(&Keys::new(map, "", &[]))?;
+    let outer = Keys::new(map, "", &[]);
+    let family = family(&outer)?;
     let definition = family.definition();
-    let keys = Keys::new(map, "", definition.aliases);
     let own: Vec<&str> = definition.aliases.iter().map(|(_, own)| *own).collect();
-    refuse_unknown(map, "", &[keys::COMMON, definition.keys, &own])?;
-    let mut config = common(&keys, family)?;
-    (definition.read)(&keys, &mut config)?;
-    config.validated()
+    let handled = [keys::COMMON, definition.keys, &own];
+    let Some(part) = definition.part_of else {
+        let keys = Keys::new(map, "", definition.aliases);
+        refuse_unknown_of_model(map, "", &handled)?;
+        return read(&keys, family)?.validated();
+    };
+    refuse_unknown_of_model(map, "", &[OUTER, part.beside, &[part.key]])?;
+    let inner = outer.section(part.key, part.path)?;
+    let inner =
+        inner.ok_or_else(|| ConfigError::Missing { key: part.key.to_owned() })?.with_aliases(definition.aliases);
+    refuse_unknown_of_model(inner.map(), part.path, &handled)?;
+    part_of_a_larger_model(&outer, read(&inner, family)?)?.validated()
 }
+
+fn read(keys: &Keys<'_>, family: Family) -> Result<ModelConfig, ConfigError> {
+    for (common, own) in family.definition().aliases {
+        match (keys.map().get(*common), keys.map().get(*own)) {
+            (Some(a), Some(b)) if a != b => {
+                return Err(keys.value(own, keys::short(b), format!("contradicts {common} = {}", keys::short(a))));
+            }
+            _ => {}
+        }
+    }
+    let mut config = common(keys, family)?;
+    (family.definition().read)(keys, &mut config)?;
+    Ok(config)
+}
+
+/// What the config of the whole says about its language model.
+fn part_of_a_larger_model(outer: &Keys<'_>, inner: ModelConfig) -> Result<ModelConfig, ConfigError> {
+    // 4.57 goes by the inner key, 5.23 by the outer one.
+    if outer.flag("tie_word_embeddings", inner.tied)? != inner.tied {
+        return Err(outer.unsupported("tie_word_embeddings"));
+    }
+    let bos = if outer.has("bos_token_id") { token(outer, "bos_token_id", None)?.first().copied() } else { inner.bos };
+    let eos = if outer.has("eos_token_id") { token(outer, "eos_token_id", None)? } else { inner.eos.clone() };
+    Ok(ModelConfig { bos, eos, ..inner })
+}
+
+/// Keys that are read beside a section that holds the language model.
+const OUTER: &[&str] = &["architectures", "bos_token_id", "eos_token_id", "model_type", "tie_word_embeddings"];
 
 /// What a family's configuration class assumes for absent keys.
 #[derive(Clone, Copy, Debug)]
@@ -39,8 +75,12 @@ pub(crate) struct Defaults {
     pub(crate) tied: bool,
     pub(crate) act: Act,
     pub(crate) theta: f64,
+    /// Whether layers with a window have a rope of their own, and its theta.
+    pub(crate) local_theta: Option<f64>,
     /// Whether the family can rotate a part of each head, `partial_rotary_factor`, and the part if it does not say.
     pub(crate) partial_rotary: Option<f64>,
+    /// Where every rope scaling is LongRoPE: the original length if the config does not say.
+    pub(crate) long_rope: Option<usize>,
     pub(crate) bos: Option<u32>,
     pub(crate) eos: Option<u32>,
 }
@@ -59,7 +99,9 @@ impl Defaults {
         tied: false,
         act: Act::Silu,
         theta: 10_000.0,
+        local_theta: None,
         partial_rotary: None,
+        long_rope: None,
         bos: Some(1),
         eos: Some(2),
     };
@@ -80,7 +122,7 @@ fn common(keys: &Keys<'_>, family: Family) -> Result<ModelConfig, ConfigError> {
     };
     let max_len = keys.size("max_position_embeddings")?.unwrap_or(d.max_len);
     let head_dim = head_dim(keys, d.head_dim, hidden, heads)?;
-    let (rope, width) = rope::parse(keys, &d, head_dim, max_len)?;
+    let (rope, local_rope, width) = rope::parse(keys, &d, head_dim, max_len)?;
     let config = ModelConfig {
         vocab: keys.size("vocab_size")?.unwrap_or(d.vocab),
         hidden,
@@ -98,7 +140,7 @@ fn common(keys: &Keys<'_>, family: Family) -> Result<ModelConfig, ConfigError> {
         eos: token(keys, "eos_token_id", d.eos)?,
         ..ModelConfig::neutral(family)
     };
-    Ok(ModelConfig { rope, rope_width: width, ..config.with_plain_attention() })
+    Ok(ModelConfig { rope, local_rope, rope_width: width, ..config.with_plain_attention() })
 }
 
 fn family(keys: &Keys<'_>) -> Result<Family, ConfigError> {

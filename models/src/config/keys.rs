@@ -28,6 +28,11 @@ impl<'a> Keys<'a> {
         Keys { map, path, aliases }
     }
 
+    /// The same object, some of whose keys are called otherwise.
+    pub(crate) fn with_aliases(self, aliases: &'static [(&'static str, &'static str)]) -> Self {
+        Keys { aliases, ..self }
+    }
+
     /// The object itself.
     pub(crate) fn map(&self) -> &'a Map<String, Value> {
         self.map
@@ -169,16 +174,26 @@ impl<'a> Keys<'a> {
     }
 }
 
-/// Refuses every key that is neither `handled`, harmless nor neutral. `path` prefixes the key in the error.
+/// Refuses every key of a section that is neither `handled` nor neutral. `path` prefixes the key in the error.
 pub(super) fn refuse_unknown(map: &Map<String, Value>, path: &str, handled: &[&[&str]]) -> Result<(), ConfigError> {
-    for (key, value) in map {
-        let known = handled.iter().any(|keys| keys.contains(&key.as_str()));
-        let harmless = path.is_empty() && (key.starts_with('_') || HARMLESS.contains(&key.as_str()));
-        if !(known || harmless || is_neutral(value)) {
-            return Err(unsupported(&format!("{path}{key}"), value));
-        }
+    refuse(map, path, |key| handled.iter().any(|keys| keys.contains(&key)))
+}
+
+/// The same of a model's config, where harmless keys may stand as well.
+pub(super) fn refuse_unknown_of_model(
+    map: &Map<String, Value>,
+    path: &str,
+    handled: &[&[&str]],
+) -> Result<(), ConfigError> {
+    let harmless = |key: &str| key.starts_with('_') || HARMLESS.contains(&key);
+    refuse(map, path, |key| harmless(key) || handled.iter().any(|keys| keys.contains(&key)))
+}
+
+fn refuse(map: &Map<String, Value>, path: &str, known: impl Fn(&str) -> bool) -> Result<(), ConfigError> {
+    match map.iter().find(|(key, value)| !(known(key) || is_neutral(value))) {
+        Some((key, value)) => Err(unsupported(&format!("{path}{key}"), value)),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// The error for a key that is refused.
@@ -303,8 +318,11 @@ const HARMLESS: &[&str] = &[
     "initializer_range",
     "layerdrop",
     "neftune_noise_alpha",
+    "output_router_logits",
     "pretraining_tp", // a way to compute the same products; gone from modeling_llama.py by 4.57
     "resid_pdrop",
+    "router_aux_loss_coef",
+    "router_jitter_noise",
     "use_flash_attn",
     "use_flash_attention",
     // metadata of published files

@@ -9,17 +9,22 @@ use super::hf::Defaults;
 use super::keys::{Keys, refuse_unknown, short, unsupported};
 use super::{ConfigError, RopeConfig, RopeScaling};
 
-/// The rotary embedding, and how many values of a head it rotates.
+/// The rotary embedding, that of the layers with a window where they have their own, and how many values of a head they
+/// rotate.
 pub(super) fn parse(
     keys: &Keys<'_>,
     d: &Defaults,
     head_dim: usize,
     max_len: usize,
-) -> Result<(RopeConfig, usize), ConfigError> {
-    let scaling = keys.section("rope_scaling", "rope_scaling.")?;
+) -> Result<(RopeConfig, Option<RopeConfig>, usize), ConfigError> {
+    let scaling = keys.section("rope_scaling", SCALING)?;
     let parameters = keys.section("rope_parameters", "rope_parameters.")?;
+    let (parameters, local) = match (parameters, d.local_theta) {
+        (Some(both), Some(_)) => by_layer_type(&both)?,
+        (parameters, _) => (parameters, None),
+    };
     let sections = || [&scaling, &parameters].into_iter().flatten();
-    let part = agreed("partial_rotary_factor", keys, sections())?;
+    let part = agreed(keys, PART, PART, sections().chain(&local))?;
     let width = match (part, d.partial_rotary) {
         (None | Some(1.0), None) => head_dim,
         (Some(x), None) => return Err(ConfigError::UnsupportedKey { key: PART.to_owned(), value: x.to_string() }),
@@ -32,10 +37,11 @@ pub(super) fn parse(
             (head_dim.min(super::MAX_HEAD_DIM) as f64 * part) as usize
         }
     };
-    let theta = agreed("rope_theta", keys, sections())?.unwrap_or(d.theta);
+    let theta = agreed(keys, THETA, THETA, sections())?.unwrap_or(d.theta);
     let outer = keys.whole("original_max_position_embeddings")?;
     let read = |part: &Option<Keys<'_>>| {
-        part.as_ref().map(|part| read_scaling(part, Lengths { max: max_len, outer, width })).transpose()
+        let lengths = Lengths { max: max_len, outer: outer.or(d.long_rope), width };
+        part.as_ref().map(|part| read_scaling(part, lengths, d.long_rope.is_some())).transpose()
     };
     let scaling = match (read(&scaling)?, read(&parameters)?) {
         (Some(a), Some(b)) if a != b => {
@@ -45,19 +51,34 @@ pub(super) fn parse(
         (a, b) => a.or(b).unwrap_or(RopeScaling::None),
     };
     check_outer_original(keys, &scaling)?;
-    Ok((RopeConfig { theta, scaling }, width))
+    let local = match d.local_theta {
+        None => None,
+        Some(default) => {
+            let theta = agreed(keys, "rope_local_base_freq", THETA, local.iter())?.unwrap_or(default);
+            Some(RopeConfig { theta, scaling: read(&local)?.unwrap_or(RopeScaling::None) })
+        }
+    };
+    Ok((RopeConfig { theta, scaling }, local, width))
 }
 
-/// A number that the config and its sections may all state; they must agree.
+/// `rope_parameters` of a family whose layers with a window have a rope of their own: one section for each kind of layer.
+fn by_layer_type<'a>(both: &Keys<'a>) -> Result<(Option<Keys<'a>>, Option<Keys<'a>>), ConfigError> {
+    refuse_unknown(both.map(), both.path(), &[&["full_attention", "sliding_attention"]])?;
+    let full = both.section("full_attention", "rope_parameters.full_attention.")?;
+    Ok((full, both.section("sliding_attention", "rope_parameters.sliding_attention.")?))
+}
+
+/// A number that the config may state as `key` and its sections as `inner`; they must agree.
 fn agreed<'k>(
-    key: &str,
     keys: &Keys<'_>,
+    key: &str,
+    inner: &str,
     sections: impl Iterator<Item = &'k Keys<'k>>,
 ) -> Result<Option<f64>, ConfigError> {
     let mut found = keys.number(key)?;
     for part in sections {
-        match (found, part.number(key)?) {
-            (Some(a), Some(b)) if a != b => return Err(part.value(key, b, format!("contradicts {key} = {a}"))),
+        match (found, part.number(inner)?) {
+            (Some(a), Some(b)) if a != b => return Err(part.value(inner, b, format!("contradicts {key} = {a}"))),
             (a, b) => found = a.or(b),
         }
     }
@@ -136,15 +157,19 @@ fn original(len: usize) -> Result<(), ConfigError> {
 struct Lengths {
     /// `max_position_embeddings`.
     max: usize,
-    /// `original_max_position_embeddings` beside the section.
+    /// `original_max_position_embeddings` beside the section, or what its absence stands for.
     outer: Option<usize>,
     /// Rotated values of a head.
     width: usize,
 }
 
-fn read_scaling(keys: &Keys<'_>, lengths: Lengths) -> Result<RopeScaling, ConfigError> {
+/// A section; `only_long` where every scaling of the family is LongRoPE, whatever files call it.
+fn read_scaling(keys: &Keys<'_>, lengths: Lengths, only_long: bool) -> Result<RopeScaling, ConfigError> {
     let max_len = lengths.max;
-    let kind = match (keys.string("rope_type")?, keys.string("type")?) {
+    // `su` is what phi3 called it first; its class takes `yarn` for the same.
+    let canonical = |kind| if kind == "su" || only_long && kind == "yarn" { "longrope" } else { kind };
+    let kind = |key| Ok::<_, ConfigError>(keys.string(key)?.map(canonical));
+    let kind = match (kind("rope_type")?, kind("type")?) {
         (Some(a), Some(b)) if a != b => {
             return Err(ConfigError::value(keys.name("rope_type"), a, format!("contradicts type = {b}")));
         }
@@ -159,6 +184,7 @@ fn read_scaling(keys: &Keys<'_>, lengths: Lengths) -> Result<RopeScaling, Config
             only(&[])?;
             Ok(RopeScaling::None)
         }
+        other if only_long && other != "longrope" => Err(unsupported(&keys.name("rope_type"), &Value::from(other))),
         "linear" => {
             only(&["factor"])?;
             Ok(RopeScaling::Linear { factor: need("factor")? })
@@ -196,8 +222,7 @@ fn read_scaling(keys: &Keys<'_>, lengths: Lengths) -> Result<RopeScaling, Config
                 truncate: keys.bool("truncate")?.unwrap_or(!keys.has("truncate")),
             })
         }
-        // `su` is what phi3 called it first.
-        "longrope" | "su" => {
+        "longrope" => {
             only(&["short_factor", "long_factor", "factor", "attention_factor", "original_max_position_embeddings"])?;
             read_long(keys, lengths)
         }
@@ -216,20 +241,29 @@ const YARN: [&str; 8] = [
     "truncate",
 ];
 
-/// LongRoPE as `_compute_longrope_parameters` has it: an outer original length wins, and with it the ratio of the lengths.
+/// LongRoPE as `_compute_longrope_parameters` has it. The original length beside the section wins in both versions. They
+/// disagree where `rope_scaling` has one of its own, and where a `factor` is not the ratio of the lengths: 4.57 keeps to
+/// the ratio, 5.23 to the factor. `rope_parameters` is 5.23's alone.
 fn read_long(keys: &Keys<'_>, lengths: Lengths) -> Result<RopeScaling, ConfigError> {
-    let inner = keys.whole("original_max_position_embeddings")?;
-    if let (Some(a), Some(b)) = (lengths.outer, inner)
-        && a != b
-    {
-        let why = format!("contradicts original_max_position_embeddings = {a}");
-        return Err(keys.value("original_max_position_embeddings", b, why));
+    const ORIGINAL: &str = "original_max_position_embeddings";
+    let is_disputed = keys.path() == SCALING;
+    let inner = keys.whole(ORIGINAL)?;
+    let given = keys.number("factor")?;
+    match (lengths.outer, inner) {
+        (Some(a), Some(b)) if a != b => {
+            return Err(keys.value(ORIGINAL, b, format!("contradicts {ORIGINAL} = {a}")));
+        }
+        // Without a factor of any kind 4.57 cannot build the model.
+        (None, Some(b)) if is_disputed && b != lengths.max && (given.is_some() || keys.has("attention_factor")) => {
+            return Err(keys.unsupported(ORIGINAL));
+        }
+        _ => {}
     }
     let original = lengths.outer.or(inner);
     original.map_or(Ok(()), self::original)?;
-    let factor = match original {
-        Some(original) => Some(lengths.max as f64 / original as f64),
-        None => keys.number("factor")?,
+    let factor = match (given, original.map(|original| lengths.max as f64 / original as f64)) {
+        (Some(given), Some(ratio)) if is_disputed && given != ratio => return Err(keys.unsupported("factor")),
+        (given, ratio) => given.or(ratio),
     };
     let original_max_len = original.unwrap_or(lengths.max);
     let attention_factor = match (keys.number("attention_factor")?, factor) {
@@ -287,4 +321,6 @@ impl Keys<'_> {
     }
 }
 
+const SCALING: &str = "rope_scaling.";
 const PART: &str = "partial_rotary_factor";
+const THETA: &str = "rope_theta";

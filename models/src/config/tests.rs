@@ -4,37 +4,15 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::fixtures;
-
-fn parse(json: Value) -> Result<ModelConfig, ConfigError> {
-    ModelConfig::from_hf_json(&json)
-}
-
-fn error(json: Value) -> String {
-    parse(json).unwrap_err().to_string()
-}
-
-/// A fixture's config with keys replaced; `null` stays as a null.
-fn with(fixture: &str, changes: Value) -> Value {
-    let mut json = fixtures::config_json(fixture);
-    for (key, value) in changes.as_object().unwrap() {
-        json[key] = value.clone();
-    }
-    json
-}
-
-fn without(fixture: &str, keys: &[&str]) -> Value {
-    let mut json = fixtures::config_json(fixture);
-    keys.iter().for_each(|k| drop(json.as_object_mut().unwrap().remove(*k)));
-    json
-}
+use crate::fixtures::{self, error, parse, with, without};
 
 #[test]
 fn every_fixture_parses() {
     for name in fixtures::CHECKPOINTS {
         let c = parse(fixtures::config_json(name)).unwrap();
         assert!(name.starts_with(c.family.name()), "{name}");
-        assert_eq!(c.tied, ["llama_tied", "qwen2", "qwen3"].contains(&name), "{name}");
+        let tied = ["llama_tied", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite", "smollm3", "gpt2"];
+        assert_eq!(c.tied, tied.contains(&name), "{name}");
     }
     let c = parse(fixtures::config_json("llama3_rope")).unwrap();
     assert_eq!((c.bos, c.eos), (Some(1), vec![2, 3, 4]));
@@ -54,18 +32,27 @@ fn every_fixture_parses() {
 fn both_generations_of_the_format_mean_the_same() {
     for name in fixtures::CHECKPOINTS {
         let old = fixtures::config_json(name);
-        let mut new = without(name, &["rope_theta", "rope_scaling", "torch_dtype"]);
+        let mut new = without(name, &["rope_theta", "rope_scaling", "rope_local_base_freq", "torch_dtype"]);
         let mut rope = old["rope_scaling"].as_object().cloned().unwrap_or_default();
-        rope.remove("type");
-        rope.entry("rope_type").or_insert(json!("default"));
-        rope.insert("rope_theta".into(), old["rope_theta"].clone());
-        new["rope_parameters"] = Value::Object(rope);
+        let kind = rope.remove("type").unwrap_or(json!("default"));
+        rope.entry("rope_type").or_insert(kind);
+        if let Some(theta) = old.get("rope_theta") {
+            rope.insert("rope_theta".into(), theta.clone());
+            new["rope_parameters"] = match old.get("rope_local_base_freq") {
+                None => Value::Object(rope),
+                Some(local) => json!({
+                    "full_attention": rope,
+                    "sliding_attention": {"rope_type": "default", "rope_theta": local},
+                }),
+            };
+        }
         new["dtype"] = old["torch_dtype"].clone();
         assert_eq!(parse(new).unwrap(), parse(old.clone()).unwrap(), "{name}");
         // The oldest files say `type`.
         let mut oldest = old.clone();
-        if let Some(scaling) = oldest["rope_scaling"].as_object_mut() {
-            let kind = scaling.remove("rope_type").unwrap();
+        if let Some(Value::Object(scaling)) = oldest.get_mut("rope_scaling")
+            && let Some(kind) = scaling.remove("rope_type")
+        {
             scaling.insert("type".into(), kind);
         }
         assert_eq!(parse(oldest).unwrap(), parse(old).unwrap(), "{name}");
@@ -215,14 +202,14 @@ fn neutral_and_harmless_keys_are_ignored() {
 #[test]
 fn other_architectures_are_refused_with_the_supported_ones() {
     for (model_type, class) in [
-        ("gemma", "GemmaForCausalLM"),
-        ("gpt2", "GPT2LMHeadModel"),
-        ("qwen3_moe", "Qwen3MoeForCausalLM"),
+        ("falcon", "FalconForCausalLM"),
+        ("gpt_neox", "GPTNeoXForCausalLM"),
+        ("phimoe", "PhimoeForCausalLM"),
         ("deepseek_v3", "DeepseekV3ForCausalLM"),
-        ("phi3", "Phi3ForCausalLM"),
+        ("qwen3_next", "Qwen3NextForCausalLM"),
     ] {
         let error = error(json!({"model_type": model_type, "architectures": [class]}));
-        assert!(error.contains(model_type) && error.contains("llama, mistral, qwen2, qwen3"), "{error}");
+        assert!(error.contains(model_type) && Family::ALL.iter().all(|f| error.contains(f.name())), "{error}");
     }
     let head = json!({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]});
     assert!(error(head).contains("LlamaForSequenceClassification"));
@@ -284,13 +271,21 @@ fn any_json() -> impl Strategy<Value = Value> {
 proptest! {
     #[test]
     fn any_change_of_a_config_gives_a_config_that_traces_or_an_error(
-        fixture in 0usize..8,
+        fixture in 0..fixtures::CHECKPOINTS.len(),
         changes in prop::collection::vec((0usize..40, any_json()), 1..4),
     ) {
         let mut json = fixtures::config_json(fixtures::CHECKPOINTS[fixture]);
         for (key, value) in changes {
             let keys: Vec<String> = json.as_object().unwrap().keys().cloned().collect();
-            let extra = ["rope_parameters", "layer_types", "head_dim", "sliding_window", "use_sliding_window"];
+            let extra = [
+                "rope_parameters",
+                "layer_types",
+                "head_dim",
+                "sliding_window",
+                "use_sliding_window",
+                "sliding_window_pattern",
+                "no_rope_layers",
+            ];
             let key = keys.get(key).map_or(extra[key % extra.len()], String::as_str);
             json[key] = value;
         }

@@ -9,6 +9,7 @@ use crate::tracer::Tracer;
 pub(super) const LLAMA: Definition = Definition {
     name: "llama",
     class: "LlamaForCausalLM",
+    part_of: None,
     keys: &["attention_bias", "mlp_bias"],
     aliases: &[],
     defaults: Defaults::LLAMA,
@@ -23,6 +24,7 @@ pub(super) const LLAMA: Definition = Definition {
 pub(super) const MISTRAL: Definition = Definition {
     name: "mistral",
     class: "MistralForCausalLM",
+    part_of: None,
     keys: &["sliding_window"],
     aliases: &[],
     defaults: Defaults { ffn: 14336, kv_heads: Some(8), max_len: 131_072, ..Defaults::LLAMA },
@@ -39,7 +41,7 @@ pub(super) fn decoder(t: &mut Tracer, c: &ModelConfig) -> Val {
 }
 
 /// The reference implementation takes no notice of `layer_types`: the key may only say what the model does anyway.
-fn ignores_layer_types(keys: &Keys<'_>, c: &ModelConfig) -> Result<(), ConfigError> {
+pub(super) fn ignores_layer_types(keys: &Keys<'_>, c: &ModelConfig) -> Result<(), ConfigError> {
     let window = c.windows.iter().copied().flatten().next();
     match keys.layer_types(c.layers, window)? {
         Some(given) if given != c.windows => Err(keys.unsupported("layer_types")),

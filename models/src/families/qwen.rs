@@ -8,6 +8,7 @@ use crate::config::{Biases, ConfigError, Defaults, Keys};
 pub(super) const QWEN2: Definition = Definition {
     name: "qwen2",
     class: "Qwen2ForCausalLM",
+    part_of: None,
     keys: &["sliding_window", "use_sliding_window", "max_window_layers"],
     aliases: &[],
     defaults: QWEN,
@@ -22,6 +23,7 @@ pub(super) const QWEN2: Definition = Definition {
 pub(super) const QWEN3: Definition = Definition {
     name: "qwen3",
     class: "Qwen3ForCausalLM",
+    part_of: None,
     keys: &["attention_bias", "sliding_window", "use_sliding_window", "max_window_layers"],
     aliases: &[],
     defaults: Defaults { head_dim: Some(128), ..QWEN },

@@ -2,7 +2,7 @@
 //!
 //! Snapshots lie in `models/tests/snapshots`; `NJOULE_UPDATE_SNAPSHOTS=1 cargo test -p njoule-models` rewrites them.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 use super::*;
@@ -47,8 +47,14 @@ fn every_value_is_written_once_before_it_is_read_and_layers_tile_the_middle() {
         assert_eq!(written.len(), p.vals.len());
         assert!(written.contains(&p.logits));
         assert_eq!(p.info(p.logits), ValInfo { cols: p.vocab(), rows: RowSet::Outputs });
-        let names: HashSet<_> = p.weights.iter().map(|w| &w.name).collect();
-        assert_eq!(names.len(), p.weights.len(), "{name} names a weight twice");
+        let mut read = HashSet::new();
+        for w in &p.weights {
+            let units = if w.usage == WeightUse::Vector { w.cols } else { w.rows };
+            let twice = (0..units).find(|&row| !read.insert((&w.name, w.view.row(row))));
+            assert_eq!(twice, None, "{name} reads a row of {w} twice");
+        }
+        let tensors: HashMap<_, _> = p.weights.iter().map(|w| (&w.name, w.view.of_rows)).collect();
+        assert_eq!(read.len(), tensors.values().sum::<usize>(), "{name} leaves rows of a tensor unread");
         assert!(p.layers.windows(2).all(|w| w[0].end == w[1].start));
         assert_eq!(p.caches.len(), p.layers.len());
         let used: HashSet<_> = p.ops.iter().flat_map(Op::weights).collect();

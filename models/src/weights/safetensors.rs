@@ -97,13 +97,16 @@ impl SafetensorsSource {
         types
     }
 
-    /// Files of a headless model are saved without the base's prefix.
+    /// Files of a headless model are saved without the base's prefix; a language model that is part of a larger one has
+    /// another.
     fn find(&self, name: &str) -> Option<(&Shard, &TensorInfo)> {
         let find = |name: &str| {
             let shard = &self.shards[*self.tensors.get(name)?];
             Some((shard, shard.metadata.info(name)?))
         };
-        find(name).or_else(|| BASES.iter().find_map(|base| find(name.strip_prefix(base)?)))
+        find(name)
+            .or_else(|| BASES.iter().find_map(|base| find(name.strip_prefix(base)?)))
+            .or_else(|| PARTS.iter().find_map(|(base, part)| find(&format!("{part}{}", name.strip_prefix(base)?))))
     }
 }
 
@@ -237,6 +240,9 @@ fn diagnose(file: &MappedFile, reason: &str) -> WeightError {
 
 /// What the reference implementation calls the model below the head.
 const BASES: [&str; 2] = ["model.", "transformer."];
+/// What it calls a language model within a larger one: what a name starts with on its own, and there. The first is in
+/// files, the second in memory (`_checkpoint_conversion_mapping` of `modeling_gemma3.py`) and thence in some files.
+const PARTS: [(&str, &str); 2] = [("", "language_model."), ("model.", "model.language_model.")];
 const LENGTH_BYTES: usize = 8;
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";

@@ -82,10 +82,16 @@ fn embedding_rows_equal_the_first_hidden_state_of_the_golden_run() {
         let golden = SafeTensors::deserialize(&bytes).unwrap();
         let ids = golden.tensor("prompt.0.input_ids").unwrap().data().to_vec();
         let hidden = golden.tensor("prompt.0.hidden.0").unwrap().data().to_vec();
-        let mut row = vec![f32::NAN; config.hidden];
-        for (id, want) in ids.as_chunks::<8>().0.iter().zip(hidden.chunks_exact(4 * config.hidden)) {
+        let learned = program.weights.iter().find(|w| w.name == "transformer.wpe.weight");
+        let learned = learned.map(|w| source.get(w).unwrap());
+        let (mut row, mut place) = (vec![f32::NAN; config.hidden], vec![0.0; config.hidden]);
+        for (i, (id, want)) in ids.as_chunks::<8>().0.iter().zip(hidden.chunks_exact(4 * config.hidden)).enumerate() {
             let id = usize::try_from(i64::from_le_bytes(*id)).unwrap();
             table.read_f32(id..id + 1, &mut row);
+            if let Some(learned) = &learned {
+                learned.read_f32(i..i + 1, &mut place);
+            }
+            row.iter_mut().zip(&place).for_each(|(x, place)| *x = *x * config.embed_scale + place);
             let got: Vec<u8> = row.iter().flat_map(|x| x.to_le_bytes()).collect();
             assert_eq!(got, want, "{name} token {id}");
         }
@@ -108,6 +114,20 @@ fn views_of_a_fused_tensor_start_at_their_row() {
     // A whole tensor of too many rows is not silently cut.
     let error = source.get(&decl("qkv", 3, 2)).err().unwrap().to_string();
     assert!(error.contains("[4, 2]") && error.contains("[3, 2]") && error.contains("`qkv`"), "{error}");
+}
+
+#[test]
+fn a_language_model_may_be_part_of_a_larger_one() {
+    for part in ["language_model.model.", "model.language_model."] {
+        let name = format!("{part}embed_tokens.weight");
+        let dir = dir_of(&small(&[&name, "vision_tower.embed_tokens.weight"]));
+        let source = SafetensorsSource::open(dir.path()).unwrap();
+        assert_eq!(read(&source, &decl("model.embed_tokens.weight", 4, 2))[7], 7.0, "{name}");
+    }
+    let dir = dir_of(&small(&["language_model.lm_head.weight"]));
+    let source = SafetensorsSource::open(dir.path()).unwrap();
+    assert_eq!(read(&source, &decl("lm_head.weight", 4, 2))[7], 7.0);
+    assert!(source.get(&decl("model.embed_tokens.weight", 4, 2)).is_err());
 }
 
 #[test]

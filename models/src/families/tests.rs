@@ -1,0 +1,7 @@
+//! Options of the families that no fixture shows: defaults, derived lists, refusals.
+
+mod experts;
+mod gemma;
+mod gpt2;
+mod phi3;
+mod scaled;
