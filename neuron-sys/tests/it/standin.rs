@@ -1,9 +1,11 @@
 //! Compiles the stand-in library with given switches and opens it. Every call gives a file of its own, so each test has
 //! a library with a state of its own; a test asserts at its end that the stand-in saw no misuse.
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use njoule_neuron_sys::{Core, Library, LoadError, Model, Run, Runtime, Tensor, TensorSet};
 use tempfile::TempDir;
@@ -16,18 +18,29 @@ pub struct Standin {
 }
 
 impl Standin {
-    /// Compiles it with these switches (`OLD`, `MINOR=30`, ...).
+    /// One that was compiled with these switches (`OLD`, `MINOR=30`, ...).
     pub fn new(switches: &[&str]) -> Standin {
+        // One compilation per set of switches, a copy per test.
+        static COMPILED: Mutex<BTreeMap<String, Vec<u8>>> = Mutex::new(BTreeMap::new());
         let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let path = dir.path().join("libnrt.so.1");
+        let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = compiled.entry(switches.join(" ")).or_insert_with(|| {
+            Standin::compile(switches, &path);
+            fs::read(&path).unwrap()
+        });
+        fs::write(&path, bytes).unwrap();
+        Standin { path, _dir: dir }
+    }
+
+    fn compile(switches: &[&str], path: &Path) {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let mut cc = Command::new("cc");
-        cc.args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-g", "-shared", "-fPIC", "-pthread", "-I"]);
+        cc.args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-pthread", "-I"]);
         cc.arg(root.join("include")).args(switches.iter().map(|s| format!("-D{s}")));
-        cc.arg(root.join("tests/it/standin.c")).arg("-o").arg(&path);
+        cc.arg(root.join("tests/it/standin.c")).arg("-o").arg(path);
         let output = cc.output().expect("cc");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        Standin { path, _dir: dir }
     }
 
     /// Opens it.
