@@ -1,19 +1,22 @@
-//! A program's mathematics in f64, one sequence at a time and without a cache: each op written from its definition in
-//! `njoule_models::program`, sharing no code with a backend. With `bf16` it rounds where the candle backend's table says.
+//! The mathematics of a program in f64, one sequence at a time and without a cache: each op written from its definition in
+//! [`njoule_models::program`], sharing no code with a backend.
 
 use half::bf16;
 use njoule_models::program::*;
 use njoule_models::weights::WeightSource;
 
-type Rows = Vec<Vec<f64>>;
+/// Rows of an activation.
+pub type Rows = Vec<Vec<f64>>;
 
-pub struct Reference<'a> {
+/// A program with its weights.
+pub struct Definition<'a> {
     program: &'a Program,
     weights: Vec<Vec<f64>>,
     bf16: bool,
 }
 
-impl<'a> Reference<'a> {
+impl<'a> Definition<'a> {
+    /// Reads the weights. With `bf16`, values are rounded where the table of `njoule_runtime::backend::candle` says.
     pub fn new(program: &'a Program, source: &dyn WeightSource, bf16: bool) -> Self {
         let read = |decl: &WeightDecl| {
             let mut values = vec![0.0; decl.all_rows() * decl.cols];
@@ -24,7 +27,7 @@ impl<'a> Reference<'a> {
             };
             values.iter().map(stored).collect()
         };
-        Reference { program, weights: program.weights.iter().map(read).collect(), bf16 }
+        Definition { program, weights: program.weights.iter().map(read).collect(), bf16 }
     }
 
     /// Logits at every position of a sequence.
@@ -240,10 +243,15 @@ fn route(logits: &[f64], routing: &Routing) -> Vec<f64> {
     (0..scores.len()).map(|e| if kept(e) { share(e) } else { 0.0 }).collect()
 }
 
-/// The definition's own check: values of the error function from Abramowitz and Stegun, table 7.1.
-#[test]
-fn erf_has_the_tabulated_values() {
-    for (x, want) in [(0.5, 0.520_499_877_8), (1.0, 0.842_700_792_9), (2.0, 0.995_322_265_0)] {
-        assert!((erf(x) - want).abs() < 1e-10 && (erf(-x) + want).abs() < 1e-10, "{x}");
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Abramowitz and Stegun, table 7.1.
+    #[test]
+    fn erf_has_the_tabulated_values() {
+        for (x, want) in [(0.5, 0.520_499_877_8), (1.0, 0.842_700_792_9), (2.0, 0.995_322_265_0)] {
+            assert!((erf(x) - want).abs() < 1e-10 && (erf(-x) + want).abs() < 1e-10, "{x}");
+        }
     }
 }
