@@ -1,0 +1,154 @@
+//! The evaluator against real XLA.
+//!
+//! Each case is a module, its inputs, and what XLA on CPU computed from them: `testdata/hlo/NAME.pb` and
+//! `NAME.safetensors`, recorded by `xla/record.py`. The module is built anew and must still have the recorded bytes, so
+//! that what XLA was asked is what is emitted today. Integers and moved data must be equal bit by bit; the tolerance of
+//! computed floats stands with each case.
+//!
+//! To record: `cargo test -p njoule-hlo --test xla -- --ignored`, then `hlo/tests/xla/record.py`.
+
+#[path = "xla/cases.rs"]
+mod cases;
+#[path = "xla/idioms.rs"]
+mod idioms;
+#[path = "xla/inputs.rs"]
+mod inputs;
+#[path = "xla/tensors.rs"]
+mod tensors;
+
+use std::path::PathBuf;
+
+use njoule_hlo::{EvalOptions, Executable, Target, Tensor, decode, encode, verify};
+
+use cases::Case;
+
+fn directory() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../testdata/hlo")
+}
+
+fn all() -> Vec<Case> {
+    [cases::all(), idioms::all()].concat()
+}
+
+#[test]
+fn modules_still_have_the_bytes_that_xla_took() {
+    let mut failures = vec![];
+    for case in all() {
+        let recorded = std::fs::read(directory().join(format!("{}.pb", case.name))).unwrap();
+        let bytes = encode(&case.module);
+        if bytes != recorded {
+            failures.push(format!("{}: record it again\n{}", case.name, case.module));
+        }
+        assert_eq!(decode(&recorded).map(|m| encode(&m)), Ok(recorded), "{} does not survive decoding", case.name);
+        verify(&case.module, Target::Xla).unwrap();
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn every_recorded_module_has_a_case() {
+    let names: Vec<String> = all().into_iter().map(|c| c.name.to_owned()).collect();
+    for file in std::fs::read_dir(directory()).unwrap() {
+        let path = file.unwrap().path();
+        if path.extension().is_some_and(|e| e == "pb") {
+            let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+            assert!(names.contains(&name), "{name} has no case");
+        }
+    }
+}
+
+#[test]
+fn every_opcode_that_is_emitted_has_a_case() {
+    let seen: std::collections::BTreeSet<&str> = all()
+        .iter()
+        .flat_map(|c| c.module.computations.iter().flat_map(|c| c.instructions.iter().map(|i| i.op.name())))
+        .collect();
+    for opcode in OPCODES {
+        assert!(seen.contains(opcode), "{opcode}");
+    }
+    assert_eq!(seen.len(), OPCODES.len(), "{seen:?}");
+}
+
+#[test]
+fn results_equal_those_of_xla() {
+    let mut failures = vec![];
+    for case in all() {
+        let path = directory().join(format!("{}.safetensors", case.name));
+        let file = tensors::read(&path);
+        let inputs: Vec<Vec<Tensor>> = (0..case.inputs.len())
+            .map(|r| {
+                case.inputs[r].iter().enumerate().map(|(k, t)| tensors::take(&file, r, "input", k, t.shape())).collect()
+            })
+            .collect();
+        let options = EvalOptions { clamp_indices: case.clamp_indices, ..EvalOptions::default() };
+        let executable = Executable::with_options(case.module.clone(), Target::Xla, options).unwrap();
+        let got = executable.run_replicas(inputs).unwrap();
+        for (replica, results) in got.iter().enumerate() {
+            for (k, got) in results.iter().enumerate() {
+                let want = tensors::take(&file, replica, "output", k, got.shape());
+                if let Err(what) = case.tolerance(k).compare(got, &want) {
+                    failures.push(format!("{} replica {replica} output {k} {}: {what}", case.name, got.shape()));
+                }
+            }
+        }
+    }
+    assert!(failures.is_empty(), "\n{}", failures.join("\n"));
+}
+
+#[test]
+#[ignore = "writes testdata/hlo, to be followed by record.py"]
+fn write_modules_and_inputs() {
+    for case in all() {
+        std::fs::write(directory().join(format!("{}.pb", case.name)), encode(&case.module)).unwrap();
+        tensors::write_inputs(&directory().join(format!("{}.safetensors", case.name)), &case.inputs);
+    }
+}
+
+const OPCODES: [&str; 45] = [
+    "abs",
+    "add",
+    "all-gather",
+    "all-reduce",
+    "and",
+    "broadcast",
+    "call",
+    "clamp",
+    "compare",
+    "concatenate",
+    "constant",
+    "convert",
+    "copy",
+    "cosine",
+    "divide",
+    "dot",
+    "dynamic-slice",
+    "dynamic-update-slice",
+    "exponential",
+    "floor",
+    "gather",
+    "get-tuple-element",
+    "iota",
+    "log",
+    "logistic",
+    "maximum",
+    "minimum",
+    "multiply",
+    "negate",
+    "pad",
+    "parameter",
+    "reduce",
+    "reduce-scatter",
+    "reshape",
+    "rsqrt",
+    "scatter",
+    "select",
+    "sine",
+    "slice",
+    "sort",
+    "sqrt",
+    "subtract",
+    "tanh",
+    "transpose",
+    "tuple",
+    // Without custom-call: XLA knows none of Neuron's.
+];
