@@ -5,7 +5,7 @@
 //! that what XLA was asked is what is emitted today. Integers and moved data must be equal bit by bit; the tolerance of
 //! computed floats stands with each case.
 //!
-//! To record: `cargo test -p njoule-hlo --test xla -- --ignored`, then `hlo/tests/xla/record.py`.
+//! To record: `cargo test -p njoule-hlo --test xla -- --ignored write`, then `hlo/tests/xla/record.py`.
 
 #[path = "xla/cases.rs"]
 mod cases;
@@ -13,6 +13,8 @@ mod cases;
 mod idioms;
 #[path = "xla/inputs.rs"]
 mod inputs;
+#[path = "xla/step.rs"]
+mod step;
 #[path = "xla/tensors.rs"]
 mod tensors;
 
@@ -27,7 +29,7 @@ fn directory() -> PathBuf {
 }
 
 fn all() -> Vec<Case> {
-    [cases::all(), idioms::all()].concat()
+    [cases::all(), idioms::all(), step::all()].concat()
 }
 
 #[test]
@@ -93,6 +95,28 @@ fn results_equal_those_of_xla() {
         }
     }
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
+}
+
+#[test]
+fn emitted_steps_follow_the_compilers_documented_rules() {
+    for case in [idioms::all(), step::all()].concat() {
+        for target in Target::ALL {
+            verify(&case.module, target).unwrap_or_else(|e| panic!("{} for {target}: {e}", case.name));
+        }
+    }
+}
+
+/// Not a comparison: says how long a step of a real model takes here.
+#[test]
+#[ignore = "takes a minute to make the weights; prints a time"]
+fn a_step_of_smollm2s_size_runs() {
+    let case = step::step("smollm2", step::SMOLLM2);
+    let instructions = case.module.instructions();
+    let executable = Executable::new(case.module, Target::Trn1).unwrap();
+    let start = std::time::Instant::now();
+    let results = executable.run_replicas(case.inputs).unwrap();
+    println!("{instructions} instructions in {:?}", start.elapsed());
+    assert_eq!(results[0].len(), 64);
 }
 
 #[test]

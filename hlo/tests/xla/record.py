@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Runs the modules of testdata/hlo on real XLA (CPU) and records what it computes.
 
-    cargo test -p njoule-hlo --test xla -- --ignored     writes NAME.pb and the inputs
-    hlo/tests/xla/record.py [NAME ...]                    adds XLA's outputs to NAME.safetensors
-    hlo/tests/xla/record.py --check [NAME ...]            compares them with what is there, changes nothing
+    cargo test -p njoule-hlo --test xla -- --ignored write     writes NAME.pb and the inputs
+    hlo/tests/xla/record.py [NAME ...]                          adds XLA's outputs to NAME.safetensors
+    hlo/tests/xla/record.py --check [NAME ...]                  compares them with what is there, changes nothing
 
 Needs Python 3.11 with jax and jaxlib 0.10.2 from PyPI (pip install jax==0.10.2 jaxlib==0.10.2): the way from an
 HloModuleProto to an executable is a private function of jaxlib, so the version matters. XLA aborts its process on some
