@@ -51,8 +51,10 @@ pub struct Executable {
     /// One per computation.
     plans: Vec<Plan>,
     entry: usize,
-    /// What stands for a custom call, by computation and instruction.
-    custom_calls: HashMap<(usize, usize), Executable>,
+    /// What stands for custom calls, one for all that are alike.
+    lowered: Vec<Executable>,
+    /// Which of them, by computation and instruction.
+    custom_calls: HashMap<(usize, usize), usize>,
     options: EvalOptions,
 }
 
@@ -79,22 +81,37 @@ impl Executable {
     /// [`Executable::new`] with bounds and rules of its own.
     pub fn with_options(module: Module, target: Target, options: EvalOptions) -> Result<Executable, EvalError> {
         verify(&module, target).map_err(|e| EvalError::Verify(Box::new(e)))?;
-        let mut custom_calls = HashMap::new();
+        let (mut lowered, mut alike, mut custom_calls) = (vec![], HashMap::new(), HashMap::new());
+        let mut size = 0;
         for (c, computation) in module.computations.iter().enumerate() {
             let shapes: HashMap<_, _> = computation.instructions.iter().map(|i| (i.id, &i.shape)).collect();
             for (n, i) in computation.instructions.iter().enumerate() {
                 let Op::CustomCall(call) = &i.op else { continue };
                 let operands: Option<Vec<ArrayShape>> =
                     i.operands.iter().map(|id| shapes.get(id).and_then(|s| s.array())).collect();
-                let lowered = operands.and_then(|operands| crate::idioms::lower(call, &operands, &i.shape));
-                let lowered = lowered.ok_or_else(|| unknown(&i.name, call))?;
-                custom_calls.insert((c, n), Executable::with_options(lowered, Target::Xla, options)?);
+                let operands = operands.unwrap_or_default(); // verified: arrays
+                let key = (call.clone(), operands.clone());
+                let place = match alike.get(&key) {
+                    Some(&place) => place,
+                    None => {
+                        let plain = crate::idioms::lower(call, &operands, &i.shape);
+                        let plain = plain.ok_or_else(|| unknown(&i.name, call))?;
+                        size += plain.instructions();
+                        if size > MAX_LOWERED {
+                            return Err(EvalError::Lowered { limit: MAX_LOWERED });
+                        }
+                        lowered.push(Executable::with_options(plain, Target::Xla, options)?);
+                        alike.insert(key, lowered.len() - 1);
+                        lowered.len() - 1
+                    }
+                };
+                custom_calls.insert((c, n), place);
             }
         }
         let plans = module.computations.iter().map(|c| Plan::new(c, &module)).collect();
         // The verifier has found it.
         let entry = module.computations.iter().position(|c| c.id == module.entry).unwrap_or_default();
-        Ok(Executable { module, plans, entry, custom_calls, options })
+        Ok(Executable { module, plans, entry, lowered, custom_calls, options })
     }
 
     /// The module.
@@ -207,7 +224,7 @@ impl Executable {
             Op::Call(_) => return self.computation(plan.called[at.1], operands, budget),
             Op::CustomCall(call) => {
                 let lowered = self.custom_calls.get(&at).ok_or_else(|| unknown(&i.name, call))?;
-                let results = lowered.run_within(operands, budget)?;
+                let results = self.lowered[*lowered].run_within(operands, budget)?;
                 let value = |mut tensors: Vec<Tensor>| match i.shape {
                     Shape::Array(_) => Value::Array(tensors.swap_remove(0)),
                     Shape::Tuple(_) => Value::Tuple(tensors),
@@ -293,6 +310,9 @@ impl Executable {
 fn unknown(instruction: &str, call: &CustomCall) -> EvalError {
     EvalError::CustomCall { instruction: instruction.to_owned(), target: call.target.clone() }
 }
+
+/// Instructions that stand for custom calls, all together; a thousand rounds of top-k take ten thousand.
+const MAX_LOWERED: usize = 1 << 18;
 
 #[cfg(test)]
 mod tests;

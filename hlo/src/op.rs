@@ -284,7 +284,7 @@ pub struct Collective {
 }
 
 /// A `custom-call`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct CustomCall {
     /// Such as `AwsNeuronTopK`.
     pub target: String,

@@ -11,6 +11,9 @@ pub(super) fn run(i: &Instruction, inputs: &[Tensor], combiner: Option<Combiner>
     let (Some(group), Some(shape)) = (i.op.collective(), i.shape.array()) else {
         unreachable!("{} is no collective of arrays", i.name) // verified
     };
+    if inputs.is_empty() {
+        return Ok(vec![]);
+    }
     let mut results: Vec<Option<Tensor>> = vec![None; inputs.len()];
     for replicas in groups(group, inputs.len()) {
         let parts: Option<Vec<Tensor>> = replicas.iter().map(|&r| inputs.get(r).cloned()).collect();

@@ -13,6 +13,9 @@ pub enum EvalError {
     /// A custom call without a plain lowering.
     #[error("instruction `{instruction}`: {target} is not known here")]
     CustomCall { instruction: String, target: String },
+    /// Custom calls that would be a very long plain module.
+    #[error("the custom calls take more than {limit} plain instructions")]
+    Lowered { limit: usize },
     /// Too few or too many inputs.
     #[error("replica {replica}: {got} inputs for {want} parameters")]
     Inputs { replica: usize, want: usize, got: usize },

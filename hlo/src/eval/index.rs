@@ -154,7 +154,8 @@ impl<'a> Starts<'a> {
             let most = operand.dim(dim) as i64 - size(dim) as i64;
             let index = self.values[at + c * self.component];
             let inside = index.clamp(0, most.max(0));
-            if inside != index && !clamp {
+            // Nothing fits into a dimension of no elements.
+            if (inside != index && !clamp) || most < 0 {
                 return Err((index, most));
             }
             offset += inside as usize * strides[dim];

@@ -66,7 +66,11 @@ pub(super) fn pad(x: &Tensor, value: &Tensor, dims: &[PadDim], shape: ArrayShape
         .iter()
         .enumerate()
         .map(|(d, pad)| {
-            let place = |i: i64| usize::try_from(pad.low + i * (pad.interior + 1)).ok().filter(|&p| p < shape.dim(d));
+            let step = pad.interior.saturating_add(1);
+            let place = |i: i64| {
+                let place = pad.low.saturating_add(i.saturating_mul(step));
+                usize::try_from(place).ok().filter(|&p| p < shape.dim(d))
+            };
             (0..x.shape().dim(d) as i64).map(place).collect()
         })
         .collect();

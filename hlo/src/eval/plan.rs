@@ -66,7 +66,11 @@ impl Plan {
                 Op::Sort { .. } => work = work.saturating_mul(32),
                 // Shared, not written; and what reads little of a large operand.
                 Op::Reshape | Op::Copy | Op::Tuple | Op::GetTupleElement(_) => work = 1,
-                Op::Gather(_) | Op::DynamicSlice(_) | Op::Slice(_) => work = elements(n).max(1),
+                Op::Gather(_) => {
+                    let indices = operands.get(1).map_or(0, |&i| elements(i));
+                    work = elements(n).saturating_add(indices).max(1);
+                }
+                Op::DynamicSlice(_) | Op::Slice(_) => work = elements(n).max(1),
                 _ => {}
             }
             plan.work.push(work);

@@ -153,3 +153,53 @@ fn sorting_puts_nan_last_and_never_panics() {
     assert_eq!(sorted[..4], [3.0, 1.0, 0.0, 0.0]);
     assert!(sorted[4].is_nan() && sorted[5].is_nan());
 }
+
+#[test]
+fn arrays_without_elements_and_extreme_padding_do_no_harm() {
+    let empty = module(&[(DType::F32, &[0, 2]), (DType::S32, &[1]), (DType::F32, &[1, 2])], |b, x| {
+        let dims = crate::op::ScatterDims {
+            update_window_dims: vec![1],
+            inserted_window_dims: vec![0],
+            scatter_dims_to_operand_dims: vec![0],
+            index_vector_dim: 1,
+            indices_are_sorted: false,
+            unique_indices: false,
+            to_apply: crate::Id::default(),
+        };
+        vec![b.scatter(x[0], x[1], x[2], dims)]
+    });
+    let inputs = || {
+        vec![
+            Tensor::new(&[0, 2], Vec::<f32>::new()).unwrap(),
+            Tensor::new(&[1], vec![0i32]).unwrap(),
+            Tensor::new(&[1, 2], vec![1f32, 2.0]).unwrap(),
+        ]
+    };
+    let executable = Executable::new(empty.clone(), Target::Xla).unwrap();
+    assert!(matches!(executable.run(inputs()), Err(EvalError::Index { index: 0, most: -1, .. })));
+    let options = EvalOptions { clamp_indices: true, ..EvalOptions::default() };
+    let executable = Executable::with_options(empty, Target::Xla, options).unwrap();
+    assert_eq!(executable.run(inputs()).unwrap()[0].shape().elements(), 0);
+
+    let padded = module(&[(DType::F32, &[1])], |b, x| {
+        let zero = b.scalar(0f32);
+        vec![b.pad(x[0], zero, vec![crate::op::PadDim { low: 1, high: 0, interior: i64::MAX }])]
+    });
+    let results = Executable::new(padded, Target::Xla).unwrap().run(vec![vector(&[5.0])]).unwrap();
+    assert_eq!(results[0].as_slice::<f32>(), Some(&[0.0, 5.0][..]));
+}
+
+#[test]
+fn no_replicas_have_no_results() {
+    let sum = module(&[(DType::F32, &[2])], |b, x| vec![b.all_reduce(x[0], Binary::Add, &[])]);
+    assert_eq!(Executable::new(sum, Target::Xla).unwrap().run_replicas(vec![]), Ok(vec![]));
+}
+
+#[test]
+fn custom_calls_that_are_too_many_are_refused() {
+    let mut b = Builder::with_options("many", crate::Options { custom_calls: crate::builder::Custom::ALL.into() });
+    let x = b.parameter("x", DType::F32, &[1, 1024]);
+    let picks: Vec<Val> = (900..940).map(|k| crate::idioms::top_k(&mut b, x, k)[1]).collect();
+    let error = Executable::new(b.finish(&picks), Target::Trn1).unwrap_err();
+    assert_eq!(error, EvalError::Lowered { limit: 1 << 18 });
+}

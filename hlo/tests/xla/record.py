@@ -4,6 +4,7 @@
     cargo test -p njoule-hlo --test xla -- --ignored write     writes NAME.pb and the inputs
     hlo/tests/xla/record.py [NAME ...]                          adds XLA's outputs to NAME.safetensors
     hlo/tests/xla/record.py --check [NAME ...]                  compares them with what is there, changes nothing
+    hlo/tests/xla/record.py --foreign                           writes foreign.hlo: a module in XLA's own writing
 
 Needs Python 3.11 with jax and jaxlib 0.10.2 from PyPI (pip install jax==0.10.2 jaxlib==0.10.2): the way from an
 HloModuleProto to an executable is a private function of jaxlib, so the version matters. XLA aborts its process on some
@@ -156,8 +157,28 @@ def one(name, check):
     print(f"{name}: {len(outputs)} outputs")
 
 
+def foreign():
+    """A module as XLA itself writes it: newer fields, wide ids, layouts and all."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    import jax
+    import jax.numpy as jnp
+
+    jax.config.update("jax_hlo_source_file_canonicalization_regex", ".*/")  # no path of this machine in the file
+    def step(x, table, ids):
+        rows = jnp.take(table, ids, axis=0, mode="clip")
+        y = jax.nn.softmax(jnp.einsum("bh,nh->bn", x, rows), axis=-1)
+        return jnp.where(y > 0.5, y, jnp.float32(0)).astype(jnp.bfloat16), y.sum(axis=0)
+
+    shapes = [((2, 8), jnp.float32), ((5, 8), jnp.float32), ((3,), jnp.int32)]
+    arguments = [jax.ShapeDtypeStruct(dims, dtype) for dims, dtype in shapes]
+    computation = jax.jit(step).lower(*arguments).compiler_ir("hlo")
+    (DIRECTORY / "foreign.hlo").write_bytes(computation.as_serialized_hlo_module_proto())
+
+
 def main():
     words = sys.argv[1:]
+    if words == ["--foreign"]:
+        return foreign()
     check = "--check" in words
     names = [w for w in words if w != "--check"]
     if os.environ.get("HLO_RECORD_CHILD"):
