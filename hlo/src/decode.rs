@@ -280,3 +280,6 @@ fn read_literal(bytes: &[u8], at: &Scope) -> Result<Tensor, DecodeError> {
     };
     literal.map_err(|source| DecodeError::Literal { place: at.0.clone(), source })
 }
+
+#[cfg(test)]
+mod tests;

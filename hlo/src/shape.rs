@@ -38,8 +38,7 @@ pub enum Shape {
 }
 
 impl Dims {
-    /// None where there are more than [`MAX_RANK`] of them, one is 2^31 or more, or their product exceeds
-    /// [`MAX_ELEMENTS`].
+    /// None where there are more than 8 of them, one is 2^31 or more, or their product (zeros left out) exceeds 2^40.
     pub fn new(sizes: &[usize]) -> Option<Dims> {
         let mut dims = Dims { rank: u8::try_from(sizes.len()).ok()?, sizes: [0; MAX_RANK] };
         if sizes.len() > MAX_RANK {

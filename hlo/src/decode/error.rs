@@ -39,7 +39,7 @@ pub enum DecodeError {
         /// How many there are.
         operands: usize,
     },
-    /// Not one of [`DType::ALL`].
+    /// Not one of [`crate::DType::ALL`].
     #[error("{place}: element type {number} is not supported")]
     ElementType {
         /// The message.
