@@ -12,17 +12,32 @@ use njoule_runtime::backend::cpu::CpuBackend;
 use njoule_runtime::backend::{Backend, Batch, BlockId, Capacity, Executor, Quant, SeqSpan, StepOutput};
 use safetensors::SafeTensors;
 
-const FIXTURES: [&str; 10] = [
+const FIXTURES: [&str; 16] = [
     "llama_plain",
     "llama_tied",
     "llama3_rope",
     "llama_linear",
     "llama_yarn",
     "mistral",
+    "mixtral",
     "qwen2",
+    "qwen2_moe",
     "qwen3",
+    "qwen3_moe",
+    "phi3",
+    "phi3_longrope",
+    "gpt_oss",
     "gguf_llama",
     "gguf_qwen2",
+];
+
+/// Options that no fixture has (`testdata/variants`).
+const VARIANTS: [&str; 5] = [
+    "variants/mixtral_window",
+    "variants/qwen2_moe_step",
+    "variants/qwen3_moe_window",
+    "variants/gpt_oss_plain",
+    "variants/phi3_partial",
 ];
 
 struct Golden {
@@ -52,7 +67,7 @@ fn golden(name: &'static str) -> Golden {
         let data = file.tensor(t).expect("tensor").data().to_vec();
         data.chunks_exact(8).map(|b| u32::try_from(i64::from_le_bytes(b.try_into().unwrap())).unwrap()).collect()
     };
-    let prompts = (0..3)
+    let prompts = (0..file.names().iter().filter(|name| name.ends_with(".input_ids")).count())
         .map(|i| Prompt {
             ids: ids(&format!("prompt.{i}.input_ids")),
             greedy: ids(&format!("prompt.{i}.greedy_ids")),
@@ -101,8 +116,15 @@ fn load(golden: &Golden, backend: &dyn Backend) -> Box<dyn Executor> {
         .unwrap_or_else(|e| panic!("{}: {e}", golden.name))
 }
 
+impl Prompt {
+    /// Tokens of the whole run, which decides between the two sets of frequencies of LongRoPE.
+    fn rope_len(&self) -> usize {
+        self.ids.len() + self.greedy.len()
+    }
+}
+
 /// One step of one sequence whose blocks are 3, 1, 0, 5, ...: order must not matter.
-fn step(executor: &mut dyn Executor, ids: &[u32], position: usize, out: &mut StepOutput) {
+fn step(executor: &mut dyn Executor, ids: &[u32], position: usize, rope_len: usize, out: &mut StepOutput) {
     let table = [3, 1, 0, 5].map(BlockId);
     let slot = |p: usize| table[p / 32].0 * 32 + (p % 32) as u32;
     let positions = position..position + ids.len();
@@ -110,7 +132,7 @@ fn step(executor: &mut dyn Executor, ids: &[u32], position: usize, out: &mut Ste
         tokens: ids.to_vec(),
         positions: positions.clone().map(|p| p as u32).collect(),
         slots: positions.clone().map(slot).collect(),
-        seqs: vec![SeqSpan { rows: 0..ids.len(), context: positions.end, table: 0..4, rope_len: 128 }],
+        seqs: vec![SeqSpan { rows: 0..ids.len(), context: positions.end, table: 0..4, rope_len }],
         tables: table.to_vec(),
         outputs: (0..ids.len() as u32).collect(),
     };
@@ -132,13 +154,13 @@ fn argmax(row: &[f32]) -> u32 {
 #[test]
 fn unquantised_logits_equal_the_reference_and_greedy_ids_follow() {
     let mut failures = vec![];
-    for name in FIXTURES {
+    for name in FIXTURES.into_iter().chain(VARIANTS) {
         let golden = golden(name);
         for (backend_name, backend) in backends(Quant::None, 2) {
             let mut executor = load(&golden, &*backend);
             let mut out = StepOutput::default();
             for (i, prompt) in golden.prompts.iter().enumerate() {
-                step(executor.as_mut(), &prompt.ids, 0, &mut out);
+                step(executor.as_mut(), &prompt.ids, 0, prompt.rope_len(), &mut out);
                 let got = rows(&out);
                 let worst = got.iter().zip(&prompt.logits).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                 if !(got.len() == prompt.logits.len() && worst < 1e-3) {
@@ -150,7 +172,7 @@ fn unquantised_logits_equal_the_reference_and_greedy_ids_follow() {
                         failures.push(format!("{name} {backend_name} prompt {i}: token {n} is {next}, not {want}"));
                         break;
                     }
-                    step(executor.as_mut(), &[next], position, &mut out);
+                    step(executor.as_mut(), &[next], position, prompt.rope_len(), &mut out);
                     next = argmax(out.row(0));
                 }
             }
@@ -171,7 +193,7 @@ fn quantised_logits_stay_within_the_bounds_of_bf16() {
                 let mut out = StepOutput::default();
                 let (mut sum, mut count) = (0.0, 0.0);
                 for (i, prompt) in golden.prompts.iter().enumerate() {
-                    step(executor.as_mut(), &prompt.ids, 0, &mut out);
+                    step(executor.as_mut(), &prompt.ids, 0, prompt.rope_len(), &mut out);
                     let got = rows(&out);
                     sum += got.iter().zip(&prompt.logits).map(|(a, b)| f64::from((a - b).abs())).sum::<f64>();
                     count += got.len() as f64;
@@ -180,7 +202,9 @@ fn quantised_logits_stay_within_the_bounds_of_bf16() {
                         let mut sorted = want.to_vec();
                         sorted.sort_by(|a, b| b.total_cmp(a));
                         let margin = f64::from(sorted[0] - sorted[1]);
-                        if margin > 2.0 * max_bound && argmax(got) != argmax(want) {
+                        // Rounding may send a token to another expert, and then there is no bound.
+                        let is_bounded = golden.checkpoint.config.moe.is_none();
+                        if is_bounded && margin > 2.0 * max_bound && argmax(got) != argmax(want) {
                             failures.push(format!(
                                 "{name} {quant:?} {backend_name} prompt {i} row {row}: another top token"
                             ));
