@@ -37,6 +37,10 @@ pub struct AttendArgs<'a> {
     pub scale: f32,
     /// Keys a query sees.
     pub window: usize,
+    /// Scores become `cap * tanh(score / cap)`, after `scale`.
+    pub softcap: Option<f32>,
+    /// A score per query head that takes part in the softmax and has no value; or null.
+    pub sinks: *const f32,
     /// The layer's cache.
     pub cache: &'a KvCache,
     /// The sequence's blocks.
@@ -118,6 +122,13 @@ unsafe fn tile<S: Simd, const KV: u8, const NT: usize>(a: &AttendArgs<'_>, first
         std::ptr::write_bytes(acc, 0, NT * v_pad);
         let mut max = [-1e30_f32; KEYS];
         let mut sum = [0.0_f32; NT];
+        if !a.sinks.is_null() {
+            // As if a key with this score and a value of zeros had been seen before all others.
+            for t in 0..NT {
+                max[t] = (*a.sinks.add(column(t))).max(max[t]);
+                sum[t] = 1.0;
+            }
+        }
         let mut key0 = begin;
         while key0 < end {
             let count = (end - key0).min(KEY_TILE);
@@ -212,6 +223,12 @@ unsafe fn score<S: Simd, const KV: u8, const NT: usize>(
                 let scale = S::load(a.cache.key_scales.as_slice().as_ptr().cast::<f32>().add(place(u).1));
                 for t in 0..NT {
                     s[u][t] = S::mul(s[u][t], scale);
+                }
+            }
+            if let Some(cap) = a.softcap {
+                let (cap, inverse) = (S::splat(cap), S::splat(1.0 / cap));
+                for t in 0..NT {
+                    s[u][t] = S::mul(simd::tanh::<S>(S::mul(s[u][t], inverse)), cap);
                 }
             }
             let key = key0 + (first + u) * S::LANES;

@@ -18,7 +18,7 @@
 //! a tile makes the second pass where any of its tokens needs it, and adds exact zeros to the others.
 
 use crate::packed::{GROUP, PANEL, Packed, Stored};
-use crate::simd::{self, Simd};
+use crate::simd::Simd;
 
 /// How activations are packed for a matrix product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -380,17 +380,6 @@ unsafe fn put_codes<S: Simd>(
     }
 }
 
-/// `out = silu(gate) * up` over `len` values, a multiple of the lanes.
-#[inline(always)]
-pub unsafe fn silu_mul<S: Simd>(gate: *const f32, up: *const f32, out: *mut f32, len: usize) {
-    // SAFETY: the caller vouches for the instruction set and the pointers.
-    unsafe {
-        for i in (0..len).step_by(S::LANES) {
-            S::store(out.add(i), S::mul(simd::silu::<S>(S::load(gate.add(i))), S::load(up.add(i))));
-        }
-    }
-}
-
 /// The activations that `stored` takes where bf16 pairs multiply in hardware (`bf16`) or not.
 pub fn act_kind(stored: Stored, bf16: bool) -> ActKind {
     match stored {
@@ -401,10 +390,12 @@ pub fn act_kind(stored: Stored, bf16: bool) -> ActKind {
     }
 }
 
-/// Bias of a matrix padded to whole panels.
+/// Biases of a matrix, or of a stack of them, padded to whole panels.
 pub fn padded_bias(bias: &[f32], weight: &Packed) -> Vec<f32> {
-    let mut padded = bias.to_vec();
-    padded.resize(weight.panels() * PANEL, 0.0);
+    let mut padded = vec![0.0; weight.count() * weight.panels() * PANEL];
+    for (to, from) in padded.chunks_mut((weight.panels() * PANEL).max(1)).zip(bias.chunks(weight.rows().max(1))) {
+        to[..from.len()].copy_from_slice(from);
+    }
     padded
 }
 

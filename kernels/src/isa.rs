@@ -5,10 +5,12 @@
 
 use std::sync::OnceLock;
 
+use crate::acts::{self, Act, Glu};
 use crate::attention::{self, AttendArgs, AttendFn, MAX_TILE};
 use crate::gemm::{self, ActKind, TileArgs, TileFn};
 use crate::packed::Stored;
-use crate::rows;
+use crate::route::{self, Routing};
+use crate::rows::{self, NormArgs};
 use crate::simd::Simd;
 use crate::simd::scalar::Scalar;
 
@@ -71,12 +73,18 @@ pub struct Kernels {
     pub(crate) tiles: [[TileFn; MAX_TILE]; Stored::ALL.len()],
     pub(crate) attend: [AttendFn; 4],
     pub(crate) pack_row: unsafe fn(ActKind, *const f32, usize, *mut u8, *mut u8, (usize, usize), bool),
-    pub(crate) silu_mul: unsafe fn(*const f32, *const f32, *mut f32, usize),
-    pub(crate) add_rms_norm:
-        unsafe fn(*const f32, Option<*const f32>, *const f32, f32, (usize, usize), *mut f32, *mut f32),
-    pub(crate) head_rms_norm: unsafe fn(*const f32, *const f32, f32, usize, usize, *mut f32),
+    pub(crate) act: unsafe fn(Act, *const f32, *mut f32, usize),
+    pub(crate) glu: unsafe fn(Glu, *const f32, *const f32, *mut f32, usize),
+    pub(crate) add_norm: unsafe fn(&NormArgs, *const f32, Option<*const f32>, (usize, usize), *mut f32, *mut f32),
+    pub(crate) head_norm: unsafe fn(&NormArgs, *const f32, usize, usize, *mut f32),
     pub(crate) rope_half: unsafe fn(*mut f32, usize, usize, *const f32, *const f32, usize),
+    pub(crate) rope_neighbours: unsafe fn(*mut f32, usize, usize, *const f32, *const f32, usize),
     pub(crate) add: unsafe fn(*const f32, *const f32, *mut f32, usize),
+    pub(crate) mul: unsafe fn(*const f32, *const f32, *mut f32, usize),
+    pub(crate) scale: unsafe fn(*const f32, f32, *mut f32, usize),
+    pub(crate) add_scaled: unsafe fn(*const f32, f32, *mut f32, usize),
+    pub(crate) softcap: unsafe fn(*const f32, f32, *mut f32, usize),
+    pub(crate) route: unsafe fn(&Routing, *const f32, usize, *mut f32),
 }
 
 impl Kernels {
@@ -146,29 +154,34 @@ macro_rules! entry_points {
         }
 
         $(#[target_feature(enable = $feature)])?
-        unsafe fn silu_mul(gate: *const f32, up: *const f32, out: *mut f32, len: usize) {
+        unsafe fn act(kind: Act, x: *const f32, out: *mut f32, len: usize) {
             // SAFETY: as above.
-            unsafe { gemm::silu_mul::<$simd>(gate, up, out, len) }
+            unsafe { acts::act::<$simd>(kind, x, out, len) }
         }
 
         $(#[target_feature(enable = $feature)])?
-        unsafe fn add_rms_norm(
+        unsafe fn glu(kind: Glu, gate: *const f32, up: *const f32, out: *mut f32, len: usize) {
+            // SAFETY: as above.
+            unsafe { acts::glu::<$simd>(kind, gate, up, out, len) }
+        }
+
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn add_norm(
+            norm: &NormArgs,
             x: *const f32,
             delta: Option<*const f32>,
-            weight: *const f32,
-            eps: f32,
             cols: (usize, usize),
             sum: *mut f32,
             out: *mut f32,
         ) {
             // SAFETY: as above.
-            unsafe { rows::add_rms_norm::<$simd>(x, delta, weight, eps, cols, sum, out) }
+            unsafe { rows::add_norm::<$simd>(norm, x, delta, cols, sum, out) }
         }
 
         $(#[target_feature(enable = $feature)])?
-        unsafe fn head_rms_norm(x: *const f32, weight: *const f32, eps: f32, head: usize, cols: usize, out: *mut f32) {
+        unsafe fn head_norm(norm: &NormArgs, x: *const f32, head: usize, cols: usize, out: *mut f32) {
             // SAFETY: as above.
-            unsafe { rows::head_rms_norm::<$simd>(x, weight, eps, head, cols, out) }
+            unsafe { rows::head_norm::<$simd>(norm, x, head, cols, out) }
         }
 
         $(#[target_feature(enable = $feature)])?
@@ -178,9 +191,52 @@ macro_rules! entry_points {
         }
 
         $(#[target_feature(enable = $feature)])?
+        unsafe fn rope_neighbours(
+            x: *mut f32,
+            head: usize,
+            cols: usize,
+            cos: *const f32,
+            sin: *const f32,
+            pairs: usize,
+        ) {
+            // SAFETY: as above.
+            unsafe { rows::rope_neighbours::<$simd>(x, head, cols, cos, sin, pairs) }
+        }
+
+        $(#[target_feature(enable = $feature)])?
         unsafe fn add(x: *const f32, y: *const f32, out: *mut f32, padded: usize) {
             // SAFETY: as above.
             unsafe { rows::add::<$simd>(x, y, out, padded) }
+        }
+
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn mul(x: *const f32, y: *const f32, out: *mut f32, padded: usize) {
+            // SAFETY: as above.
+            unsafe { rows::mul::<$simd>(x, y, out, padded) }
+        }
+
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn scale(x: *const f32, factor: f32, out: *mut f32, padded: usize) {
+            // SAFETY: as above.
+            unsafe { rows::scale::<$simd>(x, factor, out, padded) }
+        }
+
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn add_scaled(x: *const f32, factor: f32, out: *mut f32, padded: usize) {
+            // SAFETY: as above.
+            unsafe { rows::add_scaled::<$simd>(x, factor, out, padded) }
+        }
+
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn softcap(x: *const f32, cap: f32, out: *mut f32, padded: usize) {
+            // SAFETY: as above.
+            unsafe { rows::softcap::<$simd>(x, cap, out, padded) }
+        }
+
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn route(routing: &Routing, x: *const f32, experts: usize, out: *mut f32) {
+            // SAFETY: as above.
+            unsafe { route::route::<$simd>(routing, x, experts, out) }
         }
 
         const fn tiles<const STORED: u8>() -> [TileFn; MAX_TILE] {
@@ -208,11 +264,18 @@ macro_rules! entry_points {
             tiles: [tiles::<0>(), tiles::<1>(), tiles::<2>(), tiles::<3>(), tiles::<4>(), tiles::<5>()],
             attend: [attend::<0>, attend::<1>, attend::<2>, attend::<3>],
             pack_row,
-            silu_mul,
-            add_rms_norm,
-            head_rms_norm,
+            act,
+            glu,
+            add_norm,
+            head_norm,
             rope_half,
+            rope_neighbours,
             add,
+            mul,
+            scale,
+            add_scaled,
+            softcap,
+            route,
         };
     };
 }

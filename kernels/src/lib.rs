@@ -10,6 +10,7 @@
 #![allow(clippy::missing_safety_doc)] // one contract for all kernels, stated at `Simd` and `Kernels`
 #![deny(clippy::undocumented_unsafe_blocks)]
 
+pub mod acts;
 pub mod attention;
 pub mod buffer;
 #[cfg(test)]
@@ -20,7 +21,8 @@ pub mod kv;
 pub mod packed;
 pub mod plan;
 pub mod probe;
-mod rows;
+pub mod route;
+pub mod rows;
 #[allow(missing_docs)]
 pub mod simd;
 pub mod team;

@@ -14,6 +14,9 @@
 //!
 //! A group is [`GROUP`] columns, a quad four. Q8_0, Q4_0 and Q4_1 blocks are held bit for bit. The layout is the same
 //! for every instruction set. The panel count is even, so that `rows` rounds up to [`GROUP`] like activations do.
+//!
+//! A stack of matrices of one shape (experts) is the panels of the first, then those of the second, and so on: one run
+//! of memory, of which a step reads the matrices it uses.
 
 use std::ops::Range;
 
@@ -91,9 +94,10 @@ pub trait Source: Sync {
     fn done(&self, _rows: Range<usize>) {}
 }
 
-/// A packed matrix.
+/// A packed matrix, or a stack of them.
 #[derive(Debug)]
 pub struct Packed {
+    count: usize,
     rows: usize,
     cols: usize,
     stored: Stored,
@@ -120,26 +124,38 @@ pub enum PackError {
 impl Packed {
     /// Packs all of `source`, in parallel over panels.
     pub fn pack(source: &dyn Source, stored: Stored) -> Result<Self, PackError> {
-        let (rows, cols) = source.shape();
+        Packed::pack_stack(source, 1, stored)
+    }
+
+    /// Packs `source` as `count` matrices of equally many rows.
+    pub fn pack_stack(source: &dyn Source, count: usize, stored: Stored) -> Result<Self, PackError> {
+        let (all_rows, cols) = source.shape();
+        assert!(count > 0 && all_rows.is_multiple_of(count), "matrices of a stack have one shape");
+        let rows = all_rows / count;
         let panels = rows.next_multiple_of(GROUP) / PANEL;
         let panel_bytes = stored.panel_bytes(cols);
-        let mut data = Buffer::zeroed(panels * panel_bytes)?;
+        let mut data = Buffer::zeroed(count * panels * panel_bytes)?;
+        // Source rows of a panel, of all the stack's; none where it is padding alone.
+        let rows_of = |panel: usize| {
+            let (matrix, first) = (panel / panels, (panel % panels * PANEL).min(rows));
+            matrix * rows + first..matrix * rows + (first + PANEL).min(rows)
+        };
         // Chunks keep the decoded rows small and release the file's pages as they go.
         let per_chunk = (1_usize << 20).div_ceil(panel_bytes.max(1)).clamp(2, 64);
         data.as_mut_slice().par_chunks_mut(per_chunk * panel_bytes).enumerate().try_for_each(|(i, chunk)| {
-            let first = i * per_chunk * PANEL;
-            let end = rows.min(first + chunk.len() / panel_bytes * PANEL);
+            let first = i * per_chunk;
             let mut values = Vec::new();
             for (p, panel) in chunk.chunks_mut(panel_bytes).enumerate() {
-                let start = first + p * PANEL;
-                if start < rows {
-                    pack_panel(source, start..end.min(start + PANEL), cols, stored, panel, &mut values)?;
+                let rows = rows_of(first + p);
+                if !rows.is_empty() {
+                    pack_panel(source, rows, cols, stored, panel, &mut values)?;
                 }
             }
-            source.done(first.min(end)..end);
+            let last = first + chunk.len() / panel_bytes - 1;
+            source.done(rows_of(first).start..rows_of(last).end);
             Ok::<_, PackError>(())
         })?;
-        Ok(Packed { rows, cols, stored, panel_bytes, data })
+        Ok(Packed { count, rows, cols, stored, panel_bytes, data })
     }
 
     /// Bytes that a matrix takes.
@@ -147,7 +163,12 @@ impl Packed {
         rows.next_multiple_of(GROUP) / PANEL * stored.panel_bytes(cols)
     }
 
-    /// Rows without padding.
+    /// Matrices of the stack.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Rows of a matrix, without padding.
     pub fn rows(&self) -> usize {
         self.rows
     }
@@ -162,12 +183,12 @@ impl Packed {
         self.stored
     }
 
-    /// Bytes it takes.
+    /// Bytes of the whole stack.
     pub fn bytes(&self) -> usize {
         self.data.len()
     }
 
-    /// Number of panels, padding included.
+    /// Panels of a matrix, padding included.
     pub fn panels(&self) -> usize {
         self.rows.next_multiple_of(GROUP) / PANEL
     }
@@ -177,13 +198,16 @@ impl Packed {
         self.panel_bytes
     }
 
+    /// Panel `i` of the whole stack.
     pub(crate) fn panel(&self, i: usize) -> *const u8 {
         self.data.as_slice()[i * self.panel_bytes..][..self.panel_bytes].as_ptr()
     }
 
-    /// Decodes one row.
+    /// Decodes row `row` of the whole stack's rows.
     pub fn row_f32(&self, row: usize, out: &mut [f32]) {
-        let data = &self.data.as_slice()[row / PANEL * self.panel_bytes..][..self.panel_bytes];
+        let (matrix, row) = (row / self.rows, row % self.rows);
+        let panel = matrix * self.panels() + row / PANEL;
+        let data = &self.data.as_slice()[panel * self.panel_bytes..][..self.panel_bytes];
         let r = row % PANEL;
         let out = &mut out[..self.cols];
         let groups = self.cols.div_ceil(GROUP);

@@ -7,23 +7,31 @@
 //! * `Rows`: a run of row-local ops on the same rows; a worker does all of them for the rows it claims.
 //! * `Linear`, `Gated`: a worker writes the columns of the panels it claims, for all rows.
 //! * `Attend`: a worker writes the rows and heads of the tasks it claims.
+//! * `Dispatch`: one worker lists the rows of each expert (see `run/experts.rs`); then `Gather` and `Repack` write the
+//!   entries that a worker claims, `ExpertsIn` and `ExpertsOut` the panels of the experts.
 //!
 //! Nothing here allocates, locks or calls the system (the team's futex aside) during [`Plan::run`].
 
 mod build;
 mod layout;
+mod lower;
+mod op;
 mod run;
 
-pub use build::{LinearPart, PlanBuilder, Val, Vector};
+pub use build::{AttendHow, PlanBuilder, RopeTable};
+pub use op::{Embedding, Norm, NormGroup, Pairing, Product, Val, Vector};
 pub use run::{Span, StepError, StepInput};
 
 use std::sync::Arc;
 
+use crate::acts::{Act, Glu};
 use crate::buffer::Buffer;
 use crate::gemm::ActKind;
 use crate::isa::Kernels;
 use crate::kv::KvCache;
 use crate::packed::Packed;
+use crate::route::Routing;
+use crate::rows::{NormArgs, NormKind};
 use crate::team::Counter;
 
 /// The dynamic number of rows of an activation.
@@ -64,15 +72,17 @@ pub struct Plan {
     vocab: usize,
 }
 
-/// Where an activation lies in the arena.
+/// Where an activation lies: in the arena, or in the step's logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Region {
-    /// First value, in f32s from the start of the arena.
+    /// First value, in f32s from the start.
     at: usize,
     /// Distance of rows; a multiple of [`GROUP`](crate::packed::GROUP).
     stride: usize,
     /// Columns without padding.
     cols: usize,
+    /// Whether it is the logits.
+    logits: bool,
 }
 
 /// Where a packed activation lies in the arena, in bytes.
@@ -84,11 +94,12 @@ struct ActRegion {
     cols: usize,
 }
 
-/// A rotary table and where the step's angles lie: cosines, then sines, `[row][pair]` each.
+/// A rotary table for one pairing, and where the step's angles lie: cosines, then sines, `width` per row each.
 #[derive(Debug)]
 struct Rope {
-    inv_freq: Vec<f32>,
-    amplitude: f32,
+    table: RopeTable,
+    pairing: Pairing,
+    width: usize,
     cos: usize,
     sin: usize,
 }
@@ -97,23 +108,68 @@ struct Rope {
 enum Phase {
     Rows { set: RowSet, ops: Vec<RowOp> },
     Linear { rows: RowSet, parts: Vec<Part> },
-    Gated { rows: RowSet, act: ActRegion, gate: Matrix, up: Matrix, out: Region },
-    Attend { q: Region, out: Region, cache: usize, heads: usize, scale: f32, window: usize },
+    Gated { rows: RowSet, gate: Matrix, up: Matrix, glu: Glu, out: Region },
+    Attend { q: Region, out: Region, cache: usize, heads: usize, how: Attention },
+    Dispatch { rows: RowSet, shares: Region, table: Table },
+    Gather { x: Region, acts: Vec<ActRegion>, fine: bool, table: Table },
+    ExpertsIn { gate: Matrix, up: Matrix, glu: Glu, out: Region, table: Table },
+    Repack { x: Region, act: ActRegion, table: Table },
+    ExpertsOut { down: Matrix, out: Region, table: Table },
 }
 
+/// How scores become weights.
+#[derive(Debug)]
+struct Attention {
+    scale: f32,
+    window: usize,
+    softcap: Option<f32>,
+    sinks: Option<Vec<f32>>,
+}
+
+/// A matrix, or a stack of them, and the packed form of what it is multiplied with.
 #[derive(Debug)]
 struct Matrix {
     weight: Arc<Packed>,
     /// Padded to whole panels.
     bias: Option<Vec<f32>>,
+    act: ActRegion,
 }
 
 #[derive(Debug)]
 struct Part {
-    act: ActRegion,
     matrix: Matrix,
-    /// `None`: the step's logits.
-    out: Option<Region>,
+    out: Region,
+}
+
+/// Which rows each expert works on in this step: where the lists lie in the arena and how much they can hold.
+///
+/// An *entry* is one row of one expert; entries of an expert are consecutive and in the order of their rows.
+#[derive(Clone, Copy, Debug)]
+struct Table {
+    /// First word.
+    at: usize,
+    /// Experts.
+    experts: usize,
+    /// Experts that a row may have.
+    kept: usize,
+    /// Rows at most.
+    max_rows: usize,
+}
+
+/// A norm's weights, one per column and padded.
+#[derive(Debug)]
+struct NormWeights {
+    kind: NormKind,
+    weight: Vec<f32>,
+    bias: Option<Vec<f32>>,
+    eps: f32,
+}
+
+impl NormWeights {
+    fn args(&self) -> NormArgs {
+        let bias = self.bias.as_ref().map_or(std::ptr::null(), |b| b.as_ptr());
+        NormArgs { kind: self.kind, weight: self.weight.as_ptr(), bias, eps: self.eps }
+    }
 }
 
 #[derive(Debug)]
@@ -123,26 +179,30 @@ enum RowOp {
     },
     Embed {
         table: Arc<Packed>,
+        index: Embedding,
         out: Region,
     },
     Norm {
         x: Region,
-        weight: Vec<f32>,
-        eps: f32,
+        norm: NormWeights,
         out: Region,
     },
     AddNorm {
         x: Region,
         delta: Region,
-        weight: Vec<f32>,
-        eps: f32,
+        norm: NormWeights,
         sum: Region,
         out: Region,
     },
     HeadNorm {
         x: Region,
-        weight: Vec<f32>,
-        eps: f32,
+        norm: NormWeights,
+        head: usize,
+        out: Region,
+    },
+    Act {
+        x: Region,
+        act: Act,
         out: Region,
     },
     Rope {
@@ -161,15 +221,46 @@ enum RowOp {
         y: Region,
         out: Region,
     },
+    Mul {
+        x: Region,
+        y: Region,
+        out: Region,
+    },
+    Scale {
+        x: Region,
+        factor: f32,
+        out: Region,
+    },
+    Softcap {
+        x: Region,
+        cap: f32,
+        out: Region,
+    },
+    Route {
+        x: Region,
+        routing: Routing,
+        out: Region,
+    },
     Take {
         x: Region,
         out: Region,
+    },
+    /// Zeros the padding.
+    Clear {
+        x: Region,
     },
     /// `fine`: groups may have fine codes.
     Pack {
         x: Region,
         act: ActRegion,
         fine: bool,
+    },
+    /// Sums a row's experts.
+    Combine {
+        entries: Region,
+        shares: Region,
+        table: Table,
+        out: Region,
     },
 }
 

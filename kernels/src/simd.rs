@@ -56,6 +56,8 @@ pub unsafe trait Simd: Copy + 'static {
     /// Lanes summed pairwise: lane `i` with `i + LANES/2`, and so on.
     unsafe fn sum(x: Self::F) -> f32;
     unsafe fn hmax(x: Self::F) -> f32;
+    /// Lanes `2i` and `2i + 1` exchanged.
+    unsafe fn swap_pairs(x: Self::F) -> Self::F;
     /// `x` where lane index `+ at` lies in `from..to`, else minus infinity.
     unsafe fn mask_range(x: Self::F, at: i32, from: i32, to: i32) -> Self::F;
 
@@ -120,6 +122,76 @@ pub unsafe fn silu<S: Simd>(x: S::F) -> S::F {
     unsafe {
         // e^88 is finite and so is 1 + e^88; the quotient is then x / 1.6e38.
         let e = exp::<S>(S::min(S::sub(S::zero(), x), S::splat(88.0)));
+        S::div(x, S::add(S::splat(1.0), e))
+    }
+}
+
+/// `1 / (1 + e^-x)`; NaN stays NaN.
+#[inline(always)]
+pub unsafe fn sigmoid<S: Simd>(x: S::F) -> S::F {
+    // SAFETY: the caller's instruction set is S's.
+    unsafe {
+        // In this order `max` and `min` keep a NaN, which `exp` would lose.
+        let x = S::max(S::splat(-88.0), S::min(S::splat(88.0), x));
+        let e = exp::<S>(S::sub(S::zero(), x));
+        S::div(S::fma(x, S::zero(), S::splat(1.0)), S::add(S::splat(1.0), e))
+    }
+}
+
+/// `tanh(x)` to a few ulp, however small `x`; NaN stays NaN.
+///
+/// `e / (e + 2)` with `e = e^2x - 1`, which [`exp`]'s polynomial gives without its constant term and without
+/// cancellation. Beyond 9.1 the result rounds to 1.
+#[inline(always)]
+pub unsafe fn tanh<S: Simd>(x: S::F) -> S::F {
+    // SAFETY: the caller's instruction set is S's.
+    unsafe {
+        let x = S::max(S::splat(-9.1), S::min(S::splat(9.1), x));
+        let twice = S::add(x, x);
+        let n = S::round(S::mul(twice, S::splat(std::f32::consts::LOG2_E)));
+        let nf = S::to_f32(n);
+        let r = S::fma(nf, S::splat(-0.693_359_4), twice);
+        let r = S::fma(nf, S::splat(2.121_944_4e-4), r);
+        let mut p = S::splat(1.388_888_9e-3);
+        for c in [8.333_334e-3, 4.166_666_8e-2, 0.166_666_67, 0.5, 1.0] {
+            p = S::fma(p, r, S::splat(c));
+        }
+        let power = S::scale_by_pow2(S::splat(1.0), n);
+        let e = S::fma(power, S::mul(p, r), S::sub(power, S::splat(1.0)));
+        S::fma(x, S::zero(), S::div(e, S::add(e, S::splat(2.0))))
+    }
+}
+
+/// `x * Phi(x)`, Phi the normal distribution's function, to 2e-7 of `|x|`.
+///
+/// Phi(-|x|) is `erfc(|x| / sqrt 2) / 2` by Abramowitz and Stegun 1964, 7.1.26, whose error is below 1.5e-7 and shrinks
+/// with the tail.
+#[inline(always)]
+pub unsafe fn gelu<S: Simd>(x: S::F) -> S::F {
+    // SAFETY: the caller's instruction set is S's.
+    unsafe {
+        let size = S::max(S::sub(S::zero(), x), x);
+        let z = S::mul(size, S::splat(std::f32::consts::FRAC_1_SQRT_2));
+        let t = S::div(S::splat(1.0), S::fma(z, S::splat(0.327_591_1), S::splat(1.0)));
+        let mut p = S::splat(1.061_405_4);
+        for c in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
+            p = S::fma(p, t, S::splat(c));
+        }
+        let tail = exp::<S>(S::sub(S::zero(), S::mul(z, z)));
+        let below = S::mul(S::mul(S::mul(p, t), S::splat(0.5)), tail);
+        S::sub(S::max(S::zero(), x), S::mul(size, below))
+    }
+}
+
+/// The same by `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`, which is `x * sigmoid` of twice that argument.
+#[inline(always)]
+pub unsafe fn gelu_tanh<S: Simd>(x: S::F) -> S::F {
+    // SAFETY: the caller's instruction set is S's.
+    unsafe {
+        let cube = S::mul(S::mul(x, x), x);
+        let inner = S::fma(cube, S::splat(0.044_715), x);
+        // -2 sqrt(2/pi).
+        let e = exp::<S>(S::min(S::mul(inner, S::splat(-1.595_769)), S::splat(88.0)));
         S::div(x, S::add(S::splat(1.0), e))
     }
 }

@@ -342,6 +342,16 @@ impl Tracer {
         out
     }
 
+    /// Columns of `x`.
+    pub fn cols(&self, x: Val) -> usize {
+        self.program.info(x).cols
+    }
+
+    /// Whether `x` has a row per token of the step, not only those whose logits are wanted.
+    pub fn is_token_rows(&self, x: Val) -> bool {
+        self.program.info(x).rows == RowSet::Tokens
+    }
+
     fn val(&mut self, cols: usize, rows: RowSet) -> Val {
         self.program.vals.push(ValInfo { cols, rows });
         Val(index(self.program.vals.len() - 1))

@@ -3,6 +3,9 @@
 //! A [`Backend`] compiles a [`Program`] into an [`Executor`], which is owned by one thread and runs [`Batch`]es. The
 //! engine fills one reused `Batch` per step and reads one reused [`StepOutput`]; it never sees a backend's memory.
 
+#[cfg(feature = "candle")]
+pub mod candle;
+mod check;
 pub mod cpu;
 
 use std::ops::Range;
@@ -161,6 +164,26 @@ pub struct Cost {
     pub kv_bytes: f64,
 }
 
+impl Cost {
+    /// Work of a step that reads `streamed` bytes of weights and caches as `kv`.
+    pub(crate) fn of_step(program: &Program, batch: &Batch, streamed: usize, kv: KvType) -> Cost {
+        let mut cost = njoule_models::cost::Cost::default();
+        for s in &batch.seqs {
+            let outputs = batch.outputs.iter().filter(|o| s.rows.contains(&(**o as usize))).count();
+            let rows = s.rows.len();
+            cost += njoule_models::cost::Span { rows, context: s.context - rows, outputs }.cost(program);
+        }
+        let caches = || program.caches.iter();
+        let bytes: usize = caches().map(|c| c.kv_heads * (kv.bytes(c.k_dim) + kv.bytes(c.v_dim))).sum();
+        let bytes_per_value = bytes as f64 / program.kv_values_per_token() as f64;
+        Cost {
+            flops: cost.flops() as f64,
+            weight_bytes: streamed as f64,
+            kv_bytes: bytes_per_value * (cost.kv_values_read + cost.kv_values_written) as f64,
+        }
+    }
+}
+
 /// A way to run programs.
 pub trait Backend: Send + Sync {
     /// What it can do with `program`.
@@ -243,6 +266,9 @@ pub enum LoadError {
         /// For what.
         what: &'static str,
     },
+    /// The device failed.
+    #[error("device failure: {0}")]
+    Device(String),
 }
 
 /// Why a step failed.

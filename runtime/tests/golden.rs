@@ -1,11 +1,13 @@
-//! Logits of the cpu backend against the reference implementation's (`testdata/*/golden.safetensors`, made by
-//! transformers; `testdata/README.md` says how), on every instruction set of this machine.
+//! Logits of the backends against the reference implementation's (`testdata/*/golden.safetensors`, made by transformers;
+//! `testdata/README.md` says how): cpu on every instruction set of this machine, and candle.
 
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
 use njoule_kernels::isa::Kernels;
 use njoule_models::checkpoint::Checkpoint;
+#[cfg(feature = "candle")]
+use njoule_runtime::backend::candle::CandleBackend;
 use njoule_runtime::backend::cpu::CpuBackend;
 use njoule_runtime::backend::{Backend, Batch, BlockId, Capacity, Executor, Quant, SeqSpan, StepOutput};
 use safetensors::SafeTensors;
@@ -75,9 +77,24 @@ fn golden(name: &'static str) -> Golden {
     }
 }
 
-fn load(golden: &Golden, kernels: &Kernels, quant: Quant, threads: usize) -> Box<dyn Executor> {
+/// Every backend that stores weights so, with its name.
+fn backends(quant: Quant, threads: usize) -> Vec<(String, Box<dyn Backend>)> {
+    let threads = NonZero::new(threads).unwrap();
+    let cpu = |kernels: &Kernels| {
+        let backend = CpuBackend::new(threads, quant).unwrap().with_isa(kernels.isa).unwrap();
+        (format!("cpu {}", kernels.isa.name()), Box::new(backend) as Box<dyn Backend>)
+    };
+    let all = Kernels::available().map(cpu);
+    #[cfg(feature = "candle")]
+    let all = all.chain(
+        matches!(quant, Quant::None | Quant::Bf16)
+            .then(|| ("candle".to_owned(), Box::new(CandleBackend::on_cpu(quant)) as Box<dyn Backend>)),
+    );
+    all.collect()
+}
+
+fn load(golden: &Golden, backend: &dyn Backend) -> Box<dyn Executor> {
     let program = golden.checkpoint.config.program();
-    let backend = CpuBackend::new(NonZero::new(threads).unwrap(), quant).unwrap().with_isa(kernels.isa).unwrap();
     let capacity = Capacity { blocks: 8, block_len: 32, max_rows: 64, max_seqs: 4, max_outputs: 64, max_len: 128 };
     backend
         .load(&program, golden.checkpoint.weights.as_ref(), capacity)
@@ -117,21 +134,20 @@ fn unquantised_logits_equal_the_reference_and_greedy_ids_follow() {
     let mut failures = vec![];
     for name in FIXTURES {
         let golden = golden(name);
-        for kernels in Kernels::available() {
-            let mut executor = load(&golden, kernels, Quant::None, 2);
+        for (backend_name, backend) in backends(Quant::None, 2) {
+            let mut executor = load(&golden, &*backend);
             let mut out = StepOutput::default();
             for (i, prompt) in golden.prompts.iter().enumerate() {
                 step(executor.as_mut(), &prompt.ids, 0, &mut out);
                 let got = rows(&out);
                 let worst = got.iter().zip(&prompt.logits).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                 if !(got.len() == prompt.logits.len() && worst < 1e-3) {
-                    failures.push(format!("{name} {} prompt {i}: off by {worst}", kernels.isa.name()));
+                    failures.push(format!("{name} {backend_name} prompt {i}: off by {worst}"));
                 }
                 let mut next = argmax(out.row(out.rows - 1));
                 for (position, (n, want)) in (prompt.ids.len()..).zip(prompt.greedy.iter().enumerate()) {
                     if next != *want {
-                        failures
-                            .push(format!("{name} {} prompt {i}: token {n} is {next}, not {want}", kernels.isa.name()));
+                        failures.push(format!("{name} {backend_name} prompt {i}: token {n} is {next}, not {want}"));
                         break;
                     }
                     step(executor.as_mut(), &[next], position, &mut out);
@@ -150,8 +166,8 @@ fn quantised_logits_stay_within_the_bounds_of_bf16() {
         let golden = golden(name);
         let (Some(mean_bound), Some(max_bound)) = (golden.bf16_mean, golden.bf16_max) else { continue };
         for (quant, factor) in [(Quant::Bf16, 2.0), (Quant::Int8, 4.0)] {
-            for kernels in Kernels::available() {
-                let mut executor = load(&golden, kernels, quant, 1);
+            for (backend_name, backend) in backends(quant, 1) {
+                let mut executor = load(&golden, &*backend);
                 let mut out = StepOutput::default();
                 let (mut sum, mut count) = (0.0, 0.0);
                 for (i, prompt) in golden.prompts.iter().enumerate() {
@@ -166,8 +182,7 @@ fn quantised_logits_stay_within_the_bounds_of_bf16() {
                         let margin = f64::from(sorted[0] - sorted[1]);
                         if margin > 2.0 * max_bound && argmax(got) != argmax(want) {
                             failures.push(format!(
-                                "{name} {quant:?} {} prompt {i} row {row}: another top token",
-                                kernels.isa.name()
+                                "{name} {quant:?} {backend_name} prompt {i} row {row}: another top token"
                             ));
                         }
                     }
@@ -175,8 +190,7 @@ fn quantised_logits_stay_within_the_bounds_of_bf16() {
                 let mean = sum / count;
                 if !(mean <= factor * mean_bound) {
                     failures.push(format!(
-                        "{name} {quant:?} {}: mean {mean:.4} against bf16's {mean_bound:.4}",
-                        kernels.isa.name()
+                        "{name} {quant:?} {backend_name}: mean {mean:.4} against bf16's {mean_bound:.4}"
                     ));
                 }
             }

@@ -293,24 +293,3 @@ fn tiles_cover_the_rows_in_order_with_even_parts() {
         assert_eq!(tiles.count(), rows.div_ceil(tile));
     }
 }
-
-#[test]
-fn silu_times_up_equals_the_formula() {
-    let mut failures = vec![];
-    let n = 4096;
-    let gate: Vec<f32> = (0..n).map(|i| (i as f32 - 2048.0) / 16.0).collect();
-    let up = Noise::new(1).values(n, 2.0);
-    for kernels in Kernels::available() {
-        let mut out = vec![f32::NAN; n];
-        // SAFETY: the kernels are available; all three have n values, a multiple of every set's lanes.
-        unsafe { (kernels.silu_mul)(gate.as_ptr(), up.as_ptr(), out.as_mut_ptr(), n) };
-        for i in 0..n {
-            let g = f64::from(gate[i]);
-            let want = g / (1.0 + (-g).exp()) * f64::from(up[i]);
-            if !((f64::from(out[i]) - want).abs() <= 1e-6 * want.abs() + 2e-36) {
-                failures.push(format!("{} silu({g}) * {} is {}, not {want}", kernels.isa.name(), up[i], out[i]));
-            }
-        }
-    }
-    report(n, &failures);
-}

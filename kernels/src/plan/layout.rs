@@ -1,7 +1,5 @@
 //! Places values in the arena so that those alive in the same phase never overlap.
 
-use std::ops::Range;
-
 use super::{PlanLimits, RowSet};
 
 /// Size of a stored value and the phases in which it is alive.
@@ -39,7 +37,7 @@ pub struct Layout {
 
 impl Layout {
     /// Of a plan with these limits.
-    pub fn new(limits: PlanLimits, _groups: &[Range<usize>]) -> Self {
+    pub fn new(limits: PlanLimits) -> Self {
         Layout { limits }
     }
 

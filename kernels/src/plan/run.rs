@@ -1,6 +1,11 @@
 //! Running a plan: the checks that make its pointers sound, and the phases.
 
-use super::{ActRegion, Matrix, Part, Phase, Plan, Region, RowOp, RowSet};
+mod experts;
+mod rows;
+
+use super::op::Embedding;
+use super::{Matrix, Part, Phase, Plan, Region, RowOp, RowSet};
+use crate::acts::Glu;
 use crate::attention::AttendArgs;
 use crate::gemm::{TileArgs, Tiles};
 use crate::packed::{GROUP, PANEL};
@@ -19,6 +24,8 @@ pub struct Span {
     pub table: usize,
     /// Its blocks.
     pub blocks: usize,
+    /// Its length that decides between rotary frequencies; the same in every step of the sequence.
+    pub rope_len: usize,
 }
 
 /// What a step works on. Rows of a sequence are consecutive.
@@ -111,11 +118,21 @@ impl Plan {
             Phase::Rows { ops, .. } => ops.as_slice(),
             _ => &[],
         });
-        let vocab =
-            embeddings.filter_map(|op| if let RowOp::Embed { table, .. } = op { Some(table.rows()) } else { None });
-        let vocab = vocab.min().unwrap_or(usize::MAX);
-        if let Some(t) = input.tokens.iter().find(|t| **t as usize >= vocab) {
-            return fail(format!("token {t} of a vocabulary of {vocab}"));
+        for op in embeddings {
+            let RowOp::Embed { table, index, .. } = op else { continue };
+            let entries = table.rows();
+            match index {
+                Embedding::Token => {
+                    if let Some(t) = input.tokens.iter().find(|t| **t as usize >= entries) {
+                        return fail(format!("token {t} of a vocabulary of {entries}"));
+                    }
+                }
+                Embedding::Position(offset) => {
+                    if let Some(p) = input.positions.iter().find(|p| offset.saturating_add(**p as usize) >= entries) {
+                        return fail(format!("position {p} plus {offset} of a table of {entries}"));
+                    }
+                }
+            }
         }
         let mut row = 0;
         for s in input.spans {
@@ -183,8 +200,9 @@ impl Context<'_> {
 
     /// Row `r` of a region.
     fn row(&self, region: &Region, r: usize) -> *mut f32 {
-        // SAFETY: the layout holds `max_rows` rows of every region, and `check` bounds the rows.
-        unsafe { self.arena.cast::<f32>().add(region.at + r * region.stride) }
+        let base = if region.logits { self.logits } else { self.arena.cast::<f32>() };
+        // SAFETY: the layout holds the most rows of every region, `check` bounds the rows and the logits.
+        unsafe { base.add(region.at + r * region.stride) }
     }
 
     fn phase(&self, phase: &Phase, counter: &Counter, worker: Worker<'_>) {
@@ -209,18 +227,29 @@ impl Context<'_> {
                     });
                 }
             }
-            Phase::Gated { rows, act, gate, up, out } => {
+            Phase::Gated { rows, gate, up, glu, out } => {
                 let rows = self.rows(*rows);
                 let total = gate.weight.panels();
                 let bytes = gate.weight.panel_bytes() + up.weight.panel_bytes();
                 let chunk = panels_per_claim(total, bytes, worker.count);
                 if rows > 0 {
                     worker.claim(counter, total, chunk, |claimed| {
-                        claimed.for_each(|panel| self.gated_panel(act, gate, up, out, panel, rows));
+                        claimed.for_each(|panel| self.gated_panel([gate, up], *glu, out, (panel, panel), (0, rows)));
                     });
                 }
             }
-            Phase::Attend { q, out, cache, heads, scale, window } => {
+            Phase::Dispatch { rows, shares, table } => {
+                if worker.is_first() {
+                    self.dispatch(self.rows(*rows), shares, table);
+                }
+            }
+            Phase::Gather { x, acts, fine, table } => self.gather(x, acts, *fine, table, counter, worker),
+            Phase::ExpertsIn { gate, up, glu, out, table } => {
+                self.experts_in([gate, up], *glu, out, table, counter, worker);
+            }
+            Phase::Repack { x, act, table } => self.repack(x, act, table, counter, worker),
+            Phase::ExpertsOut { down, out, table } => self.experts_out(down, out, table, counter, worker),
+            Phase::Attend { q, out, cache, heads, how } => {
                 let cache = &self.plan.caches[*cache];
                 let kv_heads = cache.shape.heads;
                 let scratch = self.plan.scratch_at + worker.id * self.plan.scratch_len;
@@ -239,8 +268,10 @@ impl Context<'_> {
                             position: s.position + task.first as usize,
                             group: heads / kv_heads,
                             head: i % kv_heads,
-                            scale: *scale,
-                            window: *window,
+                            scale: how.scale,
+                            window: how.window,
+                            softcap: how.softcap,
+                            sinks: how.sinks.as_ref().map_or(std::ptr::null(), |s| s.as_ptr()),
                             cache,
                             table: &self.input.tables[s.table..s.table + s.blocks],
                             // SAFETY: the arena holds one scratch per member.
@@ -263,49 +294,50 @@ impl Context<'_> {
                 i -= panels;
                 continue;
             }
-            let (out, stride) = match &part.out {
-                Some(region) => (self.row(region, 0), region.stride),
-                None => (self.logits, self.plan.logits_stride()),
-            };
-            let tiles = Tiles::new(rows, self.plan.kernels.tile);
-            for tile in 0..tiles.count() {
-                let (first, n) = tiles.at(tile);
-                // SAFETY: `out` has `rows` rows of at least `panels * PANEL` values.
-                let to = unsafe { out.add(first * stride + i * PANEL) };
-                self.tile(&part.act, &part.matrix, i, (first, n), to, stride);
-            }
-            return;
+            return self.product_panel(&part.matrix, &part.out, (i, i), (0, rows));
         }
     }
 
-    /// One panel of both matrices, combined.
-    fn gated_panel(&self, act: &ActRegion, gate: &Matrix, up: &Matrix, out: &Region, panel: usize, rows: usize) {
+    /// Panel `panel` of a stack for `rows` rows from `base` on, written to column `column * PANEL` of `out`.
+    fn product_panel(&self, m: &Matrix, out: &Region, (panel, column): (usize, usize), (base, rows): (usize, usize)) {
+        let tiles = Tiles::new(rows, self.plan.kernels.tile);
+        for tile in 0..tiles.count() {
+            let (first, n) = tiles.at(tile);
+            // SAFETY: `out` has these rows, of at least as many values as a matrix has panels' rows.
+            let to = unsafe { self.row(out, base + first).add(column * PANEL) };
+            self.tile(m, panel, (base + first, n), to, out.stride);
+        }
+    }
+
+    /// The same of both matrices, combined.
+    fn gated_panel(
+        &self,
+        [gate, up]: [&Matrix; 2],
+        glu: Glu,
+        out: &Region,
+        (panel, column): (usize, usize),
+        (base, rows): (usize, usize),
+    ) {
         let tiles = Tiles::new(rows, self.plan.kernels.tile);
         let mut g = [0.0_f32; PANEL * crate::attention::MAX_TILE];
         let mut u = g;
         for tile in 0..tiles.count() {
             let (first, n) = tiles.at(tile);
-            self.tile(act, gate, panel, (first, n), g.as_mut_ptr(), PANEL);
-            self.tile(act, up, panel, (first, n), u.as_mut_ptr(), PANEL);
+            self.tile(gate, panel, (base + first, n), g.as_mut_ptr(), PANEL);
+            self.tile(up, panel, (base + first, n), u.as_mut_ptr(), PANEL);
             for t in 0..n {
-                // SAFETY: `out` has `rows` rows of at least `panels * PANEL` values; the set is available.
+                // SAFETY: as `product_panel`; the set is available.
                 unsafe {
-                    let to = self.row(out, first + t).add(panel * PANEL);
-                    (self.plan.kernels.silu_mul)(g.as_ptr().add(t * PANEL), u.as_ptr().add(t * PANEL), to, PANEL);
+                    let to = self.row(out, base + first + t).add(column * PANEL);
+                    (self.plan.kernels.glu)(glu, g.as_ptr().add(t * PANEL), u.as_ptr().add(t * PANEL), to, PANEL);
                 }
             }
         }
     }
 
-    fn tile(
-        &self,
-        act: &ActRegion,
-        m: &Matrix,
-        panel: usize,
-        (first, n): (usize, usize),
-        out: *mut f32,
-        out_stride: usize,
-    ) {
+    /// One panel for the `n` rows from `first` on, which are packed as one tile.
+    fn tile(&self, m: &Matrix, panel: usize, (first, n): (usize, usize), out: *mut f32, out_stride: usize) {
+        let act = &m.act;
         let (codes, meta) = act.kind.bytes(act.cols);
         // SAFETY: the layout holds the packed form of every row; a tile's part starts at its first row's share.
         let args = unsafe {
@@ -322,96 +354,6 @@ impl Context<'_> {
         // SAFETY: the set is available, the pointers as just made, `n` at most the set's tile.
         unsafe { self.plan.kernels.tiles[m.weight.stored() as usize][n - 1](&args) }
     }
-
-    fn row_op(&self, op: &RowOp, set: RowSet, row: usize) {
-        let k = self.plan.kernels;
-        let floats = self.arena.cast::<f32>();
-        // SAFETY (all): the set is available; regions hold this row, which only this worker touches in this phase.
-        match op {
-            RowOp::Angles { rope } => {
-                let rope = &self.plan.ropes[*rope];
-                let pairs = rope.inv_freq.len();
-                let position = self.input.positions[row] as f32;
-                for (i, f) in rope.inv_freq.iter().enumerate() {
-                    let (sin, cos) = (position * f).sin_cos();
-                    // SAFETY: the arena holds `max_rows * pairs` cosines and sines.
-                    unsafe {
-                        *floats.add(rope.cos + row * pairs + i) = cos * rope.amplitude;
-                        *floats.add(rope.sin + row * pairs + i) = sin * rope.amplitude;
-                    }
-                }
-            }
-            RowOp::Embed { table, out } => {
-                // SAFETY: as above; the token was checked against the table.
-                let out = unsafe { std::slice::from_raw_parts_mut(self.row(out, row), out.stride) };
-                table.row_f32(self.input.tokens[row] as usize, out);
-                out[table.cols()..].fill(0.0);
-            }
-            RowOp::Norm { x, weight, eps, out } => {
-                let (x, out, cols) = (self.row(x, row), self.row(out, row), (x.cols, x.stride));
-                // SAFETY: as above.
-                unsafe { (k.add_rms_norm)(x, None, weight.as_ptr(), *eps, cols, out, out) }
-            }
-            RowOp::AddNorm { x, delta, weight, eps, sum, out } => {
-                let (delta, sum, out) = (self.row(delta, row), self.row(sum, row), self.row(out, row));
-                let cols = (x.cols, x.stride);
-                // SAFETY: as above.
-                unsafe { (k.add_rms_norm)(self.row(x, row), Some(delta), weight.as_ptr(), *eps, cols, sum, out) }
-            }
-            RowOp::HeadNorm { x, weight, eps, out } => {
-                // SAFETY: as above.
-                unsafe {
-                    (k.head_rms_norm)(
-                        self.row(x, row),
-                        weight.as_ptr(),
-                        *eps,
-                        weight.len(),
-                        x.cols,
-                        self.row(out, row),
-                    );
-                    clear_padding(self.row(out, row), out);
-                }
-            }
-            RowOp::Rope { x, rope, head, out } => {
-                let rope = &self.plan.ropes[*rope];
-                let pairs = rope.inv_freq.len();
-                let to = self.row(out, row);
-                // SAFETY: as above; `x` and `out` are one region or disjoint.
-                unsafe {
-                    if x.at != out.at {
-                        std::ptr::copy_nonoverlapping(self.row(x, row), to, x.stride);
-                    }
-                    let (cos, sin) = (floats.add(rope.cos + row * pairs), floats.add(rope.sin + row * pairs));
-                    (k.rope_half)(to, *head, x.cols, cos, sin, pairs);
-                }
-            }
-            RowOp::CacheWrite { k: key, v, cache } => {
-                let slot = self.input.slots[row] as usize;
-                // SAFETY: as above; `check` bounds the slot, and rows have slots of their own.
-                unsafe { self.plan.caches[*cache].write(slot, self.row(key, row), self.row(v, row)) }
-            }
-            RowOp::Add { x, y, out } => {
-                // SAFETY: as above.
-                unsafe { (k.add)(self.row(x, row), self.row(y, row), self.row(out, row), x.stride) }
-            }
-            RowOp::Take { x, out } => {
-                let from = self.row(x, self.input.outputs[row] as usize);
-                // SAFETY: as above; `x` was written in an earlier phase, and the regions are disjoint.
-                unsafe { std::ptr::copy_nonoverlapping(from, self.row(out, row), x.stride) }
-            }
-            RowOp::Pack { x, act, fine } => {
-                let (first, n) = Tiles::new(self.rows(set), k.tile).of(row);
-                let (codes, meta) = act.kind.bytes(act.cols);
-                // SAFETY: as above; tokens of a tile write their own words of it.
-                unsafe {
-                    clear_padding(self.row(x, row), x);
-                    let (codes, meta) =
-                        (self.arena.add(act.codes + first * codes), self.arena.add(act.meta + first * meta));
-                    (k.pack_row)(act.kind, self.row(x, row), act.cols, codes, meta, (row - first, n), *fine);
-                }
-            }
-        }
-    }
 }
 
 /// Panels a worker claims at once: some tens of kilobytes, so that a stream is worth starting, but at least a few
@@ -419,14 +361,6 @@ impl Context<'_> {
 fn panels_per_claim(total: usize, panel_bytes: usize, workers: usize) -> usize {
     let by_size = (96 << 10) / panel_bytes.max(1);
     by_size.min(total.div_ceil(workers * 4)).max(1)
-}
-
-/// Zeros the padding of a row.
-unsafe fn clear_padding(row: *mut f32, region: &Region) {
-    if region.cols != region.stride {
-        // SAFETY: the row holds `stride` values.
-        unsafe { std::ptr::write_bytes(row.add(region.cols), 0, region.stride - region.cols) };
-    }
 }
 
 const _: () = assert!(GROUP.is_multiple_of(PANEL));

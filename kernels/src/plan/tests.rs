@@ -27,13 +27,14 @@ fn plan(kernels: &'static Kernels, stored: Stored, kv: KvStored) -> Plan {
         Arc::new(Matrix::random(rows, cols, seed).pack(stored))
     };
     let vector = |n: usize| -> Vector { Noise::new(n as u64).values(n, 1.0).iter().map(|x| 1.0 + x).collect() };
+    let rms = |n: usize| Norm { kind: NormKind::Rms, weight: Some(vector(n)), bias: None, eps: 1e-5 };
     let mut b = PlanBuilder::new();
     let table = weight(VOCAB, hidden);
-    let rope = b.rope_table(vec![1.0, 0.1, 0.01, 0.001, 0.0001], 1.0);
+    let rope = b.rope_table(RopeTable { inv_freq: vec![1.0, 0.1, 0.01, 0.001, 0.0001], amplitude: 1.0, long: None });
     let mut x = b.val(hidden, RowSet::Tokens);
-    b.embed(table.clone(), x);
+    b.embed(table.clone(), Embedding::Token, x);
     let mut normed = b.val(hidden, RowSet::Tokens);
-    b.norm(x, vector(hidden), 1e-5, normed);
+    b.norm(x, rms(hidden), NormGroup::Row, normed);
     for layer in 0..2 {
         let cache = b.cache(KvShape {
             blocks: BLOCKS,
@@ -44,41 +45,48 @@ fn plan(kernels: &'static Kernels, stored: Stored, kv: KvStored) -> Plan {
             stored: kv,
         });
         let qkv = [heads, kv_heads, kv_heads].map(|n| b.val(n * head, RowSet::Tokens));
-        let part = |weight, out| LinearPart { weight, bias: None, out };
-        let parts = [heads, kv_heads, kv_heads].into_iter().zip(qkv).map(|(n, out)| LinearPart {
-            weight: weight(n * head, hidden),
-            bias: Some(vector(n * head)),
-            out: Some(out),
-        });
+        let parts = [heads, kv_heads, kv_heads]
+            .into_iter()
+            .zip(qkv)
+            .map(|(n, out)| (Product { weight: weight(n * head, hidden), bias: Some(vector(n * head)) }, out));
         b.linear(normed, parts.collect());
         let turned = [0, 1].map(|i| {
             let (scaled, out) = (
                 b.val([heads, kv_heads][i] * head, RowSet::Tokens),
                 b.val([heads, kv_heads][i] * head, RowSet::Tokens),
             );
-            b.head_norm(qkv[i], vector(head), 1e-5, scaled);
-            b.rope(scaled, rope, head, out);
+            b.norm(qkv[i], rms(head), NormGroup::Head(head), scaled);
+            b.rope(scaled, rope, head, Pairing::Half, out);
             out
         });
         let attended = b.val(heads * head, RowSet::Tokens);
-        b.attend([turned[0], turned[1], qkv[2]], cache, heads, 0.3, (layer == 1).then_some(7), attended);
+        let window = (layer == 1).then_some(7);
+        let how = AttendHow { heads, scale: 0.3, window, softcap: None, sinks: None };
+        b.attend([turned[0], turned[1], qkv[2]], cache, how, attended);
         let delta = b.val(hidden, RowSet::Tokens);
-        b.linear(attended, vec![part(weight(hidden, heads * head), Some(delta))]);
+        b.linear(attended, vec![(plain(weight(hidden, heads * head)), delta)]);
         let (sum, out) = (b.val(hidden, RowSet::Tokens), b.val(hidden, RowSet::Tokens));
-        b.add_norm(x, delta, vector(hidden), 1e-5, sum, out);
+        b.add_norm(x, delta, rms(hidden), sum, out);
         let (act, down, next) =
             (b.val(inner, RowSet::Tokens), b.val(hidden, RowSet::Tokens), b.val(hidden, RowSet::Tokens));
-        b.gated(out, part(weight(inner, hidden), None), part(weight(inner, hidden), None), act);
-        b.linear(act, vec![part(weight(hidden, inner), Some(down))]);
+        let gate_up = [plain(weight(inner, hidden)), plain(weight(inner, hidden))];
+        b.gated(out, gate_up, Glu::Act(Act::Silu), act);
+        b.linear(act, vec![(plain(weight(hidden, inner)), down)]);
         b.add(sum, down, next);
         x = next;
         normed = b.val(hidden, RowSet::Tokens);
-        b.norm(x, vector(hidden), 1e-5, normed);
+        b.norm(x, rms(hidden), NormGroup::Row, normed);
     }
     let last = b.val(hidden, RowSet::Outputs);
     b.take(normed, last);
-    b.linear(last, vec![LinearPart { weight: table, bias: None, out: None }]);
+    let logits = b.val(VOCAB, RowSet::Outputs);
+    b.linear(last, vec![(plain(table), logits)]);
+    b.logits(logits);
     b.finish(kernels, LIMITS).expect("memory")
+}
+
+fn plain(weight: Arc<Packed>) -> Product {
+    Product { weight, bias: None }
 }
 
 /// A step's input, owned.
@@ -97,7 +105,7 @@ impl Step {
         let row = self.tokens.len();
         self.tokens.extend(tokens);
         let rows = self.tokens.len() - row;
-        self.spans.push(Span { row, rows, position, table: self.tables.len(), blocks: blocks.len() });
+        self.spans.push(Span { row, rows, position, table: self.tables.len(), blocks: blocks.len(), rope_len: 0 });
         self.tables.extend(blocks);
         for p in position..position + rows {
             self.positions.push(p as u32);
@@ -283,7 +291,7 @@ proptest! {
             (*first..first + more).for_each(|phase| life.touch(phase));
             life
         }).collect();
-        let (offsets, total) = Layout::new(LIMITS, &[]).place(&spans);
+        let (offsets, total) = Layout::new(LIMITS).place(&spans);
         let end = |i: usize| offsets[i] + lives[i].0.next_multiple_of(64);
         let alive = |i: usize| lives[i].1..lives[i].1 + lives[i].2;
         for i in (0..lives.len()).filter(|i| !alive(*i).is_empty()) {

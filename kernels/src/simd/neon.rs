@@ -188,6 +188,11 @@ unsafe impl Simd for Neon {
         unsafe { vmaxnmvq_f32(x) }
     }
     #[inline(always)]
+    unsafe fn swap_pairs(x: float32x4_t) -> float32x4_t {
+        // SAFETY: trait contract.
+        unsafe { vrev64q_f32(x) }
+    }
+    #[inline(always)]
     unsafe fn mask_range(x: float32x4_t, at: i32, from: i32, to: i32) -> float32x4_t {
         // SAFETY: trait contract.
         unsafe {

@@ -134,6 +134,10 @@ unsafe impl Simd for Scalar {
         halve(x, f32::max)
     }
     #[inline(always)]
+    unsafe fn swap_pairs(x: Self::F) -> Self::F {
+        std::array::from_fn(|i| x[i ^ 1])
+    }
+    #[inline(always)]
     unsafe fn mask_range(x: Self::F, at: i32, from: i32, to: i32) -> Self::F {
         std::array::from_fn(|i| if (from..to).contains(&(at + i as i32)) { x[i] } else { f32::NEG_INFINITY })
     }

@@ -12,7 +12,7 @@ use njoule_kernels::isa::{Isa, IsaError, Kernels};
 use njoule_kernels::kv::KvStored;
 use njoule_kernels::plan::{Plan, Span, StepInput};
 use njoule_kernels::team::Team;
-use njoule_models::program::Program;
+use njoule_models::program::{Op, Program, RowSet, WeightId};
 use njoule_models::weights::WeightSource;
 
 use super::{
@@ -86,7 +86,7 @@ impl CpuBackend {
             logits,
             outputs: 0,
             program: program.clone(),
-            streamed: program.streamed_weights().into_iter().map(|id| stored.bytes_of(id)).sum(),
+            streamed: Streamed::new(program, &stored),
             kv: self.kv_type(),
         })
     }
@@ -127,8 +127,53 @@ pub struct CpuExecutor {
     outputs: usize,
     memory: MemoryUse,
     program: Program,
-    streamed: usize,
+    streamed: Streamed,
     kv: KvType,
+}
+
+/// Weight bytes that a step reads.
+#[derive(Debug)]
+struct Streamed {
+    /// Whatever its rows.
+    always: usize,
+    experts: Vec<ExpertBytes>,
+}
+
+/// The stacks of a mixture of experts.
+#[derive(Debug)]
+struct ExpertBytes {
+    bytes: usize,
+    rows: RowSet,
+    /// Of the experts, how many a row has.
+    kept: f64,
+}
+
+impl Streamed {
+    fn new(program: &Program, stored: &StoredWeights) -> Streamed {
+        let is_stack = |id: &WeightId| program.weight(*id).experts.is_some();
+        let always = program.streamed_weights().into_iter().filter(|id| !is_stack(id));
+        let experts = program.ops.iter().filter_map(|op| {
+            let Op::MoeMlp { shares, .. } = op else { return None };
+            let info = program.info(*shares);
+            let bytes = op.weights().into_iter().map(|id| stored.bytes_of(id)).sum();
+            let kept = program.kept_experts(*shares) as f64 / info.cols as f64;
+            Some(ExpertBytes { bytes, rows: info.rows, kept })
+        });
+        Streamed { always: always.map(|id| stored.bytes_of(id)).sum(), experts: experts.collect() }
+    }
+
+    /// Of a step. Which experts its rows have is known only as they are computed: the figure is what is to be expected
+    /// where every expert is as likely as any other.
+    fn bytes(&self, batch: &Batch) -> f64 {
+        let experts = self.experts.iter().map(|e| {
+            let rows = match e.rows {
+                RowSet::Tokens => batch.rows(),
+                RowSet::Outputs => batch.outputs.len(),
+            };
+            e.bytes as f64 * (1.0 - (1.0 - e.kept).powf(rows as f64))
+        });
+        self.always as f64 + experts.sum::<f64>()
+    }
 }
 
 impl Executor for CpuExecutor {
@@ -142,6 +187,7 @@ impl Executor for CpuExecutor {
                 position,
                 table: s.table.start,
                 blocks: s.table.len(),
+                rope_len: s.rope_len,
             });
         }
         self.tables.clear();
@@ -174,20 +220,7 @@ impl Executor for CpuExecutor {
     }
 
     fn cost(&self, batch: &Batch) -> Cost {
-        let mut cost = njoule_models::cost::Cost::default();
-        for s in &batch.seqs {
-            let outputs = batch.outputs.iter().filter(|o| s.rows.contains(&(**o as usize))).count();
-            let rows = s.rows.len();
-            cost += njoule_models::cost::Span { rows, context: s.context - rows, outputs }.cost(&self.program);
-        }
-        let caches = || self.program.caches.iter();
-        let bytes: usize = caches().map(|c| c.kv_heads * (self.kv.bytes(c.k_dim) + self.kv.bytes(c.v_dim))).sum();
-        let bytes_per_value = bytes as f64 / self.program.kv_values_per_token() as f64;
-        Cost {
-            flops: cost.flops() as f64,
-            weight_bytes: self.streamed as f64,
-            kv_bytes: bytes_per_value * (cost.kv_values_read + cost.kv_values_written) as f64,
-        }
+        Cost::of_step(&self.program, batch, self.streamed.bytes(batch), self.kv)
     }
 
     fn memory(&self) -> MemoryUse {

@@ -161,6 +161,11 @@ unsafe impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn swap_pairs(x: __m256) -> __m256 {
+        // SAFETY: trait contract.
+        unsafe { _mm256_permute_ps::<0b10_11_00_01>(x) }
+    }
+    #[inline(always)]
     unsafe fn mask_range(x: __m256, at: i32, from: i32, to: i32) -> __m256 {
         // SAFETY: trait contract.
         unsafe {

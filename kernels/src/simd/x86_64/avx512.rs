@@ -150,6 +150,11 @@ unsafe impl<const HAS_BF16: bool> Simd for Avx512<HAS_BF16> {
         unsafe { _mm512_reduce_max_ps(x) }
     }
     #[inline(always)]
+    unsafe fn swap_pairs(x: __m512) -> __m512 {
+        // SAFETY: trait contract.
+        unsafe { _mm512_permute_ps::<0b10_11_00_01>(x) }
+    }
+    #[inline(always)]
     unsafe fn mask_range(x: __m512, at: i32, from: i32, to: i32) -> __m512 {
         // SAFETY: trait contract.
         unsafe {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use njoule_kernels::packed::{PackError, Packed, Source, Stored};
-use njoule_models::program::{Program, WeightDecl, WeightId, WeightUse};
+use njoule_models::program::{Op, Program, Val, WeightDecl, WeightId, WeightUse};
 use njoule_models::weights::{Container, DType, Encoding, GgmlType, WeightError, WeightRows, WeightSource};
 
 use crate::backend::{LoadError, Quant};
@@ -25,16 +25,17 @@ enum StoredWeight {
 impl StoredWeights {
     /// Reads, quantises and packs all weights. A matrix is read in chunks of rows whose file pages are released.
     pub fn load(program: &Program, source: &dyn WeightSource, quant: Quant) -> Result<Self, LoadError> {
-        let load = |decl: &WeightDecl| {
+        let routers = routers(program);
+        let load = |(id, decl): (usize, &WeightDecl)| {
             let view = source.get(decl)?;
             if decl.usage == WeightUse::Vector {
-                let mut values = vec![0.0; decl.cols];
-                view.read_f32(0..1, &mut values);
+                let mut values = vec![0.0; decl.all_rows() * decl.cols];
+                view.read_f32(0..decl.all_rows(), &mut values);
                 return Ok(StoredWeight::Vector(values.into()));
             }
-            let stored = choose(quant, decl.usage, view.encoding(), source.container());
+            let stored = choose(quant, kind(decl, id, &routers), view.encoding(), source.container());
             let rows = Rows { exact: holds_exactly(stored, view.encoding()), view: &*view };
-            let packed = Packed::pack(&rows, stored).map_err(|e| match e {
+            let packed = Packed::pack_stack(&rows, decl.experts.unwrap_or(1), stored).map_err(|e| match e {
                 PackError::Memory(e) => LoadError::Memory { bytes: e.bytes, what: "weights" },
                 PackError::Value { row, stored } => LoadError::Values {
                     name: decl.name.clone(),
@@ -44,7 +45,7 @@ impl StoredWeights {
             })?;
             Ok(StoredWeight::Matrix(Arc::new(packed)))
         };
-        Ok(StoredWeights { weights: program.weights.iter().map(load).collect::<Result<_, LoadError>>()? })
+        Ok(StoredWeights { weights: program.weights.iter().enumerate().map(load).collect::<Result<_, LoadError>>()? })
     }
 
     /// Bytes per stored type that [`StoredWeights::load`] would take for the matrices, without reading them.
@@ -54,14 +55,16 @@ impl StoredWeights {
         quant: Quant,
     ) -> Result<BTreeMap<&'static str, usize>, WeightError> {
         let mut types = BTreeMap::new();
-        for decl in program.weights.iter().filter(|d| d.usage != WeightUse::Vector) {
-            let stored = choose(quant, decl.usage, source.get(decl)?.encoding(), source.container());
-            *types.entry(stored.name()).or_default() += Packed::bytes_of(decl.rows, decl.cols, stored);
+        let routers = routers(program);
+        for (id, decl) in program.weights.iter().enumerate().filter(|(_, d)| d.usage != WeightUse::Vector) {
+            let stored = choose(quant, kind(decl, id, &routers), source.get(decl)?.encoding(), source.container());
+            let bytes = decl.experts.unwrap_or(1) * Packed::bytes_of(decl.rows, decl.cols, stored);
+            *types.entry(stored.name()).or_default() += bytes;
         }
         Ok(types)
     }
 
-    /// The packed matrix of a linear or vocabulary weight.
+    /// The packed matrix of a linear or vocabulary weight, or the stack of them.
     pub fn matrix(&self, id: WeightId) -> Arc<Packed> {
         match &self.weights[id.0 as usize] {
             StoredWeight::Matrix(m) => Arc::clone(m),
@@ -69,7 +72,7 @@ impl StoredWeights {
         }
     }
 
-    /// The values of a vector weight.
+    /// The values of a vector weight; of a stack, one after the other.
     pub fn vector(&self, id: WeightId) -> Arc<[f32]> {
         match &self.weights[id.0 as usize] {
             StoredWeight::Vector(v) => Arc::clone(v),
@@ -102,8 +105,47 @@ impl StoredWeights {
     }
 }
 
+/// What decides the stored type of a matrix, beside its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum MatrixKind {
+    Linear,
+    Vocabulary,
+    /// Its product decides which experts a token gets.
+    Router,
+}
+
+fn kind(decl: &WeightDecl, id: usize, routers: &[WeightId]) -> MatrixKind {
+    match decl.usage {
+        _ if routers.contains(&WeightId(id as u32)) => MatrixKind::Router,
+        WeightUse::Vocabulary => MatrixKind::Vocabulary,
+        WeightUse::Linear | WeightUse::Vector => MatrixKind::Linear,
+    }
+}
+
+/// Matrices whose products are routed by, capped or scaled on the way or not.
+fn routers(program: &Program) -> Vec<WeightId> {
+    let mut routed: Vec<Val> = vec![];
+    let mut found = vec![];
+    for op in program.ops.iter().rev() {
+        match op {
+            Op::Route { x, .. } => routed.push(*x),
+            Op::Scale { x, out, .. } | Op::Softcap { x, out, .. } if routed.contains(out) => routed.push(*x),
+            Op::LinearN { parts, .. } => {
+                found.extend(parts.iter().filter(|p| routed.contains(&p.out)).map(|p| p.weight));
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
 /// The stored type of a matrix.
-fn choose(quant: Quant, usage: WeightUse, encoding: Encoding, container: Container) -> Stored {
+fn choose(quant: Quant, kind: MatrixKind, encoding: Encoding, container: Container) -> Stored {
+    // A rounded router gives a token other experts, an error beside which that of every other matrix is small; and it
+    // is a thousandth of the experts' size.
+    if kind == MatrixKind::Router && quant != Quant::Bf16 {
+        return Stored::F32;
+    }
     // One scale per channel would save a seventeenth of the bytes and cost SmolLM2 0.4 % of perplexity.
     let int8 = Stored::Int8;
     match quant {
@@ -111,7 +153,7 @@ fn choose(quant: Quant, usage: WeightUse, encoding: Encoding, container: Contain
         Quant::Bf16 => Stored::Bf16,
         Quant::Int8 => int8,
         // The vocabulary decides every token, and is small beside the layers of all but the smallest models.
-        Quant::Int4 if usage == WeightUse::Vocabulary => int8,
+        Quant::Int4 if kind == MatrixKind::Vocabulary => int8,
         Quant::Int4 if encoding == Encoding::GgufBlock(GgmlType::Q4_0) => Stored::Int4,
         Quant::Int4 => Stored::Int4Min,
         Quant::Auto => match (encoding, container) {

@@ -1,0 +1,153 @@
+//! One suite of program cases for every backend.
+//!
+//! A [`Case`] is a [`Program`](njoule_models::Program) and a way to feed it; [`check`] runs all of them on a [`Subject`] and
+//! compares every logit with the oracle, candle in f32. A backend that is added gets the whole suite for one [`Subject`].
+//!
+//! * [`cases::ops`]: each op of the vocabulary, with every option, at sizes around lanes, panels, groups and blocks;
+//! * [`cases::models`]: the architectures, from the configs of `testdata/`;
+//! * [`random`]: valid programs from a seed.
+//!
+//! Weights are such that every stored type holds them exactly ([`weights`]): what is left to differ is arithmetic, and the
+//! bounds of [`Precision`] are bounds of that. Outputs are filled with NaN before a step writes them.
+
+pub mod cases;
+pub mod random;
+pub mod steps;
+pub mod weights;
+
+use njoule_models::program::{Op, Program};
+use njoule_models::weights::WeightSource;
+use njoule_runtime::backend::candle::CandleBackend;
+use njoule_runtime::backend::{Backend, Capacity, Executor, LoadError, Quant};
+
+use crate::steps::Logits;
+use crate::weights::CaseWeights;
+
+/// A program to run.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// What it is about.
+    pub name: String,
+    /// The program.
+    pub program: Program,
+}
+
+/// How exactly a subject computes, and so how far it may be from the oracle.
+///
+/// Bounds are on the largest difference of a row's logits over the root mean square of the oracle's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// f32 throughout: sums of up to some thousand terms in another order, and functions to a few units in the last place.
+    F32,
+    /// Inputs of products rounded to bf16: 2^-9 each, which adds up over the layers like a random walk.
+    Bf16,
+    /// Inputs of products rounded to 8 bits in groups: 1/254 of a group's largest value, four times bf16's typical error.
+    Int8,
+}
+
+impl Precision {
+    /// The bound, and the share of rows that must keep it.
+    ///
+    /// Rounding may turn a router's near-tie: a row that goes to another expert is right and far off. Such rows are few.
+    fn bound(self, program: &Program) -> (f32, f32) {
+        let chooses = |op: &Op| matches!(op, Op::Route { x, routing, .. } if routing.top_k < program.info(*x).cols);
+        let depth = program.layers.len().max(1) as f32;
+        let rows = if self != Precision::F32 && program.ops.iter().any(chooses) { 0.6 } else { 1.0 };
+        match self {
+            Precision::F32 => (2e-4 * depth, rows),
+            Precision::Bf16 => (0.05 * depth.sqrt(), rows),
+            Precision::Int8 => (0.10 * depth.sqrt(), rows),
+        }
+    }
+}
+
+/// A backend as the suite sees it.
+pub struct Subject<'a> {
+    /// For messages.
+    pub name: String,
+    /// What it promises.
+    pub precision: Precision,
+    /// Loads a program.
+    pub load: &'a Load<'a>,
+}
+
+/// How a subject loads a program.
+pub type Load<'a> = dyn Fn(&Program, &dyn WeightSource, Capacity) -> Result<Box<dyn Executor>, LoadError> + 'a;
+
+/// What a run of the suite found.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Cases that were compared.
+    pub compared: usize,
+    /// Cases that the subject refused by name, with its words.
+    pub refused: Vec<String>,
+    /// What is wrong.
+    pub failures: Vec<String>,
+    /// Of all rows compared, the largest difference over the bound.
+    pub closest: f32,
+}
+
+/// A case with the oracle's answers.
+pub struct Answered {
+    case: Case,
+    logits: Logits,
+}
+
+/// Asks the oracle.
+pub fn answer(cases: Vec<Case>) -> Vec<Answered> {
+    let oracle = CandleBackend::on_cpu(Quant::None);
+    let load = |program: &Program, weights: &dyn WeightSource, capacity| oracle.load(program, weights, capacity);
+    let ask = |case: Case| {
+        let logits = run(&load, &case.program).unwrap_or_else(|e| panic!("the oracle cannot run {}: {e}", case.name));
+        assert!(logits.rows().all(|row| row.iter().all(|x| x.is_finite())), "{}: the oracle's logits", case.name);
+        Answered { case, logits }
+    };
+    cases.into_iter().map(ask).collect()
+}
+
+/// Runs every case on `subject` and compares.
+pub fn check(subject: &Subject<'_>, cases: &[Answered]) -> Report {
+    let mut report = Report::default();
+    for Answered { case, logits: want } in cases {
+        let got = match run(subject.load, &case.program) {
+            Ok(got) => got,
+            Err(e @ LoadError::Unsupported { .. }) => {
+                report.refused.push(format!("{}: {e}", case.name));
+                continue;
+            }
+            Err(e) => {
+                report.failures.push(format!("{} on {}: {e}", case.name, subject.name));
+                continue;
+            }
+        };
+        report.compared += 1;
+        let (bound, share) = subject.precision.bound(&case.program);
+        let errors: Vec<f32> = got.rows().zip(want.rows()).map(|(got, want)| distance(got, want)).collect();
+        // A NaN is beyond every bound.
+        let good = errors.iter().filter(|e| **e <= bound).count();
+        if got.rows().len() != want.rows().len() || (good as f32) < share * errors.len() as f32 {
+            let worst = errors.iter().copied().fold(0.0, |a, b| if b > a || b.is_nan() { b } else { a });
+            let (name, rows) = (&subject.name, errors.len());
+            report
+                .failures
+                .push(format!("{} on {name}: {good} of {rows} rows within {bound}, worst {worst}", case.name));
+        }
+        if share == 1.0 {
+            report.closest = errors.iter().fold(report.closest, |a, b| a.max(b / bound));
+        }
+    }
+    report
+}
+
+/// The largest difference over the root mean square of `want`.
+fn distance(got: &[f32], want: &[f32]) -> f32 {
+    let mean_square = want.iter().map(|x| x * x).sum::<f32>() / want.len().max(1) as f32;
+    // `max` would drop a NaN.
+    let worst = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, |a, b| if b <= a { a } else { b });
+    if got.len() == want.len() { worst / mean_square.sqrt().max(1e-6) } else { f32::NAN }
+}
+
+fn run(load: &Load<'_>, program: &Program) -> Result<Logits, LoadError> {
+    let mut executor = load(program, &CaseWeights, steps::CAPACITY)?;
+    Ok(steps::run(executor.as_mut(), program.vocab()))
+}

@@ -1,0 +1,57 @@
+//! The suite on every backend and instruction set of this machine.
+
+use std::num::NonZero;
+
+use njoule_conformance::{Answered, Precision, Report, Subject, answer, cases, check, random};
+use njoule_kernels::isa::Kernels;
+use njoule_models::program::Program;
+use njoule_models::weights::WeightSource;
+use njoule_runtime::backend::candle::CandleBackend;
+use njoule_runtime::backend::cpu::CpuBackend;
+use njoule_runtime::backend::{Backend, Capacity, Quant};
+
+/// Random programs of a run.
+const PROGRAMS: u64 = 60;
+
+const STORED: [(Quant, Precision); 4] = [
+    (Quant::None, Precision::F32),
+    (Quant::Bf16, Precision::Bf16),
+    (Quant::Int8, Precision::Int8),
+    (Quant::Int4, Precision::Int8),
+];
+
+fn cases() -> Vec<Answered> {
+    answer([cases::all(), random::cases(PROGRAMS)].concat())
+}
+
+fn report(backend: &dyn Backend, name: String, precision: Precision, cases: &[Answered]) -> Report {
+    let load =
+        |program: &Program, weights: &dyn WeightSource, capacity: Capacity| backend.load(program, weights, capacity);
+    let report = check(&Subject { name: name.clone(), precision, load: &load }, cases);
+    println!("{name}: {} cases, at most {:.2} of the bound", report.compared, report.closest);
+    report
+}
+
+fn expect_clean(reports: Vec<Report>) {
+    let problems: Vec<String> = reports.into_iter().flat_map(|r| [r.failures, r.refused].concat()).collect();
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
+
+#[test]
+fn cpu_equals_the_oracle_on_every_instruction_set_and_stored_type() {
+    let cases = cases();
+    let mut reports = vec![];
+    for kernels in Kernels::available() {
+        for (quant, precision) in STORED {
+            let backend = CpuBackend::new(NonZero::new(2).unwrap(), quant).unwrap().with_isa(kernels.isa).unwrap();
+            reports.push(report(&backend, format!("cpu {} {quant:?}", kernels.isa.name()), precision, &cases));
+        }
+    }
+    expect_clean(reports);
+}
+
+#[test]
+fn candle_in_bf16_stays_within_the_bounds_of_bf16() {
+    let backend = CandleBackend::on_cpu(Quant::Bf16);
+    expect_clean(vec![report(&backend, "candle bf16".to_owned(), Precision::Bf16, &cases())]);
+}
