@@ -3,6 +3,7 @@
 //! [`Model::open`] looks at the files, [`Model::start`] packs the weights and starts an engine. The tokenizer is built on
 //! a thread of its own meanwhile: both are on the path to the first token.
 
+pub mod backend;
 mod interrupt;
 pub mod options;
 pub mod sampling;
@@ -17,12 +18,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, anyhow};
 use njoule_models::checkpoint::{Checkpoint, Origin};
 use njoule_models::program::Program;
-use njoule_runtime::backend::cpu::CpuBackend;
-use njoule_runtime::backend::{Backend, Capacity, Executor, KvType, MemoryUse};
+use njoule_runtime::backend::{Capacity, KvType, MemoryUse};
 use njoule_runtime::engine::EngineConfig;
 use njoule_runtime::{Engine, EngineStats};
 use serde_json::{Value, json};
 
+use self::backend::{AnyBackend, Loaded};
 pub use self::interrupt::{Interrupt, Interrupted};
 pub use self::options::{RunArgs, RunOptions};
 pub use self::text::{Text, TextLoader};
@@ -84,34 +85,34 @@ impl Model {
     pub fn start(self, options: &RunOptions, size: Size, context: &Context<'_>) -> anyhow::Result<Session> {
         let started = Instant::now();
         let loading = Loading::begin(&self.name, context);
-        let backend = options.cpu_backend()?;
-        let capacity = self.capacity(&backend, size);
-        let executor = backend
-            .load_cpu(&self.program, self.checkpoint.weights.as_ref(), capacity)
-            .with_context(|| format!("cannot load {}", self.name))?;
+        let Loaded { capacity, executor, backend, reason } =
+            options.load(&self, |backend| self.capacity(backend, size), context)?;
         timing::mark("weights packed, plan made");
         let facts = Facts {
             model: self.name.clone(),
             path: self.path().map(Path::to_owned),
-            isa: backend.isa().name(),
+            backend: backend.name(),
+            reason,
+            device: backend.device(),
+            isa: backend.isa(),
             quant: options.quant_name(),
             kv: backend.kv_type(),
-            threads: backend.threads.get(),
+            threads: options.threads.get(),
             memory: executor.memory(),
             load: started.elapsed(),
         };
         let mut config = EngineConfig::new(capacity);
         // Everything that is queued here was read from a file or typed: it is in memory anyway.
         (config.max_queue, config.max_queued_tokens) = (usize::MAX >> 1, usize::MAX >> 1);
-        let engine = Engine::start(Box::new(executor), self.program.vocab(), config)?;
+        let engine = Engine::start(executor, self.program.vocab(), config)?;
         drop(loading);
         Ok(Session { checkpoint: self.checkpoint, engine, facts })
     }
 
     /// What the executor is loaded for. The cache takes memory as it is written, so its size is bounded by what the
     /// machine could give, not by what is free for good.
-    fn capacity(&self, backend: &CpuBackend, size: Size) -> Capacity {
-        let block_len = backend.limits(&self.program).block_len;
+    fn capacity(&self, backend: &AnyBackend, size: Size) -> Capacity {
+        let block_len = backend.block_len(self);
         let per_seq = size.max_len.div_ceil(block_len).max(1);
         let block_bytes = (block_len * kv_bytes_per_token(&self.program, backend.kv_type())).max(1);
         let affordable = available_memory().map_or(usize::MAX, |bytes| bytes / 2 / block_bytes);
@@ -173,7 +174,10 @@ impl Session {
 pub struct Facts {
     model: String,
     path: Option<PathBuf>,
-    isa: &'static str,
+    backend: &'static str,
+    reason: String,
+    device: &'static str,
+    isa: Option<&'static str>,
     quant: &'static str,
     kv: KvType,
     threads: usize,
@@ -188,7 +192,9 @@ impl Facts {
         json!({
             "name": self.model,
             "path": self.path,
-            "backend": "cpu",
+            "backend": self.backend,
+            "backend_reason": self.reason,
+            "device": self.device,
             "isa": self.isa,
             "quant": self.quant,
             "kv_type": options::kv_name(self.kv),

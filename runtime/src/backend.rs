@@ -166,7 +166,7 @@ pub struct Cost {
 
 impl Cost {
     /// Work of a step that reads `streamed` bytes of weights and caches as `kv`.
-    pub(crate) fn of_step(program: &Program, batch: &Batch, streamed: usize, kv: KvType) -> Cost {
+    pub(crate) fn of_step(program: &Program, batch: &Batch, streamed: f64, kv: KvType) -> Cost {
         let mut cost = njoule_models::cost::Cost::default();
         for s in &batch.seqs {
             let outputs = batch.outputs.iter().filter(|o| s.rows.contains(&(**o as usize))).count();
@@ -178,7 +178,7 @@ impl Cost {
         let bytes_per_value = bytes as f64 / program.kv_values_per_token() as f64;
         Cost {
             flops: cost.flops() as f64,
-            weight_bytes: streamed as f64,
+            weight_bytes: streamed,
             kv_bytes: bytes_per_value * (cost.kv_values_read + cost.kv_values_written) as f64,
         }
     }

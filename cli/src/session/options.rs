@@ -2,11 +2,10 @@
 
 use std::num::NonZero;
 
-use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
-use njoule_runtime::backend::cpu::CpuBackend;
 use njoule_runtime::backend::{KvType, Quant};
 
+use super::backend::BackendArg;
 use super::threads;
 use crate::args::UsageError;
 
@@ -20,9 +19,9 @@ pub struct RunArgs {
     /// Type of the key/value cache [default: f32 with --quant none, else bf16 or f16, whichever the CPU multiplies]
     #[arg(long, value_enum, value_name = "TYPE")]
     kv_type: Option<KvArg>,
-    /// What computes; this build has the CPU alone
-    #[arg(long, default_value = "auto", value_parser = PossibleValuesParser::new(["auto", "cpu"]))]
-    backend: String,
+    /// What computes
+    #[arg(long, value_enum, default_value_t = BackendArg::Auto, value_name = "BACKEND")]
+    backend: BackendArg,
     /// Threads that compute [default: the cores of this machine]
     #[arg(long, short = 't', value_name = "N")]
     threads: Option<NonZero<usize>>,
@@ -118,7 +117,8 @@ pub fn kv_name(kv: KvType) -> &'static str {
 #[derive(Clone, Copy, Debug)]
 pub struct RunOptions {
     quant: QuantArg,
-    kv: Option<KvType>,
+    pub(super) backend: BackendArg,
+    pub(super) kv: Option<KvType>,
     /// Threads that compute.
     pub threads: NonZero<usize>,
     /// Longest sequence, if given.
@@ -129,17 +129,20 @@ pub struct RunOptions {
 
 impl RunArgs {
     /// The options; packing uses as many threads as computing.
-    pub fn options(&self) -> RunOptions {
+    pub fn options(&self) -> Result<RunOptions, UsageError> {
         let threads = self.threads.unwrap_or_else(threads::cores);
         // Fails only where a pool exists already, which then serves.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global();
-        RunOptions {
+        let options = RunOptions {
             quant: self.quant,
+            backend: self.backend,
             kv: self.kv_type.map(KvArg::kv),
             threads,
             context: self.context.map(NonZero::get),
             batch_size: self.batch_size.map(NonZero::get),
-        }
+        };
+        options.check_backend()?;
+        Ok(options)
     }
 }
 
@@ -152,13 +155,6 @@ impl RunOptions {
     /// The stored type.
     pub fn quant(&self) -> Quant {
         self.quant.quant()
-    }
-
-    /// The backend that all this describes.
-    pub fn cpu_backend(&self) -> Result<CpuBackend, UsageError> {
-        let mut backend = CpuBackend::new(self.threads, self.quant()).map_err(|e| UsageError(e.to_string()))?;
-        backend.kv = self.kv;
-        Ok(backend)
     }
 
     /// How many of `wanted` sequences run together.

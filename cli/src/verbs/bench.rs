@@ -10,16 +10,14 @@ mod roofline;
 
 use std::num::NonZero;
 
-use anyhow::Context as _;
-use njoule_kernels::isa::Kernels;
-use njoule_runtime::backend::cpu::StoredWeights;
-use njoule_runtime::backend::{Backend, Capacity, Executor};
+use njoule_runtime::backend::Capacity;
 
 use self::case::{Bench, Case};
 use self::report::Report;
 use self::roofline::Roofline;
 use super::Context;
 use crate::args::{ModelArgs, UsageError};
+use crate::session::backend::{AnyBackend, Loaded};
 use crate::session::{Model, RunArgs, timing};
 
 /// Arguments of `bench`.
@@ -53,11 +51,9 @@ pub struct Args {
 impl Args {
     /// Runs the cases and prints their figures.
     pub fn run(self, context: &mut Context<'_>) -> anyhow::Result<()> {
-        let options = self.run.options();
+        let options = self.run.options()?;
         let cases = self.cases();
         let model = Model::open(&self.model.resolve(&context.fetch.env)?, context)?;
-        let backend = options.cpu_backend()?;
-        let types = StoredWeights::preview(&model.program, model.checkpoint.weights.as_ref(), options.quant())?;
 
         let longest = cases.iter().map(Case::len).max().unwrap_or(1);
         let limit = options.context.unwrap_or(model.checkpoint.config.max_len);
@@ -66,22 +62,22 @@ impl Args {
                 UsageError(format!("{longest} tokens per sequence are more than the context of {limit}")).into()
             );
         }
-        let block_len = backend.limits(&model.program).block_len;
         let widest = cases.iter().map(|c| c.batch).max().unwrap_or(1);
-        let capacity = Capacity {
-            blocks: cases.iter().map(|c| c.batch * c.len().div_ceil(block_len)).max().unwrap_or(1),
-            block_len,
-            max_rows: STEP_ROWS.max(widest),
-            max_seqs: widest,
-            max_outputs: widest,
-            max_len: longest,
+        let capacity = |backend: &AnyBackend| {
+            let block_len = backend.block_len(&model);
+            Capacity {
+                blocks: cases.iter().map(|c| c.batch * c.len().div_ceil(block_len)).max().unwrap_or(1),
+                block_len,
+                max_rows: STEP_ROWS.max(widest),
+                max_seqs: widest,
+                max_outputs: widest,
+                max_len: longest,
+            }
         };
-        let mut executor = backend
-            .load_cpu(&model.program, model.checkpoint.weights.as_ref(), capacity)
-            .with_context(|| format!("cannot load {}", model.name))?;
+        let Loaded { capacity, mut executor, backend, reason } = options.load(&model, capacity, context)?;
         timing::mark("weights packed, plan made");
 
-        let mut bench = Bench::new(&mut executor, capacity, model.program.vocab());
+        let mut bench = Bench::new(&mut *executor, capacity, model.program.vocab());
         let mut measured = vec![];
         for case in cases {
             if context.progress_line() {
@@ -95,15 +91,16 @@ impl Args {
         let peak_memory = super::proc_status_bytes("VmHWM:");
         let memory = executor.memory();
         drop(executor); // its memory is not needed beside the probe's
-        let roofline = match self.no_roofline {
-            true => None,
-            false => Some(Roofline::measure(Kernels::of(backend.isa()), &types, options.threads)?),
+        let types = backend.stored_types(&model)?;
+        let roofline = match backend.kernels().filter(|_| !self.no_roofline) {
+            None => None,
+            Some(kernels) => Some(Roofline::measure(kernels, &types, options.threads)?),
         };
         let report = Report {
             model: &model.name,
-            isa: backend.isa().name(),
+            backend: &backend,
+            reason: &reason,
             quant: options.quant_name(),
-            kv: backend.kv_type(),
             threads: options.threads.get(),
             repeat: self.repeat.get(),
             types: &types,

@@ -43,7 +43,7 @@ pub struct Args {
 impl Args {
     /// Talks until the input ends.
     pub fn run(self, context: &mut Context<'_>) -> anyhow::Result<()> {
-        let options = self.run.options();
+        let options = self.run.options()?;
         let model = Model::open(&self.model.resolve(&context.fetch.env)?, context)?;
         let loader = model.load_text();
         let max_len = model.max_len(options.context, 0, context);

@@ -66,7 +66,7 @@ impl Args {
         let from_file = self.prompts.is_some() || self.token_ids.is_some();
         let words = Words::read(&self.words, self.model.as_deref(), from_file, &context.fetch.env)?;
         let input = Input::read(words.text, self.prompts.as_deref(), self.token_ids.as_deref())?;
-        let options = self.run.options();
+        let options = self.run.options()?;
         let model = Model::open(&words.model, context)?;
         let loader = model.load_text();
 

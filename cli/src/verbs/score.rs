@@ -69,7 +69,7 @@ impl Args {
         let from_file = self.text.is_some() || self.token_ids.is_some();
         let words = Words::read(&self.words, self.model.as_deref(), from_file, &context.fetch.env)?;
         let input = self.input(words.text)?;
-        let options = self.run.options();
+        let options = self.run.options()?;
         let model = Model::open(&words.model, context)?;
         let loader = model.load_text();
         // Texts are encoded first: what must fit is then known, and scoring is not a matter of the first token.

@@ -28,9 +28,11 @@ mod interpret;
 mod ops;
 mod weights;
 
+use std::collections::BTreeMap;
+
 use candle_core::{DType, Device, Tensor};
-use njoule_models::program::{Program, Val};
-use njoule_models::weights::WeightSource;
+use njoule_models::program::{Program, Val, WeightUse};
+use njoule_models::weights::{WeightError, WeightSource};
 
 use self::attention::Cache;
 use self::weights::Weights;
@@ -88,6 +90,20 @@ impl CandleBackend {
             KvType::F16 => refuse("its cache is in f32 or bf16, not in f16".to_owned()),
             KvType::Int8 => refuse("its cache is in f32 or bf16, not in int8".to_owned()),
         }
+    }
+
+    /// Bytes that the matrices will take per stored type, without reading them.
+    pub fn stored_types(
+        &self,
+        program: &Program,
+        source: &dyn WeightSource,
+    ) -> Result<BTreeMap<&'static str, usize>, WeightError> {
+        let mut types = BTreeMap::new();
+        for decl in program.weights.iter().filter(|d| d.usage != WeightUse::Vector) {
+            let dtype = weights::stored(decl, source.get(decl)?.encoding(), self.quant);
+            *types.entry(dtype.as_str()).or_default() += decl.all_rows() * decl.cols * dtype.size_in_bytes();
+        }
+        Ok(types)
     }
 
     /// [`Backend::load`] with the type it returns.
@@ -154,13 +170,6 @@ pub struct CandleExecutor {
     kv: KvType,
 }
 
-impl CandleExecutor {
-    /// Stored types of the matrices, with how many bytes each takes.
-    pub fn types(&self) -> std::collections::BTreeMap<&'static str, usize> {
-        self.weights.types(&self.program)
-    }
-}
-
 impl Executor for CandleExecutor {
     fn submit(&mut self, batch: &Batch) -> Result<(), StepError> {
         self.logits = None;
@@ -183,7 +192,7 @@ impl Executor for CandleExecutor {
     }
 
     fn cost(&self, batch: &Batch) -> Cost {
-        Cost::of_step(&self.program, batch, self.streamed, self.kv)
+        Cost::of_step(&self.program, batch, self.streamed as f64, self.kv)
     }
 
     fn memory(&self) -> MemoryUse {

@@ -3,19 +3,21 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
-use njoule_runtime::backend::{KvType, MemoryUse};
+use njoule_runtime::backend::MemoryUse;
 use serde_json::{Value, json};
 
 use super::case::Row;
 use super::roofline::Roofline;
+use crate::session::backend::AnyBackend;
 use crate::session::options::kv_name;
 
 /// Everything that was measured.
 pub struct Report<'a> {
     pub model: &'a str,
-    pub isa: &'static str,
+    pub backend: &'a AnyBackend,
+    /// Why that one.
+    pub reason: &'a str,
     pub quant: &'static str,
-    pub kv: KvType,
     pub threads: usize,
     pub repeat: usize,
     pub types: &'a BTreeMap<&'static str, usize>,
@@ -32,11 +34,13 @@ impl Report<'_> {
         let roofline = self.roofline.as_ref();
         json!({
             "model": self.model,
-            "backend": "cpu",
-            "isa": self.isa,
+            "backend": self.backend.name(),
+            "backend_reason": self.reason,
+            "device": self.backend.device(),
+            "isa": self.backend.isa(),
             "quant": self.quant,
             "stored_bytes": self.types,
-            "kv_type": kv_name(self.kv),
+            "kv_type": kv_name(self.backend.kv_type()),
             "threads": self.threads,
             "repeat": self.repeat,
             "memory": {
@@ -78,14 +82,15 @@ impl Report<'_> {
     pub fn table(&self, out: &mut dyn Write) -> io::Result<()> {
         let types: Vec<String> =
             self.types.iter().map(|(name, bytes)| format!("{name} {:.1} MB", *bytes as f64 / 1e6)).collect();
+        let on = || format!("{} on {}", self.backend.name(), self.backend.device());
         writeln!(
             out,
             "{}: {}, {} threads, weights {}, cache {}",
             self.model,
-            self.isa,
+            self.backend.isa().map_or_else(on, str::to_owned),
             self.threads,
             types.join(" + "),
-            kv_name(self.kv)
+            kv_name(self.backend.kv_type())
         )?;
         writeln!(
             out,

@@ -23,14 +23,14 @@ pub struct Roofline {
 impl Roofline {
     /// Measures both with the kernels that ran the model.
     pub fn measure(
-        kernels: Option<&'static Kernels>,
+        kernels: &'static Kernels,
         types: &BTreeMap<&'static str, usize>,
         threads: NonZero<usize>,
     ) -> Result<Roofline, ProbeError> {
         let main = types.iter().max_by_key(|(_, bytes)| **bytes).map_or("f32", |(name, _)| *name);
         let stored = Stored::ALL.into_iter().find(|s| s.name() == main).unwrap_or(Stored::F32);
         let bandwidth = probe::read_bandwidth(threads, probe_bytes())?;
-        let peak = kernels.map_or(Ok(f64::NAN), |kernels| probe::tile_peak(kernels, stored, threads))?;
+        let peak = probe::tile_peak(kernels, stored, threads)?;
         Ok(Roofline { bandwidth, peak, peak_type: stored.name() })
     }
 

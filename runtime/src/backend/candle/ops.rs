@@ -148,3 +148,6 @@ pub fn shares(logits: &[f32], routing: &Routing) -> Vec<f32> {
 
 /// Values of a matrix that are widened at once; 4 MB of f32.
 const PART: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,6 @@
 //! Weights as tensors: matrices `[rows, cols]` in f32 or bf16, vectors in f32, stacks of experts with one more axis in
 //! front. A weight that two ops name is held once.
 
-use std::collections::BTreeMap;
-
 use candle_core::{DType, Device, Tensor, WithDType};
 use half::bf16;
 use njoule_models::program::{Program, WeightDecl, WeightId, WeightUse};
@@ -25,19 +23,10 @@ impl Weights {
     ) -> Result<Weights, LoadError> {
         let load = |decl: &WeightDecl| {
             let view = source.get(decl)?;
-            let is_f32 = match quant {
-                _ if decl.usage == WeightUse::Vector => true,
-                Quant::Bf16 => false,
-                Quant::Auto => view.encoding() == Encoding::Dense(weights::DType::F32),
-                Quant::None | Quant::Int8 | Quant::Int4 => true,
-            };
-            match is_f32 {
-                true => tensor(decl, &*view, "f32", |x| x.is_finite().then_some(x), device),
-                false => {
-                    let round = |x| Some(bf16::from_f32(x)).filter(|x| x.is_finite());
-                    tensor(decl, &*view, "bf16", round, device)
-                }
+            if stored(decl, view.encoding(), quant) == DType::F32 {
+                return tensor(decl, &*view, |x| x.is_finite().then_some(x), device);
             }
+            tensor(decl, &*view, |x| Some(bf16::from_f32(x)).filter(|x| x.is_finite()), device)
         };
         Ok(Weights(program.weights.iter().map(load).collect::<Result<_, LoadError>>()?))
     }
@@ -56,16 +45,16 @@ impl Weights {
     pub fn bytes(&self) -> usize {
         self.0.iter().map(bytes).sum()
     }
+}
 
-    /// Stored types of the matrices of `program`, with how many bytes each takes.
-    pub fn types(&self, program: &Program) -> BTreeMap<&'static str, usize> {
-        let mut types = BTreeMap::new();
-        for (decl, tensor) in program.weights.iter().zip(&self.0) {
-            if decl.usage != WeightUse::Vector {
-                *types.entry(tensor.dtype().as_str()).or_default() += bytes(tensor);
-            }
-        }
-        types
+/// The stored type of a weight.
+pub fn stored(decl: &WeightDecl, encoding: Encoding, quant: Quant) -> DType {
+    match quant {
+        _ if decl.usage == WeightUse::Vector => DType::F32,
+        Quant::Auto if encoding == Encoding::Dense(weights::DType::F32) => DType::F32,
+        Quant::Bf16 | Quant::Auto => DType::BF16,
+        // The other types were refused.
+        Quant::None | Quant::Int8 | Quant::Int4 => DType::F32,
     }
 }
 
@@ -85,7 +74,6 @@ pub fn check_room(values: Option<usize>, dtype: DType, what: &'static str) -> Re
 fn tensor<T: WithDType + Default>(
     decl: &WeightDecl,
     view: &dyn WeightRows,
-    stored: &'static str,
     store: impl Fn(f32) -> Option<T> + Sync,
     device: &Device,
 ) -> Result<Tensor, LoadError> {
@@ -99,7 +87,7 @@ fn tensor<T: WithDType + Default>(
         for (n, (value, read)) in values.iter_mut().zip(&read).enumerate() {
             *value = store(*read).ok_or_else(|| LoadError::Values {
                 name: decl.name.clone(),
-                stored,
+                stored: T::DTYPE.as_str(),
                 what: format!("row {} holds a value that is not finite or too large", rows.start + n / cols),
             })?;
         }

@@ -1,0 +1,214 @@
+//! Which backend runs a model, and why that one.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, anyhow};
+use clap::ValueEnum;
+use njoule_kernels::isa::Kernels;
+#[cfg(feature = "candle")]
+use njoule_runtime::backend::candle::CandleBackend;
+use njoule_runtime::backend::cpu::{CpuBackend, StoredWeights};
+use njoule_runtime::backend::{Backend, Capacity, Executor, KvType, LoadError};
+
+use super::Model;
+use super::options::RunOptions;
+use crate::args::UsageError;
+use crate::verbs::Context;
+
+/// `--backend`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BackendArg {
+    /// A GPU where this build and the machine have one, else cpu, else what cpu lacks by candle
+    Auto,
+    /// This project's own kernels
+    Cpu,
+    /// candle-core's tensors: weights in f32 or bf16; slower than cpu, on a GPU with the features cuda or metal
+    Candle,
+    /// AWS Inferentia2 and Trainium; not in this build yet
+    Neuron,
+}
+
+/// A backend that can be loaded.
+#[derive(Clone, Debug)]
+pub enum AnyBackend {
+    /// `--backend cpu`.
+    Cpu(CpuBackend),
+    /// `--backend candle`.
+    #[cfg(feature = "candle")]
+    Candle(CandleBackend),
+}
+
+/// A loaded model and what runs it.
+pub struct Loaded {
+    /// What it was loaded for.
+    pub capacity: Capacity,
+    /// The model.
+    pub executor: Box<dyn Executor>,
+    /// What runs it.
+    pub backend: AnyBackend,
+    /// Why that one.
+    pub reason: String,
+}
+
+impl AnyBackend {
+    /// As it is typed.
+    pub fn name(&self) -> &'static str {
+        match self {
+            AnyBackend::Cpu(_) => "cpu",
+            #[cfg(feature = "candle")]
+            AnyBackend::Candle(_) => "candle",
+        }
+    }
+
+    /// What it computes on: `cpu`, `cuda` or `metal`.
+    pub fn device(&self) -> &'static str {
+        match self {
+            AnyBackend::Cpu(_) => "cpu",
+            #[cfg(feature = "candle")]
+            AnyBackend::Candle(candle) => candle.device(),
+        }
+    }
+
+    /// Instruction set of its kernels; of cpu alone.
+    pub fn isa(&self) -> Option<&'static str> {
+        match self {
+            AnyBackend::Cpu(cpu) => Some(cpu.isa().name()),
+            #[cfg(feature = "candle")]
+            AnyBackend::Candle(_) => None,
+        }
+    }
+
+    /// This machine's kernels where a roofline of its CPU says something.
+    pub fn kernels(&self) -> Option<&'static Kernels> {
+        match self {
+            AnyBackend::Cpu(cpu) => Kernels::of(cpu.isa()),
+            #[cfg(feature = "candle")]
+            AnyBackend::Candle(candle) => (candle.device() == "cpu").then(|| Kernels::detect().ok()).flatten(),
+        }
+    }
+
+    /// The cache type it will use.
+    pub fn kv_type(&self) -> KvType {
+        match self {
+            AnyBackend::Cpu(cpu) => cpu.kv_type(),
+            #[cfg(feature = "candle")]
+            AnyBackend::Candle(candle) => candle.kv_type(),
+        }
+    }
+
+    /// Tokens of a cache block of `model`.
+    pub fn block_len(&self, model: &Model) -> usize {
+        self.backend().limits(&model.program).block_len
+    }
+
+    /// Bytes of `model`'s matrices per stored type.
+    pub fn stored_types(&self, model: &Model) -> anyhow::Result<BTreeMap<&'static str, usize>> {
+        let weights = model.checkpoint.weights.as_ref();
+        Ok(match self {
+            AnyBackend::Cpu(cpu) => StoredWeights::preview(&model.program, weights, cpu.quant)?,
+            #[cfg(feature = "candle")]
+            AnyBackend::Candle(candle) => candle.stored_types(&model.program, weights)?,
+        })
+    }
+
+    fn backend(&self) -> &dyn Backend {
+        match self {
+            AnyBackend::Cpu(cpu) => cpu,
+            #[cfg(feature = "candle")]
+            AnyBackend::Candle(candle) => candle,
+        }
+    }
+
+    fn load(&self, model: &Model, capacity: Capacity) -> Result<Box<dyn Executor>, LoadError> {
+        self.backend().load(&model.program, model.checkpoint.weights.as_ref(), capacity)
+    }
+}
+
+impl RunOptions {
+    /// Refuses what no backend of this build can do, before anything is opened.
+    pub(super) fn check_backend(&self) -> Result<(), UsageError> {
+        match self.backend {
+            BackendArg::Auto | BackendArg::Cpu => Ok(()),
+            BackendArg::Candle => self.candle().map(drop),
+            BackendArg::Neuron => Err(no_neuron()),
+        }
+    }
+
+    /// Loads `model` with the backend that was asked for, or the best one.
+    pub fn load(
+        &self,
+        model: &Model,
+        capacity: impl Fn(&AnyBackend) -> Capacity,
+        context: &Context<'_>,
+    ) -> anyhow::Result<Loaded> {
+        let (backend, reason) = self.first_choice()?;
+        let failed = || format!("cannot load {}", model.name);
+        let asked = capacity(&backend);
+        let error = match backend.load(model, asked) {
+            Ok(executor) => {
+                if self.backend == BackendArg::Auto && backend.name() != "cpu" {
+                    context.note(&format!("running on {} ({}): {reason}", backend.name(), backend.device()));
+                }
+                return Ok(Loaded { capacity: asked, executor, backend, reason });
+            }
+            Err(error) => error,
+        };
+        let cpu_lacks = matches!(error, LoadError::Unsupported { backend: "cpu", .. });
+        if !cpu_lacks || self.backend != BackendArg::Auto {
+            return Err(error).with_context(failed);
+        }
+        let both = |other: &dyn std::fmt::Display| anyhow!("{error}; {other}").context(failed());
+        let backend = self.candle().map_err(|other| both(&other))?;
+        let capacity = capacity(&backend);
+        let reason = error.to_string();
+        context.note(&format!("running on candle ({}), slower than cpu: {reason}", backend.device()));
+        match backend.load(model, capacity) {
+            Ok(executor) => Ok(Loaded { capacity, executor, backend, reason }),
+            Err(other @ LoadError::Unsupported { .. }) => Err(both(&other)),
+            Err(other) => Err(other).with_context(failed),
+        }
+    }
+
+    fn first_choice(&self) -> Result<(AnyBackend, String), UsageError> {
+        let asked = "--backend asks for it".to_owned();
+        match self.backend {
+            BackendArg::Cpu => Ok((self.cpu()?, asked)),
+            BackendArg::Candle => Ok((self.candle()?, asked)),
+            BackendArg::Neuron => Err(no_neuron()),
+            BackendArg::Auto if !(cfg!(feature = "cuda") || cfg!(feature = "metal")) => {
+                Ok((self.cpu()?, "this build has no GPU backend".to_owned()))
+            }
+            BackendArg::Auto => match self.candle() {
+                Ok(gpu) if gpu.device() != "cpu" => {
+                    let reason = format!("a {} device was found", gpu.device());
+                    Ok((gpu, reason))
+                }
+                Ok(_) => Ok((self.cpu()?, "no GPU was found".to_owned())),
+                Err(error) => Ok((self.cpu()?, error.to_string())),
+            },
+        }
+    }
+
+    fn cpu(&self) -> Result<AnyBackend, UsageError> {
+        let mut backend = CpuBackend::new(self.threads, self.quant()).map_err(|e| UsageError(e.to_string()))?;
+        backend.kv = self.kv;
+        Ok(AnyBackend::Cpu(backend))
+    }
+
+    #[cfg(feature = "candle")]
+    fn candle(&self) -> Result<AnyBackend, UsageError> {
+        let mut backend = CandleBackend::new(self.quant());
+        backend.kv = self.kv;
+        backend.check_types().map_err(|e| UsageError(e.to_string()))?;
+        Ok(AnyBackend::Candle(backend))
+    }
+
+    #[cfg(not(feature = "candle"))]
+    fn candle(&self) -> Result<AnyBackend, UsageError> {
+        Err(UsageError("this build has no candle backend: its feature `candle` is off".into()))
+    }
+}
+
+fn no_neuron() -> UsageError {
+    UsageError("njoule has no Neuron backend yet: take --backend auto, cpu or candle".into())
+}
