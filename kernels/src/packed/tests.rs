@@ -205,6 +205,18 @@ fn the_largest_values_that_fit_are_taken() {
 }
 
 #[test]
+fn blocks_whose_scale_is_not_finite_are_refused_by_their_row() {
+    for stored in [Stored::Int8, Stored::Int4, Stored::Int4Min] {
+        let noise = &mut Noise::new(5);
+        let mut blocks: Vec<Vec<u8>> = (0..20).map(|_| block(stored, noise).0).collect();
+        blocks[17][..2].copy_from_slice(&f16::INFINITY.to_le_bytes());
+        let matrix = Matrix { rows: 20, cols: 32, values: vec![0.0; 640], blocks: Some(blocks) };
+        let error = Packed::pack(&matrix, stored).err().map(|e| e.to_string());
+        assert!(error.as_ref().is_some_and(|e| e.contains("row 17")), "{}: {error:?}", stored.name());
+    }
+}
+
+#[test]
 fn rows_too_small_for_a_scale_are_zero() {
     for (stored, size) in Stored::ALL.into_iter().flat_map(|s| [1e-45, 1e-41, 1e-38, 4e-37].map(|x: f32| (s, x))) {
         let matrix = Matrix { rows: 2, cols: 33, values: [size, -size, 0.0].repeat(22), blocks: None };
