@@ -55,7 +55,7 @@ fn candle_refuses_other_stored_types_by_name() {
     assert!(refusal(Quant::None, Some(KvType::F16)).contains("f16"));
     assert!(refusal(Quant::Bf16, Some(KvType::Int8)).contains("int8"));
     let huge = Capacity { blocks: usize::MAX / 64, ..CAPACITY };
-    let refused = CandleBackend::on_cpu(Quant::None).load(&program, &Loud, huge).err();
+    let refused = CandleBackend::on_cpu(Quant::None).load(&program, &CaseWeights, huge).err();
     assert!(matches!(refused, Some(LoadError::Memory { .. })), "{refused:?}");
 }
 
