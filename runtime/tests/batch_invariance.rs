@@ -10,10 +10,15 @@ use std::path::Path;
 use njoule_kernels::isa::{Isa, Kernels};
 use njoule_models::checkpoint::Checkpoint;
 use njoule_models::program::Program;
+use njoule_models::weights::WeightSource;
+use njoule_models::weights::random::RandomSource;
 use njoule_runtime::backend::cpu::{CpuBackend, CpuExecutor};
 use njoule_runtime::backend::{Batch, BlockId, Capacity, Executor, KvType, Quant, SeqSpan, StepOutput};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+
+#[path = "fixture/every_op.rs"]
+mod every_op;
 
 /// The longest sequence; several key tiles of 64, and far beyond mistral's window of 16.
 const MAX_LEN: usize = 150;
@@ -41,10 +46,19 @@ fn a_gguf_is_the_same_whatever_the_load() {
     check("gguf_llama");
 }
 
+#[test]
+fn every_op_is_the_same_whatever_the_load() {
+    const { assert!(MAX_LEN <= every_op::MAX_LEN && every_op::BEYOND < MAX_LEN) };
+    check_program("every op", &every_op::program(), &RandomSource::new(3));
+}
+
 fn check(name: &str) {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata").join(name);
     let checkpoint = Checkpoint::open(&dir).unwrap_or_else(|e| panic!("{name}: {e}"));
-    let program = checkpoint.config.program();
+    check_program(name, &checkpoint.config.program(), &*checkpoint.weights);
+}
+
+fn check_program(name: &str, program: &Program, weights: &dyn WeightSource) {
     let vocab = program.vocab();
     let mut draw = Draw(7);
     // One token, two, around a block and a key tile, and as long as can be.
@@ -59,7 +73,7 @@ fn check(name: &str) {
     ];
     let mut runs = 0;
     for ((quant, kv), kernels) in quants.into_iter().flat_map(|q| Kernels::available().map(move |k| (q, k))) {
-        let model = Model { checkpoint: &checkpoint, program: &program, quant, kv, isa: kernels.isa };
+        let model = Model { weights, program, quant, kv, isa: kernels.isa };
         let mut executor = model.load(1, 32);
         let alone: Vec<Vec<u32>> = sequences.iter().map(|s| alone(&mut executor, s)).collect();
         for threads in 1..=4 {
@@ -81,7 +95,7 @@ fn check(name: &str) {
 }
 
 struct Model<'a> {
-    checkpoint: &'a Checkpoint,
+    weights: &'a dyn WeightSource,
     program: &'a Program,
     quant: Quant,
     kv: Option<KvType>,
@@ -101,7 +115,7 @@ impl Model<'_> {
         let threads = NonZero::new(threads).expect("not zero");
         let mut backend = CpuBackend::new(threads, self.quant).expect("a set").with_isa(self.isa).expect("available");
         backend.kv = self.kv;
-        backend.load_cpu(self.program, &*self.checkpoint.weights, capacity).expect("a model that fits")
+        backend.load_cpu(self.program, self.weights, capacity).expect("a model that fits")
     }
 }
 
@@ -135,7 +149,7 @@ fn bits(row: &[f32]) -> impl Iterator<Item = u32> {
 fn alone(executor: &mut CpuExecutor, ids: &[u32]) -> Vec<u32> {
     let mut batch = Batch::default();
     let table: Vec<BlockId> = (0..ids.len().div_ceil(32) as u32).map(BlockId).collect();
-    add(&mut batch, ids, 0, &table, 32);
+    add(&mut batch, ids, 0, ids.len(), &table, 32);
     batch.outputs = (0..ids.len() as u32).collect();
     let mut out = StepOutput::default();
     executor.submit(&batch).expect("a valid step");
@@ -146,8 +160,8 @@ fn alone(executor: &mut CpuExecutor, ids: &[u32]) -> Vec<u32> {
     logits
 }
 
-/// Appends `ids` from `position` on.
-fn add(batch: &mut Batch, ids: &[u32], position: usize, table: &[BlockId], block_len: usize) {
+/// Appends `ids` of a sequence of `len` from `position` on.
+fn add(batch: &mut Batch, ids: &[u32], position: usize, len: usize, table: &[BlockId], block_len: usize) {
     let (row, at) = (batch.rows(), batch.tables.len());
     batch.tokens.extend(ids);
     for p in position..position + ids.len() {
@@ -159,7 +173,7 @@ fn add(batch: &mut Batch, ids: &[u32], position: usize, table: &[BlockId], block
         rows: row..row + ids.len(),
         context: position + ids.len(),
         table: at..at + table.len(),
-        rope_len: MAX_LEN,
+        rope_len: len,
     });
 }
 
@@ -205,7 +219,7 @@ fn schedule(
             while p.table.len() < needed {
                 p.table.push(free.swap_remove(draw.below(free.len())));
             }
-            add(&mut batch, &ids[p.done..p.done + rows], p.done, &p.table, block_len);
+            add(&mut batch, &ids[p.done..p.done + rows], p.done, ids.len(), &p.table, block_len);
             members.extend((p.done..p.done + rows).map(|position| (s, position)));
             p.done += rows;
             room -= rows;

@@ -250,3 +250,6 @@ impl Source for Rows<'_> {
         self.view.release(rows);
     }
 }
+
+#[cfg(test)]
+mod tests;
