@@ -53,7 +53,9 @@ pub(super) const QWEN3_MOE: Definition = Definition {
         "num_experts",
         "num_experts_per_tok",
         "num_local_experts", // what 5.23 writes for num_experts
+        "shared_expert_intermediate_size",
         "sliding_window",
+        "use_qk_norm",
         "use_sliding_window",
     ],
     aliases: &[],
@@ -67,6 +69,13 @@ pub(super) const QWEN3_MOE: Definition = Definition {
             false => None,
         };
         c.windows = vec![window; c.layers];
+        // Qwen3-Coder's files state these two; the class does as they say without reading them.
+        if keys.size("shared_expert_intermediate_size")?.is_some_and(|n| n > 0) {
+            return Err(keys.unsupported("shared_expert_intermediate_size"));
+        }
+        if !keys.flag("use_qk_norm", true)? {
+            return Err(keys.unsupported("use_qk_norm"));
+        }
         let defaults = Moe { experts: 128, top_k: 8, ffn: 768, shared_ffn: None, normalise: false, layers: vec![] };
         c.moe = moe(keys, c.layers, defaults)?;
         ignores_layer_types(keys, c)

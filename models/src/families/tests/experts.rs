@@ -86,6 +86,15 @@ fn the_number_of_experts_goes_by_either_name() {
 }
 
 #[test]
+fn qwen3_moe_takes_the_keys_of_published_files() {
+    let known = json!({
+        "shared_expert_intermediate_size": 0, "use_qk_norm": true, "qkv_bias": false, "max_window_layers": 28,
+    });
+    assert_eq!(parse(with("qwen3_moe", known)), parse(with("qwen3_moe", json!({}))));
+    assert!(error(with("qwen3_moe", json!({"use_qk_norm": false}))).contains("`use_qk_norm`"));
+}
+
+#[test]
 fn impossible_experts_are_refused_by_name() {
     for (fixture, key, value) in [
         ("mixtral", "num_local_experts", json!(0)),
