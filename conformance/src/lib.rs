@@ -1,7 +1,7 @@
 //! One suite of program cases for every backend.
 //!
-//! A [`Case`] is a [`Program`](njoule_models::Program) and a way to feed it; [`check`] runs all of them on a [`Subject`] and
-//! compares every logit with the oracle, candle in f32. A backend that is added gets the whole suite for one [`Subject`].
+//! A [`Case`] is a [`Program`](njoule_models::Program); [`check`] feeds all of them to a [`Subject`] as [`steps`] says and compares
+//! every logit with the [`definition`] of its ops, computed in f64. A backend that is added gets the whole suite for one [`Subject`].
 //!
 //! * [`cases::ops`]: each op of the vocabulary, with every option, at sizes around lanes, panels, groups and blocks;
 //! * [`cases::models`]: the architectures, from the configs of `testdata/`;
@@ -11,15 +11,16 @@
 //! bounds of [`Precision`] are bounds of that. Outputs are filled with NaN before a step writes them.
 
 pub mod cases;
+pub mod definition;
 pub mod random;
 pub mod steps;
 pub mod weights;
 
 use njoule_models::program::{Op, Program};
 use njoule_models::weights::WeightSource;
-use njoule_runtime::backend::candle::CandleBackend;
-use njoule_runtime::backend::{Backend, Capacity, Executor, LoadError, Quant};
+use njoule_runtime::backend::{Capacity, Executor, LoadError};
 
+use crate::definition::{Definition, Rows};
 use crate::steps::Logits;
 use crate::weights::CaseWeights;
 
@@ -34,7 +35,7 @@ pub struct Case {
 
 /// How exactly a subject computes, and so how far it may be from the oracle.
 ///
-/// Bounds are on the largest difference of a row's logits over the root mean square of the oracle's.
+/// Bounds are on the largest difference of a row's logits over the root mean square of the right ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
     /// f32 throughout: sums of up to some thousand terms in another order, and functions to a few units in the last place.
@@ -87,22 +88,30 @@ pub struct Report {
     pub closest: f32,
 }
 
-/// A case with the oracle's answers.
+/// A case with the right answers.
 pub struct Answered {
-    case: Case,
-    logits: Logits,
+    /// The case.
+    pub case: Case,
+    /// What its logits are.
+    pub logits: Rows,
 }
 
-/// Asks the oracle.
+/// Computes the right answers.
 pub fn answer(cases: Vec<Case>) -> Vec<Answered> {
-    let oracle = CandleBackend::on_cpu(Quant::None);
-    let load = |program: &Program, weights: &dyn WeightSource, capacity| oracle.load(program, weights, capacity);
-    let ask = |case: Case| {
-        let logits = run(&load, &case.program).unwrap_or_else(|e| panic!("the oracle cannot run {}: {e}", case.name));
-        assert!(logits.rows().all(|row| row.iter().all(|x| x.is_finite())), "{}: the oracle's logits", case.name);
-        Answered { case, logits }
-    };
+    let ask = |case: Case| Answered { logits: answers(&case.program, false), case };
     cases.into_iter().map(ask).collect()
+}
+
+/// The logits that the script wants, by definition; with `bf16`, rounded as candle's table says.
+pub fn answers(program: &Program, bf16: bool) -> Rows {
+    let definition = Definition::new(program, &CaseWeights, bf16);
+    let all: Vec<Rows> = (0..steps::SEQUENCES)
+        .map(|seq| {
+            let (ids, rope_len) = steps::sequence(seq, program.vocab());
+            definition.logits(&ids, rope_len)
+        })
+        .collect();
+    steps::wanted().into_iter().map(|(seq, position)| all[seq][position].clone()).collect()
 }
 
 /// Runs every case on `subject` and compares.
@@ -122,10 +131,10 @@ pub fn check(subject: &Subject<'_>, cases: &[Answered]) -> Report {
         };
         report.compared += 1;
         let (bound, share) = subject.precision.bound(&case.program);
-        let errors: Vec<f32> = got.rows().zip(want.rows()).map(|(got, want)| distance(got, want)).collect();
+        let errors: Vec<f32> = got.rows().zip(want).map(|(got, want)| distance(got, want)).collect();
         // A NaN is beyond every bound.
         let good = errors.iter().filter(|e| **e <= bound).count();
-        if got.rows().len() != want.rows().len() || (good as f32) < share * errors.len() as f32 {
+        if got.rows().len() != want.len() || (good as f32) < share * errors.len() as f32 {
             let worst = errors.iter().copied().fold(0.0, |a, b| if b > a || b.is_nan() { b } else { a });
             let (name, rows) = (&subject.name, errors.len());
             report
@@ -139,15 +148,17 @@ pub fn check(subject: &Subject<'_>, cases: &[Answered]) -> Report {
     report
 }
 
-/// The largest difference over the root mean square of `want`.
-fn distance(got: &[f32], want: &[f32]) -> f32 {
-    let mean_square = want.iter().map(|x| x * x).sum::<f32>() / want.len().max(1) as f32;
+/// The largest difference over the root mean square of `want`; NaN where lengths differ.
+pub fn distance(got: &[f32], want: &[f64]) -> f32 {
+    let mean_square = want.iter().map(|x| x * x).sum::<f64>() / want.len().max(1) as f64;
+    let differences = got.iter().zip(want).map(|(a, b)| (f64::from(*a) - b).abs());
     // `max` would drop a NaN.
-    let worst = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, |a, b| if b <= a { a } else { b });
-    if got.len() == want.len() { worst / mean_square.sqrt().max(1e-6) } else { f32::NAN }
+    let worst = differences.fold(0.0, |a, b| if b <= a { a } else { b });
+    if got.len() == want.len() { (worst / mean_square.sqrt().max(1e-6)) as f32 } else { f32::NAN }
 }
 
-fn run(load: &Load<'_>, program: &Program) -> Result<Logits, LoadError> {
+/// What a backend says to the script.
+pub fn run(load: &Load<'_>, program: &Program) -> Result<Logits, LoadError> {
     let mut executor = load(program, &CaseWeights, steps::CAPACITY)?;
     Ok(steps::run(executor.as_mut(), program.vocab()))
 }

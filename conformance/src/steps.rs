@@ -51,17 +51,39 @@ impl Logits {
     }
 }
 
+/// Sequences of the script.
+pub const SEQUENCES: usize = TABLES.len();
+
+/// `(sequence, position)` of each row of [`Logits`].
+pub fn wanted() -> Vec<(usize, usize)> {
+    let rows = |part: Part| {
+        let first = if part.all { part.rows.start } else { part.rows.end - 1 };
+        (first..part.rows.end).map(move |position| (part.seq, position))
+    };
+    script().into_iter().flatten().flat_map(rows).collect()
+}
+
+/// All tokens of a sequence, and the length that rotations may depend on.
+pub fn sequence(seq: usize, vocab: usize) -> (Vec<u32>, usize) {
+    let parts = || script().into_iter().flatten().filter(move |p| p.seq == seq);
+    let len = parts().map(|p| p.rows.end).max().unwrap_or(0);
+    ((0..len).map(|position| token(seq, position, vocab)).collect(), ROPE_LEN[seq])
+}
+
+fn token(seq: usize, position: usize, vocab: usize) -> u32 {
+    ((position * 7919 + seq * 104_729 + position * position + 11) % vocab) as u32
+}
+
 /// Runs the script. Panics where a step fails: the batches are valid.
 pub fn run(executor: &mut dyn Executor, vocab: usize) -> Logits {
     let mut logits = Logits { values: vec![], vocab };
     let mut out = StepOutput::default();
-    let token = |seq: usize, position: usize| ((position * 7919 + seq * 104_729 + 11) % vocab) as u32;
     for parts in script() {
         let mut batch = Batch::default();
         for Part { seq, rows, all } in parts {
             let (first, table) = (batch.rows(), TABLES[seq]);
             for position in rows.clone() {
-                batch.tokens.push(token(seq, position));
+                batch.tokens.push(token(seq, position, vocab));
                 batch.positions.push(position as u32);
                 batch.slots.push(table[position / 32] * 32 + (position % 32) as u32);
             }

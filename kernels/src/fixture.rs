@@ -79,8 +79,8 @@ impl Source for Matrix {
         out.copy_from_slice(&self.values[rows.start * self.cols..rows.end * self.cols]);
     }
 
-    fn blocks(&self, row: usize) -> Option<&[u8]> {
-        self.blocks.as_ref().map(|b| b[row].as_slice())
+    fn read_blocks(&self, rows: Range<usize>, out: &mut Vec<u8>) {
+        self.blocks.iter().for_each(|blocks| blocks[rows.clone()].iter().for_each(|b| out.extend_from_slice(b)));
     }
 }
 

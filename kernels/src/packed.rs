@@ -88,8 +88,9 @@ pub trait Source: Sync {
     fn shape(&self) -> (usize, usize);
     /// Values of `rows`, row-major.
     fn read_f32(&self, rows: Range<usize>, out: &mut [f32]);
-    /// One row as GGUF blocks of the packed kind (Q8_0, Q4_0 or Q4_1), to be held bit for bit.
-    fn blocks(&self, row: usize) -> Option<&[u8]>;
+    /// Appends `rows` as GGUF blocks of the packed kind (Q8_0, Q4_0 or Q4_1), to be held bit for bit; appends nothing,
+    /// whatever the rows, where their values are to be quantised instead.
+    fn read_blocks(&self, rows: Range<usize>, out: &mut Vec<u8>);
     /// The rows are packed and not needed again.
     fn done(&self, _rows: Range<usize>) {}
 }
@@ -258,12 +259,16 @@ fn pack_panel(
     panel: &mut [u8],
     values: &mut Vec<f32>,
 ) -> Result<(), PackError> {
+    let fails = |r: usize| PackError::Value { row: rows.start + r, stored: stored.name() };
     if stored.is_int() {
         // Padding rows and columns must decode to zero: with scale 0 any code does, so codes need no care.
-        if source.blocks(rows.start).is_some() {
-            for row in rows.clone() {
-                let blocks = source.blocks(row).unwrap_or_default();
-                blocks::scatter(blocks, row - rows.start, cols, stored, panel);
+        let mut blocks = Vec::new();
+        source.read_blocks(rows.clone(), &mut blocks);
+        if !blocks.is_empty() {
+            for (r, blocks) in blocks.chunks_exact(blocks.len() / rows.len()).enumerate() {
+                if !blocks::scatter(blocks, r, cols, stored, panel) {
+                    return Err(fails(r));
+                }
             }
             return Ok(());
         }
@@ -293,7 +298,7 @@ fn pack_panel(
             Stored::Int4Min => quantise::int4_min(row, r, panel),
         };
         if !fits {
-            return Err(PackError::Value { row: rows.start + r, stored: stored.name() });
+            return Err(fails(r));
         }
     }
     Ok(())

@@ -128,9 +128,7 @@ impl Source for Ramp {
         }
     }
 
-    fn blocks(&self, _row: usize) -> Option<&[u8]> {
-        None
-    }
+    fn read_blocks(&self, _rows: Range<usize>, _out: &mut Vec<u8>) {}
 }
 
 /// Columns of the probe's panel: with them an f32 panel and its activations fit into 32 KiB.

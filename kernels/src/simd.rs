@@ -191,7 +191,7 @@ pub unsafe fn gelu_tanh<S: Simd>(x: S::F) -> S::F {
         let cube = S::mul(S::mul(x, x), x);
         let inner = S::fma(cube, S::splat(0.044_715), x);
         // -2 sqrt(2/pi).
-        let e = exp::<S>(S::min(S::mul(inner, S::splat(-1.595_769)), S::splat(88.0)));
+        let e = exp::<S>(S::min(S::mul(inner, S::splat(-1.595_769_2)), S::splat(88.0)));
         S::div(x, S::add(S::splat(1.0), e))
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::config::{ConfigError, ModelConfig, token_ids};
+use crate::config::{ConfigError, ModelConfig, Quantization, token_ids};
 use crate::weights::gguf::Gguf;
 use crate::weights::random::{Preset, RandomSource};
 use crate::weights::safetensors::SafetensorsSource;
@@ -103,9 +103,9 @@ impl Checkpoint {
             return Self::open_gguf(&only_gguf(dir)?);
         }
         let json = read_json(&config_path)?;
-        let config = ModelConfig::from_hf_json(&json)
-            .map_err(|source| CheckpointError::Config { path: config_path.clone(), source })?;
-        let source = SafetensorsSource::open(dir)?;
+        let wrong = |source| CheckpointError::Config { path: config_path.clone(), source };
+        let config = ModelConfig::from_hf_json(&json).map_err(wrong)?;
+        let source = SafetensorsSource::open(dir)?.quantized(Quantization::from_hf_json(&json).map_err(wrong)?);
         Ok(Checkpoint {
             origin: Origin::Directory(dir.to_owned()),
             generation: GenerationDefaults::read(&dir.join("generation_config.json"), &config)?,

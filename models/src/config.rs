@@ -6,6 +6,7 @@
 mod gguf;
 mod hf;
 mod keys;
+mod quantization;
 mod rope;
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,7 @@ use std::fmt;
 pub(crate) use gguf::{from_gguf, gguf_head_dim};
 pub(crate) use hf::{Defaults, token_ids};
 pub(crate) use keys::Keys;
+pub use quantization::{Group, Method, Quantization, ScaleOf};
 
 pub use crate::families::Family;
 use crate::program::{Act, Pairing, Program};

@@ -7,6 +7,7 @@
 pub mod dequant;
 pub mod gguf;
 mod mapped;
+pub mod parts;
 pub mod random;
 mod rows;
 pub mod safetensors;
@@ -15,6 +16,8 @@ use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
 
+use self::parts::Parts;
+use crate::config::Quantization;
 use crate::program::WeightDecl;
 
 /// A plain element type.
@@ -52,6 +55,19 @@ pub enum Encoding {
     Dense(DType),
     /// Blocks of 32 or 256 values along a row.
     GgufBlock(GgmlType),
+    /// Codes and scales in tensors of their own.
+    Parts(Parts),
+}
+
+/// How well blocks of 32 values hold a matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holds {
+    /// Bit for bit.
+    Exactly,
+    /// Codes as they are; scales, or the minima made from zero points, rounded to f16.
+    Rounded,
+    /// Not, for this reason.
+    Not(&'static str),
 }
 
 /// A matrix of a checkpoint, seen in the reference implementation's row order.
@@ -67,6 +83,14 @@ pub trait WeightRows: Send + Sync {
 
     /// The bytes of one row as the file has them; `None` where the values are generated or reordered within a row.
     fn raw_row(&self, row: usize) -> Option<&[u8]>;
+
+    /// How blocks of `kind` (`Q8_0`, `Q4_0` or `Q4_1`) hold it.
+    fn holds(&self, _kind: GgmlType) -> Holds {
+        Holds::Not("its values are no codes")
+    }
+
+    /// Appends `rows` as blocks of `kind`, where they hold it.
+    fn read_blocks(&self, _rows: Range<usize>, _kind: GgmlType, _out: &mut Vec<u8>) {}
 
     /// Says that the file's pages under `rows` are not needed again soon, so that they do not count as resident.
     fn release(&self, rows: Range<usize>);
@@ -87,6 +111,11 @@ pub enum Container {
 pub trait WeightSource: Send + Sync {
     /// The kind of file.
     fn container(&self) -> Container;
+
+    /// How its matrices are quantised, where the config says so.
+    fn quantization(&self) -> Option<&Quantization> {
+        None
+    }
 
     /// The view that `decl` asks for.
     fn get(&self, decl: &WeightDecl) -> Result<Box<dyn WeightRows + '_>, WeightError>;
@@ -159,6 +188,16 @@ pub enum WeightError {
         /// What can be read.
         supported: &'static str,
     },
+    /// A part of a quantised matrix makes no sense.
+    #[error("tensor `{name}` in {path} {what}")]
+    Part {
+        /// Tensor.
+        name: String,
+        /// File.
+        path: PathBuf,
+        /// What is wrong with it, and what is expected.
+        what: String,
+    },
 }
 
 impl GgmlType {
@@ -192,10 +231,10 @@ impl GgmlType {
 impl Encoding {
     /// Whether neighbouring values of a row share bytes.
     pub fn is_blocks(self) -> bool {
-        matches!(self, Encoding::GgufBlock(_))
+        matches!(self, Encoding::GgufBlock(_) | Encoding::Parts(_))
     }
 
-    /// Bytes of a row of `cols` values; `None` where a row is no whole number of blocks, or on overflow.
+    /// Bytes of a row of `cols` values; `None` where a row is no whole number of blocks or in no one place, or on overflow.
     pub fn row_bytes(self, cols: usize) -> Option<usize> {
         match self {
             Encoding::Dense(DType::F32) => cols.checked_mul(4),
@@ -203,7 +242,7 @@ impl Encoding {
             Encoding::GgufBlock(t) if cols.is_multiple_of(t.block_len()) => {
                 (cols / t.block_len()).checked_mul(t.block_bytes())
             }
-            Encoding::GgufBlock(_) => None,
+            Encoding::GgufBlock(_) | Encoding::Parts(_) => None,
         }
     }
 }
@@ -213,6 +252,7 @@ impl fmt::Display for Encoding {
         match self {
             Encoding::Dense(d) => write!(f, "{d:?}"),
             Encoding::GgufBlock(t) => write!(f, "{t:?}"),
+            Encoding::Parts(p) => p.fmt(f),
         }
     }
 }

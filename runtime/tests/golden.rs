@@ -12,15 +12,21 @@ use njoule_runtime::backend::cpu::CpuBackend;
 use njoule_runtime::backend::{Backend, Batch, BlockId, Capacity, Executor, Quant, SeqSpan, StepOutput};
 use safetensors::SafeTensors;
 
-const FIXTURES: [&str; 17] = [
+const FIXTURES: [&str; 23] = [
     "llama_plain",
     "llama_tied",
     "llama3_rope",
     "llama_linear",
     "llama_yarn",
     "mistral",
+    "mixtral",
     "qwen2",
+    "qwen2_moe",
     "qwen3",
+    "qwen3_moe",
+    "phi3",
+    "phi3_longrope",
+    "gpt_oss",
     "gemma",
     "gemma2",
     "gemma3_text",
@@ -33,7 +39,12 @@ const FIXTURES: [&str; 17] = [
 ];
 
 /// Options that no fixture has (`testdata/variants`).
-const VARIANTS: [&str; 5] = [
+const VARIANTS: [&str; 10] = [
+    "variants/mixtral_window",
+    "variants/qwen2_moe_step",
+    "variants/qwen3_moe_window",
+    "variants/gpt_oss_plain",
+    "variants/phi3_partial",
     "variants/gemma3_scaled",
     "variants/gemma3_images",
     "variants/smollm3_sliding",
@@ -119,8 +130,15 @@ fn load(golden: &Golden, backend: &dyn Backend) -> Box<dyn Executor> {
         .unwrap_or_else(|e| panic!("{}: {e}", golden.name))
 }
 
+impl Prompt {
+    /// Tokens of the whole run, which decides between the two sets of frequencies of LongRoPE.
+    fn rope_len(&self) -> usize {
+        self.ids.len() + self.greedy.len()
+    }
+}
+
 /// One step of one sequence whose blocks are 3, 1, 0, 5, ...: order must not matter.
-fn step(executor: &mut dyn Executor, ids: &[u32], position: usize, out: &mut StepOutput) {
+fn step(executor: &mut dyn Executor, ids: &[u32], position: usize, rope_len: usize, out: &mut StepOutput) {
     let table = [3, 1, 0, 5].map(BlockId);
     let slot = |p: usize| table[p / 32].0 * 32 + (p % 32) as u32;
     let positions = position..position + ids.len();
@@ -128,7 +146,7 @@ fn step(executor: &mut dyn Executor, ids: &[u32], position: usize, out: &mut Ste
         tokens: ids.to_vec(),
         positions: positions.clone().map(|p| p as u32).collect(),
         slots: positions.clone().map(slot).collect(),
-        seqs: vec![SeqSpan { rows: 0..ids.len(), context: positions.end, table: 0..4, rope_len: 128 }],
+        seqs: vec![SeqSpan { rows: 0..ids.len(), context: positions.end, table: 0..4, rope_len }],
         tables: table.to_vec(),
         outputs: (0..ids.len() as u32).collect(),
     };
@@ -156,7 +174,7 @@ fn unquantised_logits_equal_the_reference_and_greedy_ids_follow() {
             let mut executor = load(&golden, &*backend);
             let mut out = StepOutput::default();
             for (i, prompt) in golden.prompts.iter().enumerate() {
-                step(executor.as_mut(), &prompt.ids, 0, &mut out);
+                step(executor.as_mut(), &prompt.ids, 0, prompt.rope_len(), &mut out);
                 let got = rows(&out);
                 let worst = got.iter().zip(&prompt.logits).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                 if !(got.len() == prompt.logits.len() && worst < 1e-3) {
@@ -168,7 +186,7 @@ fn unquantised_logits_equal_the_reference_and_greedy_ids_follow() {
                         failures.push(format!("{name} {backend_name} prompt {i}: token {n} is {next}, not {want}"));
                         break;
                     }
-                    step(executor.as_mut(), &[next], position, &mut out);
+                    step(executor.as_mut(), &[next], position, prompt.rope_len(), &mut out);
                     next = argmax(out.row(0));
                 }
             }
@@ -189,7 +207,7 @@ fn quantised_logits_stay_within_the_bounds_of_bf16() {
                 let mut out = StepOutput::default();
                 let (mut sum, mut count) = (0.0, 0.0);
                 for (i, prompt) in golden.prompts.iter().enumerate() {
-                    step(executor.as_mut(), &prompt.ids, 0, &mut out);
+                    step(executor.as_mut(), &prompt.ids, 0, prompt.rope_len(), &mut out);
                     let got = rows(&out);
                     sum += got.iter().zip(&prompt.logits).map(|(a, b)| f64::from((a - b).abs())).sum::<f64>();
                     count += got.len() as f64;
@@ -198,7 +216,9 @@ fn quantised_logits_stay_within_the_bounds_of_bf16() {
                         let mut sorted = want.to_vec();
                         sorted.sort_by(|a, b| b.total_cmp(a));
                         let margin = f64::from(sorted[0] - sorted[1]);
-                        if margin > 2.0 * max_bound && argmax(got) != argmax(want) {
+                        // Rounding may send a token to another expert, and then there is no bound.
+                        let is_bounded = golden.checkpoint.config.moe.is_none();
+                        if is_bounded && margin > 2.0 * max_bound && argmax(got) != argmax(want) {
                             failures.push(format!(
                                 "{name} {quant:?} {backend_name} prompt {i} row {row}: another top token"
                             ));

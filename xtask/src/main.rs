@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod assets;
+mod bindings;
 
 use std::process::ExitCode;
 
@@ -11,6 +12,8 @@ fn main() -> ExitCode {
     let done = match words[..] {
         ["assets"] => assets::fetch(),
         ["assets", "--check"] => assets::check(),
+        ["bindings"] => bindings::write(),
+        ["bindings", "--check"] => bindings::check(),
         [] | ["help" | "--help" | "-h"] => {
             print!("{HELP}");
             Ok(())
@@ -32,7 +35,10 @@ fn main() -> ExitCode {
 const HELP: &str = "\
 cargo xtask TASK
 
-  assets          fetch what tests need into target/assets (or NJOULE_ASSETS), verified by pinned sha256
-  assets --check  only say whether it is all there and unharmed
-  help            this list
+  assets            fetch what tests need into target/assets (or NJOULE_ASSETS), verified by pinned sha256
+  assets --check    only say whether it is all there and unharmed
+  bindings          make neuron-sys/src/bindings.rs from its header (needs libclang)
+  bindings --check  only say whether it is what the header gives, and unedited (by hashes; with the cargo feature
+                    `bindings` also by making it anew)
+  help              this list
 ";

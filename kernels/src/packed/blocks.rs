@@ -3,13 +3,17 @@
 //! Layouts (ggml `ggml-common.h`): Q8_0 = f16 d, 32 x i8; Q4_0 = f16 d, 16 bytes with value `j` in the low nibble of
 //! byte `j` and value `j + 16` in its high nibble; Q4_1 = f16 d, f16 m, the same 16 bytes.
 
+use half::f16;
+
 use super::{GROUP, PANEL, Stored, put};
 
 /// Quads of [`GROUP`] codes: nibble step `j` pairs quad `j` with quad `j + 4`, which is how Q4 blocks pair value `j`
-/// with value `j + 16`: a block's bytes are the panel's bytes.
-pub fn scatter(blocks: &[u8], r: usize, cols: usize, stored: Stored, panel: &mut [u8]) {
+/// with value `j + 16`: a block's bytes are the panel's bytes. Says whether all scales and minima are finite.
+pub fn scatter(blocks: &[u8], r: usize, cols: usize, stored: Stored, panel: &mut [u8]) -> bool {
     let groups = cols.div_ceil(GROUP);
-    let half = |panel: &mut [u8], at: usize, g: usize, bytes: &[u8]| {
+    let mut finite = true;
+    let mut half = |panel: &mut [u8], at: usize, g: usize, bytes: &[u8]| {
+        finite &= f16::from_le_bytes([bytes[0], bytes[1]]).is_finite();
         put(panel, at + (g * PANEL + r) * 2, &[bytes[0], bytes[1]])
     };
     match stored {
@@ -38,4 +42,5 @@ pub fn scatter(blocks: &[u8], r: usize, cols: usize, stored: Stored, panel: &mut
         }
         Stored::F32 | Stored::F16 | Stored::Bf16 => {}
     }
+    finite
 }

@@ -78,6 +78,27 @@ fn rows_decode_to_what_was_packed_within_the_bound_of_their_type() {
     report(cases, &failures);
 }
 
+#[test]
+fn a_stack_is_its_matrices_one_after_the_other() {
+    for (stored, (rows, cols)) in Stored::ALL.into_iter().flat_map(|s| SHAPES.map(|sh| (s, sh))) {
+        let count = 3;
+        let all = Matrix::random(count * rows, cols, 5);
+        let stack = Packed::pack_stack(&all, count, stored).expect("finite values");
+        let name = format!("{} {rows}x{cols}", stored.name());
+        assert_eq!((stack.count(), stack.rows(), stack.cols()), (count, rows, cols), "{name}");
+        assert_eq!(stack.bytes(), count * Packed::bytes_of(rows, cols, stored), "{name}");
+        for i in 0..count {
+            let values = all.values[i * rows * cols..][..rows * cols].to_vec();
+            let own = Matrix { rows, cols, values, blocks: None }.pack(stored);
+            let part = &stack.data.as_slice()[i * own.bytes()..][..own.bytes()];
+            assert!(part == own.data.as_slice(), "{name}: matrix {i}");
+            let mut row = vec![f32::NAN; cols];
+            stack.row_f32(i * rows + rows - 1, &mut row);
+            assert_eq!(row, decoded(&own)[rows - 1], "{name}: last row of {i}");
+        }
+    }
+}
+
 /// Random blocks of the stored type's GGUF kind and their values, decoded here from ggml's definition.
 fn block(stored: Stored, noise: &mut Noise) -> (Vec<u8>, Vec<f32>) {
     let scale = f16::from_f32(noise.value());
@@ -180,6 +201,18 @@ fn the_largest_values_that_fit_are_taken() {
             let got = decoded(&packed)[1][10];
             assert!((got / largest * sign - 1.0).abs() < 0.21, "{} {largest}: {got}", stored.name());
         }
+    }
+}
+
+#[test]
+fn blocks_whose_scale_is_not_finite_are_refused_by_their_row() {
+    for stored in [Stored::Int8, Stored::Int4, Stored::Int4Min] {
+        let noise = &mut Noise::new(5);
+        let mut blocks: Vec<Vec<u8>> = (0..20).map(|_| block(stored, noise).0).collect();
+        blocks[17][..2].copy_from_slice(&f16::INFINITY.to_le_bytes());
+        let matrix = Matrix { rows: 20, cols: 32, values: vec![0.0; 640], blocks: Some(blocks) };
+        let error = Packed::pack(&matrix, stored).err().map(|e| e.to_string());
+        assert!(error.as_ref().is_some_and(|e| e.contains("row 17")), "{}: {error:?}", stored.name());
     }
 }
 

@@ -3,6 +3,9 @@
 
 use std::num::NonZero;
 
+mod experts;
+mod ops;
+
 use proptest::prelude::*;
 
 use super::layout::{Layout, Span as Life};

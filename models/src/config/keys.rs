@@ -325,6 +325,9 @@ const HARMLESS: &[&str] = &[
     "router_jitter_noise",
     "use_flash_attn",
     "use_flash_attention",
+    // how weights are stored: read by `Quantization::from_hf_json`
+    "compression_config",
+    "quantization_config",
     // metadata of published files
     "bos_token",
     "eos_token",

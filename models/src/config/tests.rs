@@ -164,7 +164,6 @@ fn keys_that_change_the_mathematics_are_refused_by_name() {
         ("logits_scaling", json!(8.0)),
         ("embedding_multiplier", json!(12.0)),
         ("partial_rotary_factor", json!(0.5)),
-        ("quantization_config", json!({"quant_method": "gptq", "bits": 4})),
         ("num_experts", json!(8)),
         ("num_local_experts", json!(8)),
         ("query_pre_attn_scalar", json!(256)),

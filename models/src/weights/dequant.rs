@@ -24,6 +24,7 @@ pub fn decode(encoding: Encoding, bytes: &[u8], out: &mut [f32]) {
         }
         Encoding::Dense(DType::F16) => decode_f16(bytes, out),
         Encoding::GgufBlock(t) => blocks(t, bytes, out),
+        Encoding::Parts(_) => unreachable!("a row of parts has no bytes of its own"),
     }
 }
 

@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use super::mapped::MappedFile;
-use super::{Encoding, WeightError, WeightRows, WeightSource, dequant};
+use super::{Encoding, GgmlType, Holds, WeightError, WeightRows, WeightSource, dequant};
 use crate::program::{View, WeightDecl, WeightUse};
 
 /// In which order the file has the rows of a head.
@@ -205,6 +205,15 @@ impl WeightRows for FileRows<'_> {
         (self.is_row_of_file() && !self.view.plus_one).then(|| self.stored_row(row))
     }
 
+    fn holds(&self, kind: GgmlType) -> Holds {
+        let same = self.tensor.encoding == Encoding::GgufBlock(kind) && self.is_row_of_file() && !self.view.plus_one;
+        if same { Holds::Exactly } else { Holds::Not("it is of another type") }
+    }
+
+    fn read_blocks(&self, rows: Range<usize>, _kind: GgmlType, out: &mut Vec<u8>) {
+        rows.for_each(|row| out.extend_from_slice(self.stored_row(row)));
+    }
+
     fn release(&self, rows: Range<usize>) {
         // Reordered rows stay within their head, so the span is right up to a head at either end.
         self.tensor.file.release(self.span(rows));
@@ -254,6 +263,20 @@ impl WeightRows for Stack<'_> {
     fn raw_row(&self, row: usize) -> Option<&[u8]> {
         let part = &self.parts[row / self.rows];
         if part.encoding() == self.encoding() { part.raw_row(row % self.rows) } else { None }
+    }
+
+    fn holds(&self, kind: GgmlType) -> Holds {
+        // The worst of all.
+        let both = |all: Holds, part: &dyn WeightRows| match (all, part.holds(kind)) {
+            (Holds::Not(why), _) | (_, Holds::Not(why)) => Holds::Not(why),
+            (Holds::Exactly, Holds::Exactly) => Holds::Exactly,
+            _ => Holds::Rounded,
+        };
+        self.parts.iter().fold(Holds::Exactly, |all, part| both(all, &**part))
+    }
+
+    fn read_blocks(&self, rows: Range<usize>, kind: GgmlType, out: &mut Vec<u8>) {
+        self.each(rows, |part, rows, _| part.read_blocks(rows, kind, out));
     }
 
     fn release(&self, rows: Range<usize>) {

@@ -14,8 +14,10 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::Value;
 
 use super::mapped::MappedFile;
+use super::parts::{self, Parts, Tensor};
 use super::rows::{FileRows, Order, Stack, Stored, planes};
 use super::{Container, DType, Encoding, StoredTypes, WeightError, WeightRows, WeightSource};
+use crate::config::Quantization;
 use crate::program::WeightDecl;
 
 /// The safetensors files of a directory.
@@ -25,6 +27,7 @@ pub struct SafetensorsSource {
     shards: Vec<Shard>,
     /// Tensor name to shard.
     tensors: HashMap<String, usize>,
+    quantization: Option<Quantization>,
 }
 
 #[derive(Debug)]
@@ -46,6 +49,11 @@ impl SafetensorsSource {
         let names: BTreeSet<&str> = weight_map.values().map(String::as_str).collect();
         let files: Vec<_> = names.iter().map(|name| dir.join(name)).collect();
         Self::of_files(dir, &files, Some((&index, &weight_map)))
+    }
+
+    /// The same, with the matrices that `quantization` says how to read.
+    pub fn quantized(self, quantization: Option<Quantization>) -> Self {
+        SafetensorsSource { quantization, ..self }
     }
 
     /// Whether `dir` has something to open.
@@ -76,7 +84,7 @@ impl SafetensorsSource {
                 tensors.insert(name.clone(), found);
             }
         }
-        Ok(SafetensorsSource { dir: dir.to_owned(), shards, tensors })
+        Ok(SafetensorsSource { dir: dir.to_owned(), shards, tensors, quantization: None })
     }
 
     /// Bytes of all files.
@@ -88,13 +96,32 @@ impl SafetensorsSource {
     pub fn stored_types(&self) -> StoredTypes {
         let mut types = StoredTypes::default();
         for shard in &self.shards {
-            for info in shard.metadata.tensors().values() {
-                if let Some(encoding) = encoding(info.dtype) {
+            for (name, info) in shard.metadata.tensors() {
+                let method = self.quantization.as_ref().map(|q| q.method);
+                let part = method.filter(|m| parts::is_part(*m, &name, info.dtype));
+                if let Some(encoding) = part.map(|m| Encoding::Parts(Parts::of(m))).or_else(|| encoding(info.dtype)) {
                     types.add(encoding, (info.data_offsets.1 - info.data_offsets.0) as u64);
                 }
             }
         }
         types
+    }
+
+    fn tensor(&self, name: &str) -> Option<Tensor<'_>> {
+        let (shard, info) = self.find(name)?;
+        Some(Tensor { file: &shard.file, info, start: shard.data_start + info.data_offsets.0 })
+    }
+
+    fn missing(&self, name: &str) -> WeightError {
+        let path = self.dir.clone();
+        let found = parts::unexplained(name, &|name| self.tensor(name));
+        match found.filter(|_| self.quantization.is_none()) {
+            Some(found) => {
+                let what = format!("is `{name}` quantised, but config.json has no quantization_config to read it by");
+                WeightError::Part { name: found, path, what }
+            }
+            None => WeightError::Missing { name: name.to_owned(), path },
+        }
     }
 
     /// Files of a headless model are saved without the base's prefix; a language model that is part of a larger one has
@@ -115,13 +142,21 @@ impl WeightSource for SafetensorsSource {
         Container::Safetensors
     }
 
+    fn quantization(&self) -> Option<&Quantization> {
+        self.quantization.as_ref()
+    }
+
     fn get(&self, decl: &WeightDecl) -> Result<Box<dyn WeightRows + '_>, WeightError> {
         if decl.experts.is_some() && decl.name.contains("{}") {
             return Ok(Box::new(Stack::new(self, decl)?));
         }
+        if let Some(q) = &self.quantization
+            && let Some(rows) = parts::resolve(q.method, decl, &self.dir, &|name| self.tensor(name))?
+        {
+            return Ok(Box::new(rows));
+        }
         let name = &decl.name;
-        let (shard, info) =
-            self.find(name).ok_or_else(|| WeightError::Missing { name: name.clone(), path: self.dir.clone() })?;
+        let (shard, info) = self.find(name).ok_or_else(|| self.missing(name))?;
         let path = || shard.file.path().to_owned();
         let encoding = encoding(info.dtype).ok_or_else(|| WeightError::DType {
             name: name.clone(),

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use njoule_kernels::packed::{PackError, Packed, Source, Stored};
 use njoule_models::program::{Op, Program, Val, WeightDecl, WeightId, WeightUse};
-use njoule_models::weights::{Container, DType, Encoding, GgmlType, WeightError, WeightRows, WeightSource};
+use njoule_models::weights::parts::Codes;
+use njoule_models::weights::{Container, DType, Encoding, GgmlType, Holds, WeightError, WeightRows, WeightSource};
 
 use crate::backend::{LoadError, Quant};
 
@@ -33,8 +34,8 @@ impl StoredWeights {
                 view.read_f32(0..decl.all_rows(), &mut values);
                 return Ok(StoredWeight::Vector(values.into()));
             }
-            let stored = choose(quant, kind(decl, id, &routers), view.encoding(), source.container());
-            let rows = Rows { exact: holds_exactly(stored, view.encoding()), view: &*view };
+            let stored = choose(quant, kind(decl, id, &routers), &*view, source.container());
+            let rows = Rows { blocks: kept(stored, &*view).ok().map(|(kind, _)| kind), view: &*view };
             let packed = Packed::pack_stack(&rows, decl.experts.unwrap_or(1), stored).map_err(|e| match e {
                 PackError::Memory(e) => LoadError::Memory { bytes: e.bytes, what: "weights" },
                 PackError::Value { row, stored } => LoadError::Values {
@@ -57,11 +58,29 @@ impl StoredWeights {
         let mut types = BTreeMap::new();
         let routers = routers(program);
         for (id, decl) in program.weights.iter().enumerate().filter(|(_, d)| d.usage != WeightUse::Vector) {
-            let stored = choose(quant, kind(decl, id, &routers), source.get(decl)?.encoding(), source.container());
+            let stored = choose(quant, kind(decl, id, &routers), &*source.get(decl)?, source.container());
             let bytes = decl.experts.unwrap_or(1) * Packed::bytes_of(decl.rows, decl.cols, stored);
             *types.entry(stored.name()).or_default() += bytes;
         }
         Ok(types)
+    }
+
+    /// What [`StoredWeights::load`] makes of a checkpoint's quantised matrices, a line for each way; reads their scales.
+    pub fn notes(program: &Program, source: &dyn WeightSource, quant: Quant) -> Result<Vec<String>, WeightError> {
+        let Some(quantization) = source.quantization() else { return Ok(vec![]) };
+        let (mut ways, routers) = (BTreeMap::new(), routers(program));
+        for (id, decl) in program.weights.iter().enumerate().filter(|(_, d)| d.usage != WeightUse::Vector) {
+            let view = source.get(decl)?;
+            if let Encoding::Parts(parts) = view.encoding() {
+                let way = way(choose(quant, kind(decl, id, &routers), &*view, source.container()), &*view);
+                *ways.entry((parts.to_string(), way)).or_insert(0_usize) += 1;
+            }
+        }
+        let name = quantization.name();
+        let line = |((parts, way), n): (_, usize)| {
+            format!("{name} {parts}: {n} weight{} {way}", if n == 1 { "" } else { "s" })
+        };
+        Ok(quantization.notes.iter().cloned().chain(ways.into_iter().map(line)).collect())
     }
 
     /// The packed matrix of a linear or vocabulary weight, or the stack of them.
@@ -140,7 +159,7 @@ fn routers(program: &Program) -> Vec<WeightId> {
 }
 
 /// The stored type of a matrix.
-fn choose(quant: Quant, kind: MatrixKind, encoding: Encoding, container: Container) -> Stored {
+fn choose(quant: Quant, kind: MatrixKind, view: &dyn WeightRows, container: Container) -> Stored {
     // A rounded router gives a token other experts, an error beside which that of every other matrix is small; and it
     // is a thousandth of the experts' size.
     if kind == MatrixKind::Router && quant != Quant::Bf16 {
@@ -154,9 +173,9 @@ fn choose(quant: Quant, kind: MatrixKind, encoding: Encoding, container: Contain
         Quant::Int8 => int8,
         // The vocabulary decides every token, and is small beside the layers of all but the smallest models.
         Quant::Int4 if kind == MatrixKind::Vocabulary => int8,
-        Quant::Int4 if encoding == Encoding::GgufBlock(GgmlType::Q4_0) => Stored::Int4,
+        Quant::Int4 if kept(Stored::Int4, view).is_ok() => Stored::Int4,
         Quant::Int4 => Stored::Int4Min,
-        Quant::Auto => match (encoding, container) {
+        Quant::Auto => match (view.encoding(), container) {
             (Encoding::Dense(DType::F32), _) => Stored::F32,
             (Encoding::Dense(DType::F16), Container::Gguf) => Stored::F16,
             (Encoding::Dense(DType::BF16), Container::Gguf) => Stored::Bf16,
@@ -166,24 +185,50 @@ fn choose(quant: Quant, kind: MatrixKind, encoding: Encoding, container: Contain
             // Blocks of 5 and 6 bits and the K types: 8 bits in groups of 32 keep what they hold to a 254th of a
             // group's largest value.
             (Encoding::GgufBlock(_), _) => Stored::Int8,
+            (Encoding::Parts(_), _) if kept(Stored::Int4, view).is_ok() => Stored::Int4,
+            (Encoding::Parts(_), _) if kept(Stored::Int8, view).is_ok() => Stored::Int8,
+            // What is quantised anew gets twice the bits: that error drowns in the first one's.
+            (Encoding::Parts(p), _) => match p.codes {
+                Codes::Int4 | Codes::Mxfp4 => Stored::Int8,
+                Codes::Int8 | Codes::Fp8 => Stored::Bf16,
+            },
         },
     }
 }
 
-/// Whether a file's blocks are the stored type's, bit for bit.
-fn holds_exactly(stored: Stored, encoding: Encoding) -> bool {
-    matches!(
-        (stored, encoding),
-        (Stored::Int8, Encoding::GgufBlock(GgmlType::Q8_0))
-            | (Stored::Int4, Encoding::GgufBlock(GgmlType::Q4_0))
-            | (Stored::Int4Min, Encoding::GgufBlock(GgmlType::Q4_1))
-    )
+/// The blocks that `stored` keeps bit for bit, and how well they hold `view`; an error is the reason why not.
+fn kept(stored: Stored, view: &dyn WeightRows) -> Result<(GgmlType, Holds), &'static str> {
+    let kind = match stored {
+        Stored::Int8 => GgmlType::Q8_0,
+        Stored::Int4 => GgmlType::Q4_0,
+        Stored::Int4Min => GgmlType::Q4_1,
+        Stored::F32 | Stored::F16 | Stored::Bf16 => return Err("the type has no codes"),
+    };
+    match view.holds(kind) {
+        Holds::Not(why) => Err(why),
+        holds => Ok((kind, holds)),
+    }
 }
 
-/// A checkpoint view as the packer wants it.
+/// How a quantised matrix becomes `stored`, in words.
+fn way(stored: Stored, view: &dyn WeightRows) -> String {
+    let name = stored.name();
+    match (stored.is_int(), kept(stored, view)) {
+        (false, _) if stored == Stored::F32 => format!("dequantised to {name}"),
+        (false, _) => format!("dequantised and rounded to {name}"),
+        (true, Ok((_, Holds::Exactly))) => format!("held exactly as {name}"),
+        (true, Ok((GgmlType::Q4_1, _))) => {
+            format!("held as {name}: codes kept, scales and minima (scale times zero point) in f16")
+        }
+        (true, Ok(_)) => format!("held as {name}: codes kept, scales rounded to f16"),
+        (true, Err(why)) => format!("dequantised and quantised anew to {name}: {why}"),
+    }
+}
+
 struct Rows<'a> {
     view: &'a dyn WeightRows,
-    exact: bool,
+    /// The kind that holds its codes as they are, if any does.
+    blocks: Option<GgmlType>,
 }
 
 impl Source for Rows<'_> {
@@ -195,8 +240,10 @@ impl Source for Rows<'_> {
         self.view.read_f32(rows, out);
     }
 
-    fn blocks(&self, row: usize) -> Option<&[u8]> {
-        if self.exact { self.view.raw_row(row) } else { None }
+    fn read_blocks(&self, rows: Range<usize>, out: &mut Vec<u8>) {
+        if let Some(kind) = self.blocks {
+            self.view.read_blocks(rows, kind, out);
+        }
     }
 
     fn done(&self, rows: Range<usize>) {

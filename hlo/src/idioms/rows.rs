@@ -1,0 +1,67 @@
+//! Rows of a table by index.
+
+use crate::op::{Direction, DotDims, GatherDims, ScatterDims};
+use crate::{Builder, DType, Id, Val};
+
+/// Rows of `table [n, h]` at `ids s32[b]`: `[b, h]`. Ids are clamped in the graph, because the device ends a run at one
+/// that is out of range, where XLA would clamp.
+#[track_caller]
+pub fn take_rows(b: &mut Builder, table: Val, ids: Val) -> Val {
+    b.check(table.rank() == 2 && ids.rank() == 1, || format!("rows {} of {}", ids.shape(), table.shape()));
+    let ids = in_range(b, ids, table.dim(0));
+    let dims = GatherDims {
+        offset_dims: vec![1],
+        collapsed_slice_dims: vec![0],
+        start_index_map: vec![0],
+        index_vector_dim: 1,
+        slice_sizes: vec![1, table.dim(1)],
+        indices_are_sorted: false,
+    };
+    b.gather(table, ids, dims)
+}
+
+/// The same by a product with [`one_hot`], in f32: exact while the table is finite, and all matrix unit. An id that is out
+/// of range gives zeros.
+#[track_caller]
+pub fn take_rows_by_dot(b: &mut Builder, table: Val, ids: Val) -> Val {
+    let hot = one_hot(b, ids, table.dim(0), table.dtype());
+    let dims = DotDims { lhs_contracting: vec![1], rhs_contracting: vec![0], ..DotDims::default() };
+    let rows = b.dot(hot, table, dims, DType::F32);
+    b.convert(rows, table.dtype())
+}
+
+/// 1 where the column is the row's id, else 0: `ids s32[b]` to `[b, n]`.
+#[track_caller]
+pub fn one_hot(b: &mut Builder, ids: Val, n: usize, dtype: DType) -> Val {
+    let dims = [ids.dim(0), n];
+    let columns = b.iota(ids.dtype(), &dims, 1);
+    let ids = b.broadcast(ids, &[0], &dims);
+    let equal = b.compare(Direction::Eq, columns, ids);
+    b.convert(equal, dtype)
+}
+
+/// `buffer [n, w]` with `rows [b, w]` written at `ids s32[b]`: a scatter of whole rows with one index column, the form that
+/// transformers-neuronx writes its caches in. Ids are clamped; two equal ids leave either row.
+#[track_caller]
+pub fn write_rows(b: &mut Builder, buffer: Val, ids: Val, rows: Val) -> Val {
+    b.check(buffer.rank() == 2 && ids.rank() == 1, || format!("rows {} of {}", ids.shape(), buffer.shape()));
+    let ids = in_range(b, ids, buffer.dim(0));
+    let dims = ScatterDims {
+        update_window_dims: vec![1],
+        inserted_window_dims: vec![0],
+        scatter_dims_to_operand_dims: vec![0],
+        index_vector_dim: 1,
+        indices_are_sorted: false,
+        unique_indices: false,
+        to_apply: Id::default(), // filled in by the builder
+    };
+    b.scatter(buffer, ids, rows, dims)
+}
+
+/// Ids clamped to `0..n`, as a column of index vectors.
+fn in_range(b: &mut Builder, ids: Val, n: usize) -> Val {
+    b.check(n > 0 && ids.dtype() == DType::S32, || format!("ids {} of {n} rows", ids.shape()));
+    let (first, last) = (b.scalar(0i32), b.scalar((n - 1) as i32)); // a dimension is below 2^31
+    let ids = b.clamp(first, ids, last);
+    b.reshape(ids, &[ids.dim(0), 1])
+}
