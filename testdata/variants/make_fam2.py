@@ -1,0 +1,121 @@
+"""Writes small random checkpoints of options that no fixture has, with what transformers computes for them.
+
+    pip install torch transformers==4.57.6 && python make_fam2.py [DIRECTORY] [NAME ..]
+
+Weights are rounded to the file's type, saved, read again, and run in f32 with eager attention on one thread, without a cache.
+Without names, those that lie beside this script are written.
+"""
+import pathlib
+import sys
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma3ForConditionalGeneration
+
+SIZES = dict(vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+             num_key_value_heads=2, max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+GEMMA = dict(SIZES, head_dim=16, sliding_window=5)
+LAYERS = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+GPT2 = dict(vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2)
+SIGLIP = dict(model_type="siglip_vision_model", hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+              num_attention_heads=1, image_size=8, patch_size=4)
+
+# name: (model_type, config, whether it is committed)
+VARIANTS = {
+    "gemma_untied_biased": ("gemma", dict(SIZES, head_dim=24, attention_bias=True, tie_word_embeddings=False,
+                                          num_key_value_heads=4, hidden_act="silu"), False),
+    "gemma2_layer_types": ("gemma2", dict(GEMMA, layer_types=LAYERS, attn_logit_softcapping=None, attention_bias=True,
+                                          final_logit_softcapping=3.0, query_pre_attn_scalar=40), False),
+    "gemma2_uncapped": ("gemma2", dict(GEMMA, final_logit_softcapping=None, attn_logit_softcapping=2.0, head_dim=8,
+                                       hidden_activation="gelu", tie_word_embeddings=False), False),
+    "gemma3_scaled": ("gemma3_text", dict(GEMMA, sliding_window_pattern=2, rope_theta=3e3, rope_local_base_freq=50.0,
+                                          rope_scaling=dict(rope_type="linear", factor=8.0), attention_bias=True,
+                                          final_logit_softcapping=4.0, attn_logit_softcapping=1.0,
+                                          query_pre_attn_scalar=12), True),
+    "gemma3_layer_types": ("gemma3_text", dict(GEMMA, layer_types=LAYERS, num_attention_heads=6, num_key_value_heads=3,
+                                               rope_scaling=dict(rope_type="yarn", factor=4.0,
+                                                                 original_max_position_embeddings=32)), False),
+    "gemma3_images": ("gemma3", dict(text_config=dict(GEMMA, num_hidden_layers=3, sliding_window_pattern=3,
+                                                      final_logit_softcapping=4.0),
+                                     vision_config=SIGLIP, mm_tokens_per_image=4, image_token_index=90,
+                                     boi_token_index=91, eoi_token_index=92), True),
+    "granite_biased": ("granite", dict(SIZES, attention_bias=True, mlp_bias=True, embedding_multiplier=3.0,
+                                       attention_multiplier=0.2, residual_multiplier=0.4, logits_scaling=1.7,
+                                       tie_word_embeddings=False,
+                                       rope_scaling=dict(rope_type="linear", factor=2.0)), False),
+    "granite_defaults": ("granite", dict(SIZES, num_key_value_heads=None), False),
+    "smollm3_sliding": ("smollm3", dict(SIZES, use_sliding_window=True, sliding_window=4, no_rope_layer_interval=2,
+                                        attention_bias=True, mlp_bias=True), True),
+    "smollm3_listed": ("smollm3", dict(SIZES, no_rope_layers=[0, 1, 0, 1], use_sliding_window=True, sliding_window=6,
+                                       layer_types=LAYERS, tie_word_embeddings=False, num_key_value_heads=1,
+                                       rope_scaling=dict(rope_type="yarn", factor=4.0,
+                                                         original_max_position_embeddings=32)), False),
+    "olmo2_biased": ("olmo2", dict(SIZES, attention_bias=True, tie_word_embeddings=True, num_key_value_heads=1,
+                                   rope_scaling=dict(type="linear", factor=2.0)), True),
+    "olmo2_multi": ("olmo2", dict(SIZES, num_key_value_heads=None, rms_norm_eps=1e-3, hidden_act="gelu"), False),
+    "gpt2_by_layer": ("gpt2", dict(GPT2, scale_attn_weights=False, scale_attn_by_inverse_layer_idx=True, n_inner=40,
+                                   activation_function="relu", tie_word_embeddings=False), True),
+    "gpt2_headless": ("gpt2", dict(GPT2, scale_attn_by_inverse_layer_idx=True, reorder_and_upcast_attn=True, n_embd=36,
+                                   activation_function="gelu"), False),
+}
+PROMPTS, NEW = (7, 23), 12
+
+
+def weights(model, seed):
+    """Values that keep activations near 1, so that every part of the model shows in the logits."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in model.named_parameters():
+        x = torch.randn(p.shape, generator=generator)
+        if p.dim() == 1 and "bias" not in name:
+            x = x * 0.3 + (0.0 if "gemma" in model.config.model_type else 1.0)
+        elif p.dim() == 1:
+            x = x * 0.4
+        elif "embed" in name or "wte" in name or "wpe" in name:
+            x = x * 0.5
+        else:
+            x = x * 1.6 / p.shape[0 if "c_" in name else -1] ** 0.5
+        p.data = x
+
+
+def run(model, ids):
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+
+
+def make(root, name):
+    kind, options, _ = VARIANTS[name]
+    torch.set_num_threads(1)
+    config = AutoConfig.for_model(kind, **options)
+    cls = Gemma3ForConditionalGeneration if kind == "gemma3" else AutoModelForCausalLM
+    build = cls if kind == "gemma3" else cls.from_config
+    model = build(config)
+    weights(model, sum(name.encode()))
+    directory = root / name
+    model.to(torch.bfloat16).save_pretrained(directory)
+    if name == "gpt2_headless":
+        # As the first files are: without the prefix, and with masks.
+        tensors = {k.removeprefix("transformer."): v for k, v in load_file(directory / "model.safetensors").items()}
+        tensors |= {f"h.{i}.attn.bias": torch.ones(1, 1, 64, 64).tril() for i in range(3)}
+        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "generation_config.json").unlink(missing_ok=True)
+    model = cls.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+    golden, vocab = {}, config.get_text_config().vocab_size
+    for i, length in enumerate(PROMPTS):
+        prompt = torch.randint(3, min(vocab, 90), (length,), generator=torch.Generator().manual_seed(i)).tolist()
+        golden[f"prompt.{i}.input_ids"] = torch.tensor(prompt)
+        golden[f"prompt.{i}.logits"] = run(model, prompt)
+        ids, margins = list(prompt), []
+        for _ in range(NEW):
+            top = run(model, ids)[-1].topk(2)
+            margins.append((top.values[0] - top.values[1]).item())
+            ids.append(top.indices[0].item())
+        golden[f"prompt.{i}.greedy_ids"] = torch.tensor(ids[length:])
+        print(name, "prompt", i, "deviation", golden[f"prompt.{i}.logits"].std().item(), "margin", min(margins))
+    save_file({k: v.contiguous() for k, v in golden.items()}, directory / "golden.safetensors")
+
+
+if __name__ == "__main__":
+    root = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else pathlib.Path(__file__).resolve().parent
+    names = sys.argv[2:] or [name for name, (_, _, committed) in VARIANTS.items() if committed]
+    for name in names if names != ["all"] else VARIANTS:
+        make(root, name)
