@@ -71,7 +71,7 @@ fn inspect_tells_what_a_model_is_and_costs() {
 #[test]
 fn what_inspect_says_of_packed_bytes_is_what_loading_takes() {
     for quant in ["none", "bf16", "int8", "int4", "auto"] {
-        for fixture in ["llama_plain", "gguf_llama"] {
+        for fixture in ["llama_plain", "gguf_llama", "quantized/awq", "quantized/gptq_desc_act"] {
             let model = model(fixture);
             let said = run(&["inspect", &model, "--json"]).json()["packed_bytes"][quant]["bytes"].as_u64().unwrap();
             let args = ["bench", "-m", &model, "--batch", "1", "--prompt", "2", "--gen", "1", "--repeat", "1"];
@@ -79,6 +79,21 @@ fn what_inspect_says_of_packed_bytes_is_what_loading_takes() {
             assert_eq!(report["memory"]["weight_bytes"].as_u64().unwrap(), said, "{fixture} {quant}");
         }
     }
+}
+
+#[test]
+fn what_becomes_of_quantised_weights_is_said() {
+    let model = model("quantized/fp8_blocks");
+    let report = run(&["inspect", &model, "--json"]).json();
+    let notes = report["quantization"]["notes"].to_string();
+    assert_eq!(report["quantization"]["method"], "fp8");
+    assert!(notes.contains("activations") && notes.contains("rounded to bf16"), "{notes}");
+    assert!(report["file_types"]["fp8-b24x48"].as_u64().is_some_and(|n| n > 0), "{report}");
+    assert!(run(&["inspect", &model]).stdout.contains("quantised     fp8 fp8-b24x48"));
+    let args = ["bench", "-m", &model, "--batch", "1", "--prompt", "2", "--gen", "1", "--repeat", "1", "--no-roofline"];
+    let loaded = run(&[&args[..], &["--quant", "none"]].concat());
+    assert!(loaded.stderr.contains("7 weights dequantised to f32"), "{}", loaded.stderr);
+    assert!(!run(&[&args[..], &["--quiet"]].concat()).stderr.contains("weights"));
 }
 
 #[test]

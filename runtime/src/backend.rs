@@ -24,11 +24,12 @@ pub enum Quant {
     None,
     /// bfloat16.
     Bf16,
-    /// 8 bits: Q8_0's groups kept, else one scale per output channel.
+    /// 8 bits: the file's codes kept where they fit, else quantised in groups of 32.
     Int8,
     /// 4 bits in groups of 32 with scale and minimum; embedding and head in 8 bits.
     Int4,
-    /// A GGUF's own types; int8 for f16 and bf16 files, f32 for f32 files.
+    /// A GGUF's own types; codes of quantised safetensors as they are, or dequantised to twice their bits; int8 for f16
+    /// and bf16 files, f32 for f32 files.
     Auto,
 }
 

@@ -111,6 +111,19 @@ impl AnyBackend {
         })
     }
 
+    /// What becomes of weights that the checkpoint has quantised, a line for each way.
+    fn notes(&self, model: &Model) -> anyhow::Result<Vec<String>> {
+        let weights = model.checkpoint.weights.as_ref();
+        Ok(match self {
+            AnyBackend::Cpu(cpu) => StoredWeights::notes(&model.program, weights, cpu.quant)?,
+            #[cfg(feature = "candle")]
+            AnyBackend::Candle(_) => {
+                let dequantised = weights.quantization().map(|q| format!("{} weights are dequantised", q.name()));
+                dequantised.into_iter().collect()
+            }
+        })
+    }
+
     fn backend(&self) -> &dyn Backend {
         match self {
             AnyBackend::Cpu(cpu) => cpu,
@@ -146,6 +159,7 @@ impl RunOptions {
         let asked = capacity(&backend);
         let error = match backend.load(model, asked) {
             Ok(executor) => {
+                backend.notes(model)?.iter().for_each(|note| context.note(note));
                 if self.backend == BackendArg::Auto && backend.name() != "cpu" {
                     context.note(&format!("running on {} ({}): {reason}", backend.name(), backend.device()));
                 }
@@ -163,7 +177,10 @@ impl RunOptions {
         let reason = error.to_string();
         context.note(&format!("running on candle ({}), slower than cpu: {reason}", backend.device()));
         match backend.load(model, capacity) {
-            Ok(executor) => Ok(Loaded { capacity, executor, backend, reason }),
+            Ok(executor) => {
+                backend.notes(model)?.iter().for_each(|note| context.note(note));
+                Ok(Loaded { capacity, executor, backend, reason })
+            }
             Err(other @ LoadError::Unsupported { .. }) => Err(both(&other)),
             Err(other) => Err(other).with_context(failed),
         }

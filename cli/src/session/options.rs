@@ -13,7 +13,8 @@ use crate::args::UsageError;
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Running")]
 pub struct RunArgs {
-    /// How weights are stored: `none` keeps the file's values, `auto` a GGUF's own type and int8 for bf16 and f16 files
+    /// How weights are stored: `none` keeps the file's values, `auto` a GGUF's own type, quantised codes as
+    /// they are, and int8 for bf16 and f16 files
     #[arg(long, value_enum, default_value_t = QuantArg::Auto, value_name = "TYPE")]
     quant: QuantArg,
     /// Type of the key/value cache [default: f32 with --quant none, else bf16 or f16, whichever the CPU multiplies]

@@ -34,6 +34,7 @@ impl Args {
         let loader = model.load_text();
         let facts = Facts {
             packed: packed(&model)?,
+            notes: StoredWeights::notes(&model.program, model.checkpoint.weights.as_ref(), QuantArg::Auto.quant())?,
             tokenizer: match loader.wait() {
                 Ok(None) => "none".into(),
                 Ok(Some(text)) => {
@@ -68,6 +69,8 @@ fn packed(model: &Model) -> Result<PackedBytes, WeightError> {
 struct Facts {
     model: Model,
     packed: PackedBytes,
+    /// What becomes of a quantised checkpoint's matrices.
+    notes: Vec<String>,
     tokenizer: String,
 }
 
@@ -111,6 +114,7 @@ impl Facts {
             "parameters": program.parameters(),
             "file_bytes": checkpoint.file_bytes,
             "file_types": stored,
+            "quantization": checkpoint.weights.quantization().map(|q| json!({"method": q.name(), "notes": self.notes})),
             "packed_bytes": packed,
             "flops_per_token": flops_per_token(program, 0),
             "flops_per_token_at_max_len": flops_per_token(program, c.max_len.saturating_sub(1)),
@@ -155,6 +159,9 @@ impl Facts {
         line("context", format!("{} tokens", c.max_len))?;
         line("parameters", format!("{:.1} million", program.parameters() as f64 / 1e6))?;
         line("file", format!("{} ({})", megabytes(checkpoint.file_bytes as f64), checkpoint.stored))?;
+        for note in &self.notes {
+            line("quantised", note.clone())?;
+        }
         for (quant, types) in &self.packed {
             let total: usize = types.values().sum();
             let mut parts: Vec<_> = types.iter().collect();

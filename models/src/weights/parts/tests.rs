@@ -161,6 +161,21 @@ fn views_pick_rows_of_quantised_matrices() {
 }
 
 #[test]
+fn views_pick_rows_of_every_expert() {
+    // As gpt-oss has gate and up: interleaved, in a tensor that would be transposed were it plain.
+    let source = of_dir(&fixtures::path("quantized/mxfp4"), &mxfp4_config());
+    let all = golden("mxfp4", "usual");
+    let ups = WeightDecl { rows: 3, view: View::every(1, (1, 2), 6).transposed(), ..experts("usual") };
+    let want: Vec<f32> = [1, 3, 5, 7, 9, 11].iter().flat_map(|r| all[r * 64..][..64].to_vec()).collect();
+    let view = source.get(&ups).unwrap();
+    assert_eq!((view.shape(), bits(&read(&*view))), ((6, 64), bits(&want)));
+    let (mut blocks, mut decoded) = (vec![], vec![f32::NAN; want.len()]);
+    view.read_blocks(0..6, GgmlType::Q8_0, &mut blocks);
+    dequant::decode(Encoding::GgufBlock(GgmlType::Q8_0), &blocks, &mut decoded);
+    assert_eq!(decoded, want);
+}
+
+#[test]
 fn experts_of_their_own_tensors_stack() {
     for form in FORMS {
         let source = open(form);
