@@ -117,7 +117,11 @@ pub fn resolve<'a>(
     if decl.cols == 0 {
         return Err(codes.broken("has no columns".to_owned()));
     }
-    // Methods of linear maps store `[out, in]` whatever way round the plain tensor would be.
+    // The others store `[out, in]`, or its words, whatever way round the plain tensor would be.
+    let keeps_order = matches!(method, Method::Packed { .. } | Method::Int8 { .. } | Method::Fp8 { .. });
+    if view.transposed && keeps_order {
+        return Err(codes.broken("is quantised, but the model has it transposed".to_owned()));
+    }
     let sizes = Sizes { planes: decl.experts.unwrap_or(1), rows: view.of_rows, cols: decl.cols };
     let resolved = match method {
         Method::Gptq { bits, group, zeros_less_one } => {

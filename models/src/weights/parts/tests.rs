@@ -161,6 +161,19 @@ fn views_pick_rows_of_quantised_matrices() {
 }
 
 #[test]
+fn forms_of_linear_maps_alone_are_not_taken_for_transposed_tensors() {
+    // Square: no shape would tell.
+    let transposed = WeightDecl { view: View::whole(32).transposed(), ..linear(K, 32, 32) };
+    for form in FORMS {
+        let error = open(form).get(&transposed).err().map(|e| e.to_string());
+        match form.starts_with("gptq") || form == "awq" {
+            true => assert_eq!(error, None, "{form}"),
+            false => assert!(error.is_some_and(|e| e.contains("transposed") && e.contains("k_proj")), "{form}"),
+        }
+    }
+}
+
+#[test]
 fn views_pick_rows_of_every_expert() {
     // As gpt-oss has gate and up: interleaved, in a tensor that would be transposed were it plain.
     let source = of_dir(&fixtures::path("quantized/mxfp4"), &mxfp4_config());
