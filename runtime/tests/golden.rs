@@ -12,7 +12,7 @@ use njoule_runtime::backend::cpu::CpuBackend;
 use njoule_runtime::backend::{Backend, Batch, BlockId, Capacity, Executor, Quant, SeqSpan, StepOutput};
 use safetensors::SafeTensors;
 
-const FIXTURES: [&str; 23] = [
+const FIXTURES: [&str; 24] = [
     "llama_plain",
     "llama_tied",
     "llama3_rope",
@@ -27,6 +27,7 @@ const FIXTURES: [&str; 23] = [
     "phi3",
     "phi3_longrope",
     "gpt_oss",
+    "gpt_oss_mxfp4",
     "gemma",
     "gemma2",
     "gemma3_text",
