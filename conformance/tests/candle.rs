@@ -19,12 +19,15 @@ fn load_bf16(
     CandleBackend::on_cpu(Quant::Bf16).load(program, weights, capacity)
 }
 
-fn mean_distance(got: &njoule_conformance::steps::Logits, want: &[Vec<f64>]) -> f32 {
-    let rows: Vec<f32> = got.rows().zip(want).map(|(got, want)| distance(got, want)).collect();
-    rows.iter().sum::<f32>() / rows.len() as f32
+/// Distance that a third of the rows keep: one value that lies between two bf16s may round either way, and then all that
+/// depends on it is off as if nothing were rounded where the table says.
+fn third(got: &njoule_conformance::steps::Logits, want: &[Vec<f64>]) -> f32 {
+    let mut rows: Vec<f32> = got.rows().zip(want).map(|(got, want)| distance(got, want)).collect();
+    rows.sort_by(f32::total_cmp);
+    rows[rows.len() / 3]
 }
 
-/// Rounding in f64 where the table says so leaves only those values apart that lie between two bf16s.
+/// Rounding in f64 where the table says so leaves f32's own error; a rounding point more or less leaves bf16's.
 #[test]
 fn candle_rounds_to_bf16_where_its_table_says() {
     let deep = |case: &Case| case.program.ops.len() > 8;
@@ -32,10 +35,11 @@ fn candle_rounds_to_bf16_where_its_table_says() {
     let (mut compared, mut failures) = (0, vec![]);
     for Case { name, program } in cases.into_iter().filter(deep) {
         let got = run(&load_bf16, &program).expect("candle runs every op");
-        let from_exact = mean_distance(&got, &answers(&program, false));
-        let from_rounded = mean_distance(&got, &answers(&program, true));
+        let from_exact = third(&got, &answers(&program, false));
+        let from_rounded = third(&got, &answers(&program, true));
         compared += 1;
-        if !(from_exact > 0.0 && from_rounded < 0.15 * from_exact) {
+        println!("{name}: {from_rounded:.1e} from the table, {from_exact:.1e} from unrounded arithmetic");
+        if !(from_exact > 0.0 && from_rounded < 0.01 * from_exact) {
             failures.push(format!("{name}: {from_rounded} from the table, {from_exact} from unrounded arithmetic"));
         }
     }
@@ -44,7 +48,8 @@ fn candle_rounds_to_bf16_where_its_table_says() {
 
 #[test]
 fn candle_refuses_other_stored_types_by_name() {
-    let program = cases::ops::cases().swap_remove(0).program;
+    let attends = cases::ops::cases().into_iter().find(|case| !case.program.caches.is_empty());
+    let program = attends.expect("a case with a cache").program;
     let refusal = |quant, kv| {
         let mut backend = CandleBackend::on_cpu(quant);
         backend.kv = kv;
