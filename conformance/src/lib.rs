@@ -35,7 +35,7 @@ pub struct Case {
 
 /// How exactly a subject computes, and so how far it may be from the oracle.
 ///
-/// Bounds are on the largest difference of a row's logits over the root mean square of the right ones.
+/// Bounds are on the largest difference of a row's logits over the root mean square of the case's right ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
     /// f32 throughout: sums of up to some thousand terms in another order, and functions to a few units in the last place.
@@ -55,7 +55,7 @@ impl Precision {
         let depth = program.layers.len().max(1) as f32;
         let rows = if self != Precision::F32 && program.ops.iter().any(chooses) { 0.6 } else { 1.0 };
         match self {
-            Precision::F32 => (2e-4 * depth, rows),
+            Precision::F32 => (3e-5 * depth, rows),
             Precision::Bf16 => (0.05 * depth.sqrt(), rows),
             Precision::Int8 => (0.10 * depth.sqrt(), rows),
         }
@@ -131,7 +131,8 @@ pub fn check(subject: &Subject<'_>, cases: &[Answered]) -> Report {
         };
         report.compared += 1;
         let (bound, share) = subject.precision.bound(&case.program);
-        let errors: Vec<f32> = got.rows().zip(want).map(|(got, want)| distance(got, want)).collect();
+        let scale = root_mean_square(want);
+        let errors: Vec<f32> = got.rows().zip(want).map(|(got, want)| distance(got, want) / scale).collect();
         // A NaN is beyond every bound.
         let good = errors.iter().filter(|e| **e <= bound).count();
         if got.rows().len() != want.len() || (good as f32) < share * errors.len() as f32 {
@@ -148,13 +149,19 @@ pub fn check(subject: &Subject<'_>, cases: &[Answered]) -> Report {
     report
 }
 
-/// The largest difference over the root mean square of `want`; NaN where lengths differ.
+/// The largest difference of two rows; NaN where lengths differ.
 pub fn distance(got: &[f32], want: &[f64]) -> f32 {
-    let mean_square = want.iter().map(|x| x * x).sum::<f64>() / want.len().max(1) as f64;
     let differences = got.iter().zip(want).map(|(a, b)| (f64::from(*a) - b).abs());
     // `max` would drop a NaN.
     let worst = differences.fold(0.0, |a, b| if b <= a { a } else { b });
-    if got.len() == want.len() { (worst / mean_square.sqrt().max(1e-6)) as f32 } else { f32::NAN }
+    if got.len() == want.len() { worst as f32 } else { f32::NAN }
+}
+
+/// Of all values: the size that differences are measured by.
+pub fn root_mean_square(rows: &[Vec<f64>]) -> f32 {
+    let values = || rows.iter().flatten();
+    let mean_square = values().map(|x| x * x).sum::<f64>() / values().count().max(1) as f64;
+    mean_square.sqrt().max(1e-6) as f32
 }
 
 /// What a backend says to the script.

@@ -2,13 +2,13 @@
 
 use std::num::NonZero;
 
-use njoule_conformance::{Answered, Precision, Report, Subject, answer, cases, check, random};
+use njoule_conformance::{Answered, Case, Precision, Report, Subject, answer, cases, check, random};
 use njoule_kernels::isa::Kernels;
 use njoule_models::program::Program;
 use njoule_models::weights::WeightSource;
 use njoule_runtime::backend::candle::CandleBackend;
 use njoule_runtime::backend::cpu::CpuBackend;
-use njoule_runtime::backend::{Backend, Capacity, Quant};
+use njoule_runtime::backend::{Backend, Capacity, KvType, Quant};
 
 /// Random programs of a run.
 const PROGRAMS: u64 = 60;
@@ -45,6 +45,28 @@ fn cpu_keeps_its_bounds_on_every_instruction_set_and_stored_type() {
         for (quant, precision) in STORED {
             let backend = CpuBackend::new(NonZero::new(2).unwrap(), quant).unwrap().with_isa(kernels.isa).unwrap();
             reports.push(report(&backend, format!("cpu {} {quant:?}", kernels.isa.name()), precision, &cases));
+        }
+    }
+    expect_clean(reports);
+}
+
+#[test]
+fn cpu_keeps_its_bounds_with_every_type_of_cache() {
+    let attends = |case: &Case| !case.program.caches.is_empty();
+    let all = [cases::all(), random::cases(PROGRAMS)].concat();
+    let cases = answer(all.into_iter().filter(attends).collect());
+    let mut reports = vec![];
+    for kernels in Kernels::available() {
+        for (kv, precision) in [
+            (KvType::F32, Precision::F32),
+            (KvType::Bf16, Precision::Bf16),
+            (KvType::F16, Precision::Bf16),
+            (KvType::Int8, Precision::Int8),
+        ] {
+            let mut backend =
+                CpuBackend::new(NonZero::new(1).unwrap(), Quant::None).unwrap().with_isa(kernels.isa).unwrap();
+            backend.kv = Some(kv);
+            reports.push(report(&backend, format!("cpu {} cache {kv:?}", kernels.isa.name()), precision, &cases));
         }
     }
     expect_clean(reports);

@@ -8,7 +8,7 @@
 //! use std::path::Path;
 //!
 //! use njoule_models::checkpoint::Checkpoint;
-//! //! use njoule_runtime::backend::cpu::CpuBackend;
+//! use njoule_runtime::backend::cpu::CpuBackend;
 //! use njoule_runtime::backend::{Backend, Capacity, Quant};
 //! use njoule_runtime::{Engine, EngineConfig, Event, Request};
 //!

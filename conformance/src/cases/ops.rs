@@ -214,7 +214,7 @@ fn experts() -> Vec<Case> {
 fn outputs() -> Vec<Case> {
     let mut cases = vec![];
     for (name, factor, cap) in
-        [("scaled", 0.125, None), ("capped", 1.0, Some(1.5)), ("scaled and capped", 4.0, Some(3.0))]
+        [("scaled", 0.125, None), ("capped", 1.0, Some(1.5)), ("scaled and capped", 0.5, Some(1.0))]
     {
         let mut t = Tracer::new("case");
         let table = t.weight("embed", 70, 33, WeightUse::Vocabulary, Parallel::Column);
