@@ -101,6 +101,7 @@ impl<'a> Definition<'a> {
             }
             Op::Scale { x, factor, .. } => each(x, &|x| x * f64::from(*factor)),
             Op::Softcap { x, cap, .. } => each(x, &|x| f64::from(*cap) * (x / f64::from(*cap)).tanh()),
+            Op::Clamp { x, bound, .. } => each(x, &|x| x.clamp(-f64::from(*bound), f64::from(*bound))),
             Op::Route { x, routing, .. } => vec![val(x).iter().map(|r| route(r, routing)).collect()],
             Op::MoeMlp { x, shares, gate, up, down, glu, .. } => {
                 let row = |(x, shares): (&Vec<f64>, &Vec<f64>)| {

@@ -75,7 +75,8 @@ fn attention(t: &mut Tracer, d: &mut Draw, h: Val, cols: usize) -> Val {
     let shapes = [("q", heads * head), ("k", kv_heads * head), ("v", kv_heads * v_dim)];
     let bias = d.rarely(3);
     let weights = shapes.map(|(name, out)| matrix(t, name, (out, cols), bias));
-    let [mut q, mut k, v] = t.linear_n(h, weights);
+    let clip = d.of(&[None, None, Some(0.5)]);
+    let [mut q, mut k, v] = t.linear_n(h, weights).map(|x| t.clamp(x, clip));
     if d.rarely(2) {
         let per_head = d.rarely(2);
         [q, k] = [(q, heads, "norm_q"), (k, kv_heads, "norm_k")].map(|(x, n, name)| {

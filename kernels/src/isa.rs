@@ -84,6 +84,7 @@ pub struct Kernels {
     pub(crate) scale: unsafe fn(*const f32, f32, *mut f32, usize),
     pub(crate) add_scaled: unsafe fn(*const f32, f32, *mut f32, usize),
     pub(crate) softcap: unsafe fn(*const f32, f32, *mut f32, usize),
+    pub(crate) clamp: unsafe fn(*const f32, f32, *mut f32, usize),
     pub(crate) route: unsafe fn(&Routing, *const f32, usize, *mut f32),
 }
 
@@ -234,6 +235,12 @@ macro_rules! entry_points {
         }
 
         $(#[target_feature(enable = $feature)])?
+        unsafe fn clamp(x: *const f32, bound: f32, out: *mut f32, padded: usize) {
+            // SAFETY: as above.
+            unsafe { rows::clamp::<$simd>(x, bound, out, padded) }
+        }
+
+        $(#[target_feature(enable = $feature)])?
         unsafe fn route(routing: &Routing, x: *const f32, experts: usize, out: *mut f32) {
             // SAFETY: as above.
             unsafe { route::route::<$simd>(routing, x, experts, out) }
@@ -275,6 +282,7 @@ macro_rules! entry_points {
             scale,
             add_scaled,
             softcap,
+            clamp,
             route,
         };
     };

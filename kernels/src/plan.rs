@@ -236,6 +236,11 @@ enum RowOp {
         cap: f32,
         out: Region,
     },
+    Clamp {
+        x: Region,
+        bound: f32,
+        out: Region,
+    },
     Route {
         x: Region,
         routing: Routing,

@@ -224,5 +224,18 @@ pub unsafe fn softcap<S: Simd>(x: *const f32, cap: f32, out: *mut f32, padded: u
     }
 }
 
+/// `out = min(max(x, -bound), bound)` over `padded` values; a NaN stays one.
+#[inline(always)]
+pub unsafe fn clamp<S: Simd>(x: *const f32, bound: f32, out: *mut f32, padded: usize) {
+    // SAFETY: the caller vouches for the instruction set and rows of `padded` values.
+    unsafe {
+        let (lo, hi) = (S::splat(-bound), S::splat(bound));
+        for i in (0..padded).step_by(S::LANES) {
+            // In this order `min` and `max` keep a NaN.
+            S::store(out.add(i), S::min(hi, S::max(lo, S::load(x.add(i)))));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -95,6 +95,7 @@ impl Span {
                 | Op::Mul { .. }
                 | Op::Scale { .. }
                 | Op::Softcap { .. }
+                | Op::Clamp { .. }
                 | Op::Route { .. }
                 | Op::TakeOutputs { .. } => Cost::default(),
             };

@@ -297,6 +297,12 @@ impl Tracer {
         cap.map_or(x, |cap| self.map(x, |x, out| Op::Softcap { x, cap, out }))
     }
 
+    /// [`Op::Clamp`]; `x` itself without a bound.
+    pub fn clamp(&mut self, x: Val, bound: Option<f32>) -> Val {
+        self.expect(bound.is_none_or(|bound| bound >= 0.0), "a bound is not negative");
+        bound.map_or(x, |bound| self.map(x, |x, out| Op::Clamp { x, bound, out }))
+    }
+
     /// [`Op::Mul`].
     pub fn mul(&mut self, x: Val, y: Val) -> Val {
         let (a, b) = (self.program.info(x), self.program.info(y));

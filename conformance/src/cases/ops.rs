@@ -112,6 +112,9 @@ fn elementwise() -> Vec<Case> {
             }));
         }
         cases.push(case(format!("softcap {cols}"), cols, |t, x| t.softcap(x, Some(0.75))));
+        for bound in [0.0, 0.5, 100.0] {
+            cases.push(case(format!("clamp {cols} at {bound}"), cols, |t, x| t.clamp(x, Some(bound))));
+        }
         cases.push(case(format!("mul {cols}"), cols, |t, x| {
             let y = t.scale(x, 0.5);
             t.mul(x, y)

@@ -178,6 +178,12 @@ impl PlanBuilder {
         self.ops.push(Op::Softcap { x, cap, out });
     }
 
+    /// `out = min(max(x, -bound), bound)`.
+    pub fn clamp(&mut self, x: Val, bound: f32, out: Val) {
+        self.check_same(&[x, out]);
+        self.ops.push(Op::Clamp { x, bound, out });
+    }
+
     /// A router's logits as shares.
     pub fn route(&mut self, x: Val, routing: Routing, out: Val) {
         self.check_same(&[x, out]);

@@ -375,6 +375,7 @@ fn row_op(op: &Op, b: &PlanBuilder, places: &Places, acts: &[Act]) -> RowOp {
         Op::Mul { x, y, out } => RowOp::Mul { x: region(x), y: region(y), out: region(out) },
         Op::Scale { x, factor, out } => RowOp::Scale { x: region(x), factor: *factor, out: region(out) },
         Op::Softcap { x, cap, out } => RowOp::Softcap { x: region(x), cap: *cap, out: region(out) },
+        Op::Clamp { x, bound, out } => RowOp::Clamp { x: region(x), bound: *bound, out: region(out) },
         Op::Route { x, routing, out } => RowOp::Route { x: region(x), routing: *routing, out: region(out) },
         Op::Take { x, out } => RowOp::Take { x: region(x), out: region(out) },
         Op::Clear { x } => RowOp::Clear { x: region(x) },

@@ -76,6 +76,7 @@ pub(super) enum Op {
     Mul { x: Val, y: Val, out: Val },
     Scale { x: Val, factor: f32, out: Val },
     Softcap { x: Val, cap: f32, out: Val },
+    Clamp { x: Val, bound: f32, out: Val },
     Route { x: Val, routing: Routing, out: Val },
     Take { x: Val, out: Val },
     Linear { x: Val, parts: Vec<(Product, Val)> },
@@ -101,6 +102,7 @@ impl Op {
             | Op::Rope { x, .. }
             | Op::Scale { x, .. }
             | Op::Softcap { x, .. }
+            | Op::Clamp { x, .. }
             | Op::Route { x, .. }
             | Op::Take { x, .. }
             | Op::Clear { x }
@@ -134,6 +136,7 @@ impl Op {
             | Op::Mul { out, .. }
             | Op::Scale { out, .. }
             | Op::Softcap { out, .. }
+            | Op::Clamp { out, .. }
             | Op::Route { out, .. }
             | Op::Take { out, .. }
             | Op::Combine { out, .. }
@@ -152,7 +155,8 @@ impl Op {
             | Op::Add { x, out, .. }
             | Op::Mul { x, out, .. }
             | Op::Scale { x, out, .. }
-            | Op::Softcap { x, out, .. } => Some((*x, *out)),
+            | Op::Softcap { x, out, .. }
+            | Op::Clamp { x, out, .. } => Some((*x, *out)),
             Op::AddNorm { x, sum, .. } => Some((*x, *sum)),
             _ => None,
         }

@@ -184,6 +184,15 @@ fn elementwise_work_reaches_the_last_value_and_no_further() {
             unsafe { (kernels.scale)(a, 0.37, out, n) }
         };
         check("scale", &scale, &|i| x[i] * 0.37);
+        let clamp = |out| {
+            // SAFETY: as above.
+            unsafe { (kernels.clamp)(a, 0.6, out, n) }
+        };
+        check("clamp", &clamp, &|i| x[i].clamp(-0.6, 0.6));
+        let mut nan = vec![f32::NAN; n];
+        // SAFETY: as above; a row in place.
+        unsafe { (kernels.clamp)(nan.as_ptr(), 0.6, nan.as_mut_ptr(), n) };
+        assert!(nan.iter().all(|x| x.is_nan()), "{}: a NaN stays one", kernels.isa.name());
         let add_scaled = |out| {
             // SAFETY: as above.
             unsafe { (kernels.add_scaled)(a, 0.5, out, n) }

@@ -285,6 +285,15 @@ pub enum Op {
         /// Result.
         out: Val,
     },
+    /// `min(max(x, -bound), bound)`; a NaN stays one (`clip_qkv` of `OlmoAttention` of transformers).
+    Clamp {
+        /// Input.
+        x: Val,
+        /// Bound of the size; not negative.
+        bound: f32,
+        /// Result.
+        out: Val,
+    },
     /// A router's logits as the experts' shares, `[rows, experts]`: zero where an expert takes no part.
     Route {
         /// Logits.
@@ -337,6 +346,7 @@ impl Op {
             Op::Mul { .. } => "mul",
             Op::Scale { .. } => "scale",
             Op::Softcap { .. } => "softcap",
+            Op::Clamp { .. } => "clamp",
             Op::Route { .. } => "route",
             Op::MoeMlp { .. } => "moe_mlp",
             Op::TakeOutputs { .. } => "take_outputs",
@@ -354,6 +364,7 @@ impl Op {
             | Op::Rope { x, .. }
             | Op::Scale { x, .. }
             | Op::Softcap { x, .. }
+            | Op::Clamp { x, .. }
             | Op::Route { x, .. }
             | Op::TakeOutputs { x, .. } => vec![*x],
             Op::AddNorm { x, delta, .. } => vec![*x, *delta],
@@ -376,6 +387,7 @@ impl Op {
             | Op::Mul { out, .. }
             | Op::Scale { out, .. }
             | Op::Softcap { out, .. }
+            | Op::Clamp { out, .. }
             | Op::Route { out, .. }
             | Op::MoeMlp { out, .. }
             | Op::TakeOutputs { out, .. } => vec![*out],
@@ -403,6 +415,7 @@ impl Op {
             | Op::Mul { .. }
             | Op::Scale { .. }
             | Op::Softcap { .. }
+            | Op::Clamp { .. }
             | Op::Route { .. }
             | Op::TakeOutputs { .. } => vec![],
         }

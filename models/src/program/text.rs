@@ -87,6 +87,7 @@ impl fmt::Display for OpText<'_> {
             Op::Mul { x, y, .. } => write!(f, "mul v{} v{}", x.0, y.0),
             Op::Scale { x, factor, .. } => write!(f, "scale v{} by {factor:e}", x.0),
             Op::Softcap { x, cap, .. } => write!(f, "softcap v{} at {cap:e}", x.0),
+            Op::Clamp { x, bound, .. } => write!(f, "clamp v{} at {bound:e}", x.0),
             Op::Route { x, routing, .. } => {
                 let Routing { score, top_k, normalise, factor } = routing;
                 let normalised = if *normalise { " normalised" } else { "" };

@@ -92,6 +92,10 @@ impl Context<'_> {
                 // SAFETY: as above.
                 unsafe { (k.softcap)(self.row(x, row), *cap, self.row(out, row), x.stride) }
             }
+            RowOp::Clamp { x, bound, out } => {
+                // SAFETY: as above.
+                unsafe { (k.clamp)(self.row(x, row), *bound, self.row(out, row), x.stride) }
+            }
             RowOp::Route { x, routing, out } => {
                 // SAFETY: as above; `x` and `out` are disjoint.
                 unsafe { (k.route)(routing, self.row(x, row), x.cols, self.row(out, row)) }

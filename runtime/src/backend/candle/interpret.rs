@@ -86,6 +86,7 @@ impl CandleExecutor {
             Op::Mul { x, y, out } => (out, step.val(*x)?.broadcast_mul(step.val(*y)?)?),
             Op::Scale { x, factor, out } => (out, (step.val(*x)? * f64::from(*factor))?),
             Op::Softcap { x, cap, out } => (out, ops::cap(step.val(*x)?, *cap)?),
+            Op::Clamp { x, bound, out } => (out, step.val(*x)?.clamp(-bound, *bound)?),
             Op::Route { x, routing, out } => (out, route(step.val(*x)?, routing)?),
             Op::MoeMlp { x, shares, gate, up, down, glu, out } => {
                 (out, experts(weights, step.val(*x)?, step.val(*shares)?, [gate, up, down], *glu)?)

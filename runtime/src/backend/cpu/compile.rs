@@ -98,6 +98,7 @@ pub fn plan(
             Op::Mul { x, y, out } => b.mul(val(x), val(y), val(out)),
             Op::Scale { x, factor, out } => b.scale(val(x), *factor, val(out)),
             Op::Softcap { x, cap, out } => b.softcap(val(x), *cap, val(out)),
+            Op::Clamp { x, bound, out } => b.clamp(val(x), *bound, val(out)),
             Op::Route { x, routing, out } => {
                 let program::Routing { score, top_k, normalise, factor } = *routing;
                 let score = match score {

@@ -141,14 +141,18 @@ fn kind(decl: &WeightDecl, id: usize, routers: &[WeightId]) -> MatrixKind {
     }
 }
 
-/// Matrices whose products are routed by, capped or scaled on the way or not.
+/// Matrices whose products are routed by, capped, clamped or scaled on the way or not.
 fn routers(program: &Program) -> Vec<WeightId> {
     let mut routed: Vec<Val> = vec![];
     let mut found = vec![];
     for op in program.ops.iter().rev() {
         match op {
             Op::Route { x, .. } => routed.push(*x),
-            Op::Scale { x, out, .. } | Op::Softcap { x, out, .. } if routed.contains(out) => routed.push(*x),
+            Op::Scale { x, out, .. } | Op::Softcap { x, out, .. } | Op::Clamp { x, out, .. }
+                if routed.contains(out) =>
+            {
+                routed.push(*x);
+            }
             Op::LinearN { parts, .. } => {
                 found.extend(parts.iter().filter(|p| routed.contains(&p.out)).map(|p| p.weight));
             }
