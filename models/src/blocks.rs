@@ -15,51 +15,65 @@ use crate::tracer::{Attention, LinearWeight, Tracer};
 /// A part of a layer: from normalised rows to what is added to the residual stream.
 pub(crate) type Part = fn(&mut Tracer, &ModelConfig, usize, Val) -> Val;
 
-/// Names of a layer's norms: before (what the part reads) and after (what it adds), where the layer has them.
+/// Declares a norm over the residual stream.
+pub(crate) type NormOf = fn(&mut Tracer, &ModelConfig, &str) -> Norm;
+
+/// Which norm a decoder has, and the names of a layer's: before (what the part reads) and after (what it adds), where the
+/// layer has them.
 pub(crate) struct LayerNorms {
+    pub(crate) norm: NormOf,
     pub(crate) attention: (Option<&'static str>, Option<&'static str>),
     pub(crate) mlp: (Option<&'static str>, Option<&'static str>),
 }
 
-/// A decoder of layers that norm what they read: `x += attention(norm(x)); x += mlp(norm(x))`.
+impl LayerNorms {
+    /// Those of a layer that norms what its parts read.
+    pub(crate) fn before(norm: NormOf) -> LayerNorms {
+        let (attention, mlp) = (Some("input_layernorm"), Some("post_attention_layernorm"));
+        LayerNorms { norm, attention: (attention, None), mlp: (mlp, None) }
+    }
+}
+
+/// A decoder of layers that RMS-norm what they read: `x += attention(norm(x)); x += mlp(norm(x))`.
 pub(crate) fn pre_norm_decoder(t: &mut Tracer, c: &ModelConfig, attention: Part, mlp: Part) -> Val {
-    let (before_attention, before_mlp) = (Some("input_layernorm"), Some("post_attention_layernorm"));
-    decoder(t, c, LayerNorms { attention: (before_attention, None), mlp: (before_mlp, None) }, attention, mlp)
+    decoder(t, c, LayerNorms::before(rms_norm), attention, mlp)
 }
 
 /// A decoder: `x += after(attention(before(x))); x += after(mlp(before(x)))`, by the norms that its layers have.
 ///
 /// `attention` ends before the output projection, so that the last layer's runs on rows that need logits alone.
 pub(crate) fn decoder(t: &mut Tracer, c: &ModelConfig, norms: LayerNorms, attention: Part, mlp: Part) -> Val {
+    let norm = |t: &mut Tracer, name: Option<&str>| name.map(|name| (norms.norm)(t, c, name));
     let mut x = embed(t, c);
     let mut delta = None;
     for layer in 0..c.layers {
         (x, delta) = t.layer(&format!("model.layers.{layer}"), |t| {
-            let (mut x, h) = add_and_norm(t, c, x, delta, norms.attention.0);
+            let before = norm(t, norms.attention.0);
+            let (mut x, h) = add_and_norm(t, x, delta, before);
             let mut a = t.scope("self_attn", |t| attention(t, c, layer, h));
             if layer + 1 == c.layers {
                 // Nothing after the last attention mixes rows.
                 (x, a) = (t.take_outputs(x), t.take_outputs(a));
             }
             let o = output_projection(t, c, a);
-            let o = as_added(t, c, o, norms.attention.1);
-            let (x, h) = add_and_norm(t, c, x, Some(o), norms.mlp.0);
+            let after = norm(t, norms.attention.1);
+            let o = as_added(t, c, o, after);
+            let before = norm(t, norms.mlp.0);
+            let (x, h) = add_and_norm(t, x, Some(o), before);
             let m = mlp(t, c, layer, h);
-            (x, Some(as_added(t, c, m, norms.mlp.1)))
+            let after = norm(t, norms.mlp.1);
+            (x, Some(as_added(t, c, m, after)))
         });
     }
-    let norm = rms_norm(t, c, "model.norm");
-    let (_, h) = t.add_norm(x, delta, norm);
+    let last = (norms.norm)(t, c, "model.norm");
+    let (_, h) = t.add_norm(x, delta, last);
     head(t, c, h)
 }
 
 /// `x + delta`, and what the next part reads of it.
-fn add_and_norm(t: &mut Tracer, c: &ModelConfig, x: Val, delta: Option<Val>, norm: Option<&str>) -> (Val, Val) {
+fn add_and_norm(t: &mut Tracer, x: Val, delta: Option<Val>, norm: Option<Norm>) -> (Val, Val) {
     match norm {
-        Some(name) => {
-            let norm = rms_norm(t, c, name);
-            t.add_norm(x, delta, norm)
-        }
+        Some(norm) => t.add_norm(x, delta, norm),
         None => {
             let x = delta.map_or(x, |delta| t.add(x, delta));
             (x, x)
@@ -68,14 +82,8 @@ fn add_and_norm(t: &mut Tracer, c: &ModelConfig, x: Val, delta: Option<Val>, nor
 }
 
 /// What a part adds to the residual stream.
-fn as_added(t: &mut Tracer, c: &ModelConfig, x: Val, norm: Option<&str>) -> Val {
-    let x = match norm {
-        Some(name) => {
-            let norm = rms_norm(t, c, name);
-            t.norm(x, norm, NormGroup::Row)
-        }
-        None => x,
-    };
+fn as_added(t: &mut Tracer, c: &ModelConfig, x: Val, norm: Option<Norm>) -> Val {
+    let x = norm.map_or(x, |norm| t.norm(x, norm, NormGroup::Row));
     t.scale(x, c.residual_scale)
 }
 

@@ -141,6 +141,8 @@ pub struct ModelConfig {
     pub bias: Biases,
     /// Whether queries and keys are normalised per head before the rotation (qwen3, gemma3).
     pub head_norms: bool,
+    /// Bound of the size of queries, keys and values as they are projected (olmo).
+    pub qkv_clip: Option<f32>,
     /// Factor of the attention scores.
     pub attention_scale: f32,
     /// Whether layer `i` divides them by `i + 1` as well (gpt2).
@@ -211,6 +213,7 @@ impl ModelConfig {
             rope_layers: vec![],
             bias: Biases::default(),
             head_norms: false,
+            qkv_clip: None,
             attention_scale: 1.0,
             attention_scale_by_layer: false,
             attention_softcap: None,

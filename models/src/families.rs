@@ -10,6 +10,7 @@ mod gpt_oss;
 mod granite;
 mod llama;
 mod mixtral;
+mod olmo;
 mod olmo2;
 mod phi3;
 mod qwen;
@@ -39,6 +40,7 @@ pub enum Family {
     Gemma3,
     Granite,
     SmolLM3,
+    Olmo,
     Olmo2,
     Gpt2,
 }
@@ -76,7 +78,7 @@ pub(crate) struct PartOf {
 
 impl Family {
     /// Every supported family.
-    pub const ALL: [Family; 17] = [
+    pub const ALL: [Family; 18] = [
         Family::Llama,
         Family::Mistral,
         Family::Mixtral,
@@ -92,6 +94,7 @@ impl Family {
         Family::Gemma3,
         Family::Granite,
         Family::SmolLM3,
+        Family::Olmo,
         Family::Olmo2,
         Family::Gpt2,
     ];
@@ -123,6 +126,7 @@ impl Family {
             Family::Gemma3 => &gemma::GEMMA3,
             Family::Granite => &granite::GRANITE,
             Family::SmolLM3 => &smollm3::SMOLLM3,
+            Family::Olmo => &olmo::OLMO,
             Family::Olmo2 => &olmo2::OLMO2,
             Family::Gpt2 => &gpt2::GPT2,
         }

@@ -44,7 +44,7 @@ pub fn without(fixture: &str, keys: &[&str]) -> Value {
 }
 
 /// The checkpoint fixtures in Hugging Face form.
-pub const CHECKPOINTS: [&str; 21] = [
+pub const CHECKPOINTS: [&str; 22] = [
     "llama_plain",
     "llama_tied",
     "llama3_rope",
@@ -64,6 +64,7 @@ pub const CHECKPOINTS: [&str; 21] = [
     "gemma3_text",
     "granite",
     "smollm3",
+    "olmo",
     "olmo2",
     "gpt2",
 ];

@@ -12,7 +12,7 @@ use njoule_runtime::backend::cpu::CpuBackend;
 use njoule_runtime::backend::{Backend, Batch, BlockId, Capacity, Executor, Quant, SeqSpan, StepOutput};
 use safetensors::SafeTensors;
 
-const FIXTURES: [&str; 24] = [
+const FIXTURES: [&str; 25] = [
     "llama_plain",
     "llama_tied",
     "llama3_rope",
@@ -33,6 +33,7 @@ const FIXTURES: [&str; 24] = [
     "gemma3_text",
     "granite",
     "smollm3",
+    "olmo",
     "olmo2",
     "gpt2",
     "gguf_llama",
@@ -40,7 +41,7 @@ const FIXTURES: [&str; 24] = [
 ];
 
 /// Options that no fixture has (`testdata/variants`).
-const VARIANTS: [&str; 10] = [
+const VARIANTS: [&str; 11] = [
     "variants/mixtral_window",
     "variants/qwen2_moe_step",
     "variants/qwen3_moe_window",
@@ -49,6 +50,7 @@ const VARIANTS: [&str; 10] = [
     "variants/gemma3_scaled",
     "variants/gemma3_images",
     "variants/smollm3_sliding",
+    "variants/olmo_plain",
     "variants/olmo2_biased",
     "variants/gpt2_by_layer",
 ];

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 NAMES = [
     "llama_plain", "llama_tied", "llama3_rope", "llama_linear", "llama_yarn", "mistral", "mixtral", "qwen2", "qwen2_moe",
     "qwen3", "qwen3_moe", "phi3", "phi3_longrope", "gpt_oss",
-    "gemma", "gemma2", "gemma3_text", "granite", "smollm3", "olmo2", "gpt2",
+    "gemma", "gemma2", "gemma3_text", "granite", "smollm3", "olmo", "olmo2", "gpt2",
 ]
 lines = []
 for name in NAMES:

@@ -1,10 +1,11 @@
-"""Writes tiny random checkpoints with options that no fixture has, and what transformers computes for them.
+"""Writes tiny random checkpoints and what transformers computes for them: fixtures of families, options that those lack.
 
     pip install torch transformers==4.57.6 && python make.py [--into DIRECTORY] [NAME ...]
 
+A case named as its model_type is that family's fixture and goes to `testdata/NAME`; all others lie beside this script.
+
 Weights are rounded to bf16, saved, read again, and run in f32 with eager attention on one thread, without a cache. Seeds are
-tried until no greedy token is a near tie. Without names, the variants that lie beside this script are written; `all` writes
-every one.
+tried until no greedy token is a near tie. Without names, the cases that are committed are written; `all` writes every one.
 """
 import argparse
 import json
@@ -83,6 +84,10 @@ VARIANTS = {
     "olmo2_biased": ("olmo2", dict(SIZES, attention_bias=True, tie_word_embeddings=True, num_key_value_heads=1,
                                    rope_scaling=dict(type="linear", factor=2.0)), True),
     "olmo2_multi": ("olmo2", dict(SIZES, num_key_value_heads=None, rms_norm_eps=1e-3, hidden_act="gelu"), False),
+    # the fixture: queries, keys and values bounded where they often are, biases, longer heads, a scaled rope
+    "olmo": ("olmo", dict(SIZES, vocab_size=99, num_hidden_layers=3, head_dim=12, clip_qkv=1.5, attention_bias=True,
+                          rope_scaling=dict(type="linear", factor=2.0)), True),
+    "olmo_plain": ("olmo", dict(SMALL, num_key_value_heads=None, tie_word_embeddings=True), True),
     "gpt2_by_layer": ("gpt2", dict(GPT2, scale_attn_weights=False, scale_attn_by_inverse_layer_idx=True, n_inner=40,
                                    activation_function="relu", tie_word_embeddings=False), True),
     "gpt2_headless": ("gpt2", dict(GPT2, scale_attn_by_inverse_layer_idx=True, reorder_and_upcast_attn=True, n_embd=36,
@@ -110,7 +115,7 @@ def weights(model, seed):
 
 def run(model, ids):
     with torch.no_grad():
-        return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+        return model(input_ids=torch.tensor([ids]), use_cache=False, output_hidden_states=True)
 
 
 def build(kind, options, directory, seed):
@@ -128,16 +133,19 @@ def build(kind, options, directory, seed):
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
 
-def golden(kind, directory, seed):
-    """Writes logits and greedy continuations of the saved model; the smallest margin of a greedy token."""
+def golden(kind, directory, seed, is_fixture):
+    """Writes logits, greedy continuations and, of a fixture, hidden states; the smallest margin of a greedy token."""
     reader = Gemma3ForConditionalGeneration if kind == "gemma3" else AutoModelForCausalLM
     model = reader.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
     vocab, tensors, margins = model.config.get_text_config().vocab_size, {}, []
     for i, length in enumerate(PROMPTS):
         ids = torch.randint(3, min(vocab, 90), (length,), generator=torch.Generator().manual_seed(i)).tolist()
-        tensors |= {f"prompt.{i}.input_ids": torch.tensor(ids), f"prompt.{i}.logits": run(model, ids).contiguous()}
+        out = run(model, ids)
+        tensors |= {f"prompt.{i}.input_ids": torch.tensor(ids), f"prompt.{i}.logits": out.logits[0].contiguous()}
+        if i == 0 and is_fixture:
+            tensors |= {f"prompt.0.hidden.{at}": x[0].contiguous() for at, x in enumerate(out.hidden_states)}
         for _ in range(NEW):
-            top = run(model, ids)[-1].topk(2)
+            top = run(model, ids).logits[0, -1].topk(2)
             margins.append((top.values[0] - top.values[1]).item())
             ids.append(top.indices[0].item())
         tensors[f"prompt.{i}.greedy_ids"] = torch.tensor(ids[length:])
@@ -149,9 +157,10 @@ def golden(kind, directory, seed):
 
 def make(name, into):
     kind, options, _ = VARIANTS[name]
+    directory = (into or (HERE.parent if name == kind else HERE)) / name
     for seed in range(40):
-        build(kind, options, into / name, seed)
-        margin = golden(kind, into / name, seed)
+        build(kind, options, directory, seed)
+        margin = golden(kind, directory, seed, name == kind)
         if margin > 0.03:
             return print(f"{name}: seed {seed}, smallest margin {margin:.3f}")
     raise SystemExit(f"{name}: every seed has a near tie")
@@ -160,7 +169,7 @@ def make(name, into):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser()
-    parser.add_argument("--into", type=pathlib.Path, default=HERE)
+    parser.add_argument("--into", type=pathlib.Path)
     parser.add_argument("names", nargs="*")
     args = parser.parse_args()
     committed = [name for name, (_, _, committed) in VARIANTS.items() if committed]

@@ -4,7 +4,7 @@
 
 use super::llama::ignores_layer_types;
 use super::{Definition, PartOf};
-use crate::blocks::{LayerNorms, attention, decoder, gated_mlp, pre_norm_decoder};
+use crate::blocks::{LayerNorms, attention, decoder, gated_mlp, pre_norm_decoder, rms_norm};
 use crate::config::{Biases, ConfigError, Defaults, Keys, ModelConfig};
 use crate::program::{Act, Val};
 use crate::tracer::Tracer;
@@ -171,6 +171,7 @@ fn windows(keys: &Keys<'_>, layers: usize, pattern: usize) -> Result<Vec<Option<
 
 fn sandwich(t: &mut Tracer, c: &ModelConfig) -> Val {
     let norms = LayerNorms {
+        norm: rms_norm,
         attention: (Some("input_layernorm"), Some("post_attention_layernorm")),
         mlp: (Some("pre_feedforward_layernorm"), Some("post_feedforward_layernorm")),
     };

@@ -3,7 +3,7 @@
 
 use super::Definition;
 use super::llama::ignores_layer_types;
-use crate::blocks::{LayerNorms, attend, decoder, gated_mlp, project, rms_norm_of};
+use crate::blocks::{LayerNorms, attend, decoder, gated_mlp, project, rms_norm, rms_norm_of};
 use crate::config::{Biases, Defaults, ModelConfig};
 use crate::program::{NormGroup, Val};
 use crate::tracer::Tracer;
@@ -22,6 +22,7 @@ pub(super) const OLMO2: Definition = Definition {
     },
     trace: |t, c| {
         let norms = LayerNorms {
+            norm: rms_norm,
             attention: (None, Some("post_attention_layernorm")),
             mlp: (None, Some("post_feedforward_layernorm")),
         };

@@ -3,5 +3,6 @@
 mod experts;
 mod gemma;
 mod gpt2;
+mod olmo;
 mod phi3;
 mod scaled;
