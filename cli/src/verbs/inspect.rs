@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use njoule_models::ModelConfig;
 use njoule_models::cost::Span;
 use njoule_models::program::{Program, WeightUse};
 use njoule_models::weights::WeightError;
@@ -106,6 +107,8 @@ impl Facts {
                 "tied": c.tied,
                 "rope": format!("{:?}", c.rope),
                 "windows": c.windows,
+                "experts": c.moe.as_ref().map(|m| json!({"experts": m.experts, "top_k": m.top_k, "ffn": m.ffn,
+                    "shared_ffn": m.shared_ffn, "layers": m.layers})),
                 "head_norms": c.head_norms,
                 "bos": c.bos,
                 "eos": checkpoint.generation.eos,
@@ -149,7 +152,14 @@ impl Facts {
                 windows(&c.windows)
             ),
         )?;
-        line("rope", format!("theta {}, scaling {:?}", c.rope.theta, c.rope.scaling))?;
+        if let Some(moe) = &c.moe {
+            let layers = moe.layers.iter().filter(|has| **has).count();
+            let shared =
+                moe.shared_ffn.map_or(String::new(), |ffn| format!(", and one of width {ffn} for every token"));
+            let (experts, top_k, ffn) = (moe.experts, moe.top_k, moe.ffn);
+            line("experts", format!("{experts} of width {ffn} in {layers} layers, {top_k} per token{shared}"))?;
+        }
+        line("rope", rope(c))?;
         let tied = if c.tied { "tied to the embedding" } else { "own weights" };
         line(
             "vocabulary",
@@ -188,6 +198,24 @@ impl Facts {
 /// Operations of a decode step of one sequence with `context` tokens before it.
 fn flops_per_token(program: &Program, context: usize) -> u64 {
     Span { rows: 1, context, outputs: 1 }.cost(program).flops()
+}
+
+fn rope(c: &ModelConfig) -> String {
+    let rotated = c.rope_layers.iter().filter(|rotates| **rotates).count();
+    if rotated == 0 {
+        return "none: positions are learned".to_owned();
+    }
+    let mut text = format!("theta {}, scaling {:?}", c.rope.theta, c.rope.scaling);
+    if c.rope_width != c.head_dim {
+        text += &format!(", {} of {} values of a head", c.rope_width, c.head_dim);
+    }
+    if rotated != c.layers {
+        text += &format!(", in {rotated} layers");
+    }
+    if let Some(local) = &c.local_rope {
+        text += &format!("; theta {}, scaling {:?} in layers with a window", local.theta, local.scaling);
+    }
+    text
 }
 
 fn windows(windows: &[Option<usize>]) -> String {
