@@ -85,7 +85,7 @@ fn attention(t: &mut Tracer, d: &mut Draw, h: Val, cols: usize) -> Val {
         });
     }
     if !d.rarely(4) {
-        let long = d.rarely(3).then_some(40);
+        let long = d.rarely(3).then_some(44);
         let table = t.rope_table(ops::rope(if d.rarely(3) { head / 4 * 2 } else { head / 2 * 2 }, 1.0, long));
         let pairing = d.of(&[Pairing::Half, Pairing::Neighbours]);
         [q, k] = [q, k].map(|x| t.rope(x, table, head, pairing));

@@ -11,7 +11,7 @@ pub const CAPACITY: Capacity =
 /// Blocks of each sequence: out of order, and interleaved with the others'.
 const TABLES: [[u32; 4]; 3] = [[7, 0, 11, 3], [2, 9, 4, 5], [1, 10, 6, 8]];
 
-/// Prompt and most new tokens of each sequence, for rotations that depend on it.
+/// Prompt and most new tokens of each sequence, for rotations that depend on it; the second lies on the cases' border.
 const ROPE_LEN: [usize; 3] = [128, 44, 16];
 
 /// Rows of one sequence in a step.

@@ -140,7 +140,7 @@ fn ropes() -> Vec<Case> {
     let mut cases = vec![];
     for pairing in [Pairing::Half, Pairing::Neighbours] {
         for (heads, head, width) in [(3, 64, 64), (2, 20, 20), (4, 32, 8), (1, 10, 6), (2, 33, 32)] {
-            for long in [None, Some(40)] {
+            for long in [None, Some(43), Some(44)] {
                 let name = format!("rope {pairing:?} {heads} heads of {head}, {width} rotated, long {long:?}");
                 cases.push(case(name, heads * head, |t, x| {
                     let table = t.rope_table(rope(width, if long.is_some() { 1.2 } else { 1.0 }, long));
