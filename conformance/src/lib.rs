@@ -7,8 +7,8 @@
 //! * [`cases::models`]: the architectures, from the configs of `testdata/`;
 //! * [`random`]: valid programs from a seed.
 //!
-//! Weights are such that every stored type holds them exactly ([`weights`]): what is left to differ is arithmetic, and the
-//! bounds of [`Precision`] are bounds of that. Outputs are filled with NaN before a step writes them.
+//! Weights are such that every stored type but int8 holds them exactly ([`weights`]): what is left to differ is arithmetic,
+//! and the bounds of [`Precision`] are bounds of that and of int8's rounding. Outputs are filled with NaN before a step writes them.
 
 pub mod cases;
 pub mod definition;

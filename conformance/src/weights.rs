@@ -1,4 +1,5 @@
-//! Weights that every stored type holds exactly: 4-bit codes times a power of two, both ends of the range in every group.
+//! Weights that f32, f16, bf16 and both int4 types hold exactly, and int8 to a 254th of a group's largest: 4-bit codes times
+//! a power of two, both ends of the range in every group.
 //!
 //! A value is a pure function of (tensor name, its place in the tensor).
 
