@@ -7,6 +7,7 @@
 pub mod candle;
 mod check;
 pub mod cpu;
+pub mod neuron;
 
 use std::ops::Range;
 
