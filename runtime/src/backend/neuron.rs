@@ -1,11 +1,15 @@
 //! AWS Inferentia2 and Trainium: programs become HLO modules, neuronx-cc compiles them, libnrt runs them.
 //!
 //! * [`interface`]: what such a module takes and returns;
-//! * [`profile`]: which form of an idiom a device is known to take.
+//! * [`profile`]: which form of an idiom a device is known to take;
+//! * `compiler`: modules become NEFFs, each once; [`neff`]: what such a file says of itself.
 //!
 //! Nothing here has run on Neuron hardware.
 
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+pub mod compiler;
 pub mod interface;
+pub mod neff;
 pub mod profile;
 
 pub use interface::{CachePart, CacheShape, Input, ModelSpec, ModuleKind, ModuleSpec, Output, Port, WeightPart};
