@@ -172,23 +172,6 @@ impl Drop for Scratch {
     }
 }
 
-/// SHA-256 and size of a file, read once.
-pub(crate) fn hash_file(path: &Path) -> io::Result<(String, u64)> {
-    let mut file = File::open(path)?;
-    let mut hasher = Sha256::new();
-    let bytes = io::copy(&mut file, &mut hasher)?;
-    Ok((hex(&hasher.finalize()), bytes))
-}
-
-/// SHA-256 of bytes.
-pub(crate) fn hash_bytes(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 pub(super) const NEFF: &str = "module.neff";
 pub(super) const HLO: &str = "module.hlo.pb";
 const RECORD: &str = "record.json";

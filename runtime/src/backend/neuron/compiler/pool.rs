@@ -11,10 +11,11 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use super::cache::{HLO, Key, NEFF, NeffCache, Record, hash_bytes, hash_file};
+use super::cache::{HLO, Key, NEFF, NeffCache, Record};
 use super::child::{self, End};
 use super::memory::{self, Peaks};
 use super::{CompileError, Compiler, Limits, Unit, advice};
+use crate::backend::neuron::digest;
 
 /// A unit that has its NEFF.
 #[derive(Clone, Debug)]
@@ -223,14 +224,14 @@ fn one(
         Ok(path) => path,
         Err(source) => return Err(CompileError::Output { module, source, log: kept()?.0 }),
     };
-    let (neff_sha256, neff_bytes) = hash_file(&neff).map_err(CompileError::io("read", &neff))?;
+    let (neff_sha256, neff_bytes) = digest::of_file(&neff).map_err(CompileError::io("read", &neff))?;
     let record = Record {
         name: module,
         flags,
         compiler: compiler.version().to_owned(),
         neff_sha256,
         neff_bytes,
-        hlo_sha256: hash_bytes(&unit.hlo),
+        hlo_sha256: digest::of_bytes(&unit.hlo),
         hlo_bytes: unit.hlo.len() as u64,
         peak_bytes: taken.peak,
         seconds: taken.seconds,
