@@ -134,6 +134,16 @@ impl Builder {
         result
     }
 
+    /// [`Builder::scope`] for what is no closure: until [`Builder::leave`].
+    pub fn enter(&mut self, name: &str) {
+        self.scope.push(name.to_owned());
+    }
+
+    /// Ends the innermost scope.
+    pub fn leave(&mut self) {
+        self.scope.pop();
+    }
+
     /// The next input of the module.
     #[track_caller]
     pub fn parameter(&mut self, name: &str, dtype: DType, dims: &[usize]) -> Val {

@@ -2,6 +2,10 @@
 //!
 //! * [`interface`]: what such a module takes and returns;
 //! * [`profile`]: which form of an idiom a device is known to take;
+//! * [`mod@shard`]: how a program is divided over cores;
+//! * [`mod@lower`]: a module from a divided program;
+//! * [`weights`]: a core's bytes of each weight;
+//! * [`evaluated`]: modules run by the evaluator of `hlo`, what stands for a device in tests;
 //! * `compiler`: modules become NEFFs, each once; [`neff`]: what such a file says of itself;
 //! * [`artifact`]: all that serves a model, in a directory.
 //!
@@ -11,9 +15,15 @@ pub mod artifact;
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 pub mod compiler;
 mod digest;
+pub mod evaluated;
 pub mod interface;
+pub mod lower;
 pub mod neff;
 pub mod profile;
+pub mod shard;
+pub mod weights;
 
 pub use interface::{CachePart, CacheShape, Input, ModelSpec, ModuleKind, ModuleSpec, Output, Port, WeightPart};
+pub use lower::{LowerError, Lowered, lower};
 pub use profile::Profile;
+pub use shard::{ShardError, Sharded, shard};
