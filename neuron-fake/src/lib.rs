@@ -6,7 +6,7 @@
 //!   it computes, with the evaluator of `njoule-hlo`. Misuse is recorded, written to stderr, and counted by the extra symbol
 //!   `neuron_fake_faults`. [`config`] lists the switches.
 //! * `neuronx-cc-fake` is reached through `NJOULE_NEURONX_CC`: it verifies a module and packs it as a [`neff`].
-//! * [`variant`] hides symbols, as older libraries lack them.
+//! * [`sysfs`] writes the driver's files for `NJOULE_SYSFS_ROOT`; [`variant`] hides symbols, as older libraries lack them.
 //!
 //! Invariant: no argument of a call, no handle and no file makes it fail otherwise than by a status, as long as pointers
 //! point to what the ABI says they point to.
@@ -30,6 +30,7 @@ pub mod neff;
 mod queue;
 mod runtime;
 mod status;
+pub mod sysfs;
 pub mod tar;
 mod tensor;
 pub mod variant;

@@ -9,4 +9,5 @@ mod lifecycle;
 mod memory;
 mod modules;
 mod runs;
+mod step;
 mod variants;
