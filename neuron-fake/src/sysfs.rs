@@ -204,7 +204,7 @@ impl Tree {
         let around = |by: u32| (device + by) % n;
         let list = match (self.instance.chip, n) {
             (_, 1) => vec![],
-            (Chip::Inferentia2, _) => vec![around(n - 1), around(1)],
+            (Chip::Inferentia2, _) | (_, ..16) => vec![around(n - 1), around(1)],
             _ => {
                 let (row, column) = (device / 4 * 4, device % 4);
                 vec![around(n - 4), row + (column + 3) % 4, row + (column + 1) % 4, around(4)]

@@ -235,3 +235,24 @@ fn a_run_that_fails_gives_back_what_it_has_of_its_inputs() {
     let failed = executable.try_replicas(vec![vec![zeros(3)]]).unwrap_err();
     assert_eq!(failed.left, [[Some(zeros(3))]]);
 }
+
+#[test]
+fn a_row_of_a_product_does_not_depend_on_how_many_there_are() {
+    for b_rows in [false, true] {
+        let dims = if b_rows { [70, 1100] } else { [1100, 70] };
+        let product = |m: usize| {
+            let mut b = Builder::new("product");
+            let x = b.parameter("x", DType::BF16, &[m, 1100]);
+            let w = b.parameter("w", DType::BF16, &dims);
+            let y = b.matmul(x, w, b_rows, DType::F32);
+            let executable = Executable::new(b.finish(&[y]), Target::Xla).unwrap();
+            let numbers = |n: usize| (0..n).map(|i| half::bf16::from_f32((i * 37 % 1013) as f32 / 100.0 - 5.0));
+            let x = Tensor::new(&[m, 1100], numbers(m * 1100).collect()).unwrap();
+            let w = Tensor::new(&dims, numbers(77_000).collect()).unwrap();
+            executable.run(vec![x, w]).unwrap()[0].as_slice::<f32>().unwrap().to_vec()
+        };
+        let of_three = product(3);
+        assert_eq!(product(1), of_three[..70]);
+        assert_eq!(product(2), of_three[..140]);
+    }
+}
