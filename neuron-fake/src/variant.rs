@@ -68,7 +68,8 @@ fn symbol(elf: &[u8], name: &str) -> Result<Option<usize>, VariantError> {
         for place in 0..symbols.len() / SYMBOL {
             let at = offset + place * SYMBOL;
             let found = names.get(number(at, 4)?..).and_then(|n| n.split(|&b| b == 0).next());
-            if found == Some(name.as_bytes()) && number(at + 6, 2)? != 0 {
+            // Defined here, and not local.
+            if found == Some(name.as_bytes()) && number(at + 6, 2)? != 0 && number(at + 4, 1)? >> 4 != 0 {
                 return Ok(Some(at));
             }
         }

@@ -10,4 +10,5 @@ mod memory;
 mod modules;
 mod runs;
 mod step;
+mod tool;
 mod variants;
