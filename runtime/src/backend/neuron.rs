@@ -1,6 +1,7 @@
 //! AWS Inferentia2 and Trainium: programs become HLO modules, neuronx-cc compiles them, libnrt runs them.
 //!
 //! * [`interface`]: what such a module takes and returns;
+//! * [`mod@plan`]: which modules a model gets on an instance, and what that bounds;
 //! * [`profile`]: which form of an idiom a device is known to take;
 //! * [`mod@shard`]: how a program is divided over cores;
 //! * [`mod@lower`]: a module from a divided program;
@@ -19,6 +20,7 @@ pub mod evaluated;
 pub mod interface;
 pub mod lower;
 pub mod neff;
+pub mod plan;
 pub mod profile;
 pub mod shard;
 pub mod weights;
