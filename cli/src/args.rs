@@ -42,6 +42,9 @@ pub enum Verb {
     Score(verbs::score::Args),
     /// Measure prefill and batched decode.
     Bench(verbs::bench::Args),
+    /// Plan, compile and pack a model for AWS Inferentia2 or Trainium.
+    #[cfg(target_os = "linux")]
+    Build(verbs::build::Args),
     /// What a model is and what it costs, without loading it.
     Inspect(verbs::inspect::Args),
     /// Get a model and print where it is.
@@ -60,6 +63,8 @@ impl Verb {
             Verb::Chat(args) => args.run(context),
             Verb::Score(args) => args.run(context),
             Verb::Bench(args) => args.run(context),
+            #[cfg(target_os = "linux")]
+            Verb::Build(args) => args.run(context),
             Verb::Inspect(args) => args.run(context),
             Verb::Pull(args) => args.run(context),
             Verb::Models(args) => args.run(context),

@@ -21,6 +21,9 @@ use crate::verbs::Context;
 
 /// Runs the process: its one exit point.
 pub fn main() -> ExitCode {
+    // Before there is a second thread.
+    #[cfg(target_os = "linux")]
+    njoule_runtime::backend::neuron::executor::prepare_process();
     let mut out = io::stdout().lock();
     ExitCode::from(run(std::env::args_os(), &mut out, &mut io::stderr()))
 }

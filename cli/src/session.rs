@@ -5,6 +5,8 @@
 
 pub mod backend;
 mod interrupt;
+#[cfg(target_os = "linux")]
+pub mod neuron;
 pub mod options;
 pub mod sampling;
 mod text;
@@ -18,6 +20,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, anyhow};
 use njoule_models::checkpoint::{Checkpoint, Origin};
 use njoule_models::program::Program;
+#[cfg(target_os = "linux")]
+use njoule_runtime::backend::neuron::artifact::Artifact;
 use njoule_runtime::backend::{Capacity, KvType, MemoryUse};
 use njoule_runtime::engine::EngineConfig;
 use njoule_runtime::{Engine, EngineStats};
@@ -38,6 +42,9 @@ pub struct Model {
     pub checkpoint: Checkpoint,
     /// What is run.
     pub program: Program,
+    /// Where it is an artifact for Neuron devices.
+    #[cfg(target_os = "linux")]
+    pub artifact: Option<njoule_runtime::backend::neuron::artifact::Artifact>,
 }
 
 impl Model {
@@ -45,13 +52,28 @@ impl Model {
     pub fn open(model: &ModelRef, context: &Context<'_>) -> anyhow::Result<Model> {
         let found = fetch::resolve(model, &context.fetch)?;
         timing::mark("model found");
+        #[cfg(target_os = "linux")]
+        let artifact = match &found {
+            ModelPath::Dir(path) if Artifact::is_in(path) => Some(Artifact::open(path)?),
+            _ => None,
+        };
         let checkpoint = match &found {
+            #[cfg(target_os = "linux")]
+            ModelPath::Dir(_) if artifact.is_some() => {
+                artifact.as_ref().map(neuron::described).transpose()?.context("no artifact")?
+            }
             ModelPath::Dir(path) | ModelPath::Gguf(path) => Checkpoint::open(path)?,
             ModelPath::Random(preset) => Checkpoint::random(preset)?,
         };
         let program = checkpoint.config.program();
         timing::mark("checkpoint open, program traced");
-        Ok(Model { name: model.to_string(), checkpoint, program })
+        Ok(Model {
+            name: model.to_string(),
+            checkpoint,
+            program,
+            #[cfg(target_os = "linux")]
+            artifact,
+        })
     }
 
     /// Where its files are.
@@ -102,6 +124,7 @@ impl Model {
             load: started.elapsed(),
         };
         let mut config = EngineConfig::new(capacity);
+        config.limits = backend.limits(&self);
         // Everything that is queued here was read from a file or typed: it is in memory anyway.
         (config.max_queue, config.max_queued_tokens) = (usize::MAX >> 1, usize::MAX >> 1);
         let engine = Engine::start(executor, self.program.vocab(), config)?;
@@ -112,6 +135,11 @@ impl Model {
     /// What the executor is loaded for. The cache takes memory as it is written, so its size is bounded by what the
     /// machine could give, not by what is free for good.
     fn capacity(&self, backend: &AnyBackend, size: Size) -> Capacity {
+        #[cfg(target_os = "linux")]
+        if let AnyBackend::Neuron(neuron) = backend {
+            let fixed = neuron.capacity();
+            return Capacity { max_seqs: size.max_seqs.min(fixed.max_seqs), ..fixed };
+        }
         let block_len = backend.block_len(self);
         let per_seq = size.max_len.div_ceil(block_len).max(1);
         let block_bytes = (block_len * kv_bytes_per_token(&self.program, backend.kv_type())).max(1);

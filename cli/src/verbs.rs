@@ -1,6 +1,8 @@
 //! One file per verb, and what they share.
 
 pub mod bench;
+#[cfg(target_os = "linux")]
+pub mod build;
 pub mod chat;
 pub mod completions;
 pub mod generate;

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::config::{ConfigError, ModelConfig, Quantization, token_ids};
+use crate::program::WeightDecl;
 use crate::weights::gguf::Gguf;
 use crate::weights::random::{Preset, RandomSource};
 use crate::weights::safetensors::SafetensorsSource;
-use crate::weights::{DType, Encoding, StoredTypes, WeightError, WeightSource};
+use crate::weights::{Container, DType, Encoding, StoredTypes, WeightError, WeightRows, WeightSource};
 
 /// What a checkpoint suggests for generation, from `generation_config.json`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -96,6 +97,22 @@ impl Checkpoint {
         })
     }
 
+    /// What a directory says of a model whose weights are elsewhere: config and generation config.
+    pub fn described(dir: &Path) -> Result<Self, CheckpointError> {
+        let path = dir.join("config.json");
+        let wrong = |source| CheckpointError::Config { path: path.clone(), source };
+        let config = ModelConfig::from_hf_json(&read_json(&path)?).map_err(wrong)?;
+        Ok(Checkpoint {
+            origin: Origin::Directory(dir.to_owned()),
+            generation: GenerationDefaults::read(&dir.join("generation_config.json"), &config)?,
+            config,
+            stored: StoredTypes::default(),
+            file_bytes: 0,
+            weights: Box::new(NoWeights { dir: dir.to_owned() }),
+            gguf: None,
+        })
+    }
+
     fn open_directory(dir: &Path) -> Result<Self, CheckpointError> {
         let config_path = dir.join("config.json");
         // A directory of GGUF files may come with the config of the model they were made from.
@@ -130,6 +147,21 @@ impl Checkpoint {
             gguf: Some(gguf),
             origin: Origin::Gguf(path),
         })
+    }
+}
+
+/// Has no tensor.
+struct NoWeights {
+    dir: PathBuf,
+}
+
+impl WeightSource for NoWeights {
+    fn container(&self) -> Container {
+        Container::Safetensors
+    }
+
+    fn get(&self, decl: &WeightDecl) -> Result<Box<dyn WeightRows + '_>, WeightError> {
+        Err(WeightError::Missing { name: decl.name.clone(), path: self.dir.clone() })
     }
 }
 

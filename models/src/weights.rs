@@ -16,6 +16,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
 
+pub use self::mapped::MappedFile;
 use self::parts::Parts;
 use crate::config::Quantization;
 use crate::program::WeightDecl;

@@ -43,6 +43,7 @@
 pub mod bindings;
 
 mod call;
+pub mod environment;
 mod error;
 mod instance;
 mod lane;

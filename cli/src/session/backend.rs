@@ -8,10 +8,14 @@ use njoule_kernels::isa::Kernels;
 #[cfg(feature = "candle")]
 use njoule_runtime::backend::candle::CandleBackend;
 use njoule_runtime::backend::cpu::{CpuBackend, StoredWeights};
-use njoule_runtime::backend::{Backend, Capacity, Executor, KvType, LoadError};
+#[cfg(target_os = "linux")]
+use njoule_runtime::backend::neuron::{NeuronBackend, plan::Wish};
+use njoule_runtime::backend::{Backend, Capacity, Executor, KvType, Limits, LoadError, Quant};
 
 use super::Model;
-use super::options::RunOptions;
+#[cfg(target_os = "linux")]
+use super::neuron::{self, BuildOptions};
+use super::options::{FallbackArg, RunOptions};
 use crate::args::UsageError;
 use crate::verbs::Context;
 
@@ -24,7 +28,7 @@ pub enum BackendArg {
     Cpu,
     /// candle-core's tensors: weights in f32 or bf16; slower than cpu, on a GPU with the features cuda or metal
     Candle,
-    /// AWS Inferentia2 and Trainium; not in this build yet
+    /// AWS Inferentia2 and Trainium, by the Neuron runtime; modules are built into the cache where there is no artifact
     Neuron,
 }
 
@@ -36,6 +40,9 @@ pub enum AnyBackend {
     /// `--backend candle`.
     #[cfg(feature = "candle")]
     Candle(CandleBackend),
+    /// `--backend neuron`.
+    #[cfg(target_os = "linux")]
+    Neuron(NeuronBackend),
 }
 
 /// A loaded model and what runs it.
@@ -57,6 +64,8 @@ impl AnyBackend {
             AnyBackend::Cpu(_) => "cpu",
             #[cfg(feature = "candle")]
             AnyBackend::Candle(_) => "candle",
+            #[cfg(target_os = "linux")]
+            AnyBackend::Neuron(_) => "neuron",
         }
     }
 
@@ -66,6 +75,8 @@ impl AnyBackend {
             AnyBackend::Cpu(_) => "cpu",
             #[cfg(feature = "candle")]
             AnyBackend::Candle(candle) => candle.device(),
+            #[cfg(target_os = "linux")]
+            AnyBackend::Neuron(_) => "neuron",
         }
     }
 
@@ -75,6 +86,8 @@ impl AnyBackend {
             AnyBackend::Cpu(cpu) => Some(cpu.isa().name()),
             #[cfg(feature = "candle")]
             AnyBackend::Candle(_) => None,
+            #[cfg(target_os = "linux")]
+            AnyBackend::Neuron(_) => None,
         }
     }
 
@@ -84,6 +97,8 @@ impl AnyBackend {
             AnyBackend::Cpu(cpu) => Kernels::of(cpu.isa()),
             #[cfg(feature = "candle")]
             AnyBackend::Candle(candle) => (candle.device() == "cpu").then(|| Kernels::detect().ok()).flatten(),
+            #[cfg(target_os = "linux")]
+            AnyBackend::Neuron(_) => None,
         }
     }
 
@@ -93,12 +108,19 @@ impl AnyBackend {
             AnyBackend::Cpu(cpu) => cpu.kv_type(),
             #[cfg(feature = "candle")]
             AnyBackend::Candle(candle) => candle.kv_type(),
+            #[cfg(target_os = "linux")]
+            AnyBackend::Neuron(neuron) => neuron.layout().kv,
         }
     }
 
     /// Tokens of a cache block of `model`.
     pub fn block_len(&self, model: &Model) -> usize {
         self.backend().limits(&model.program).block_len
+    }
+
+    /// What it can do with `model`.
+    pub fn limits(&self, model: &Model) -> Limits {
+        self.backend().limits(&model.program)
     }
 
     /// Bytes of `model`'s matrices per stored type.
@@ -108,6 +130,8 @@ impl AnyBackend {
             AnyBackend::Cpu(cpu) => StoredWeights::preview(&model.program, weights, cpu.quant)?,
             #[cfg(feature = "candle")]
             AnyBackend::Candle(candle) => candle.stored_types(&model.program, weights)?,
+            #[cfg(target_os = "linux")]
+            AnyBackend::Neuron(neuron) => neuron.stored_types(),
         })
     }
 
@@ -121,6 +145,8 @@ impl AnyBackend {
                 let dequantised = weights.quantization().map(|q| format!("{} weights are dequantised", q.name()));
                 dequantised.into_iter().collect()
             }
+            #[cfg(target_os = "linux")]
+            AnyBackend::Neuron(_) => vec![],
         })
     }
 
@@ -129,6 +155,8 @@ impl AnyBackend {
             AnyBackend::Cpu(cpu) => cpu,
             #[cfg(feature = "candle")]
             AnyBackend::Candle(candle) => candle,
+            #[cfg(target_os = "linux")]
+            AnyBackend::Neuron(neuron) => neuron,
         }
     }
 
@@ -143,7 +171,7 @@ impl RunOptions {
         match self.backend {
             BackendArg::Auto | BackendArg::Cpu => Ok(()),
             BackendArg::Candle => self.candle().map(drop),
-            BackendArg::Neuron => Err(no_neuron()),
+            BackendArg::Neuron => self.check_neuron(),
         }
     }
 
@@ -154,8 +182,21 @@ impl RunOptions {
         capacity: impl Fn(&AnyBackend) -> Capacity,
         context: &Context<'_>,
     ) -> anyhow::Result<Loaded> {
-        let (backend, reason) = self.first_choice()?;
         let failed = || format!("cannot load {}", model.name);
+        #[cfg(target_os = "linux")]
+        if self.backend == BackendArg::Neuron || model.artifact.is_some() {
+            match self.load_neuron(model, &capacity, context) {
+                Err(error) if self.fallback == Some(FallbackArg::Cpu) && model.artifact.is_none() => {
+                    context.note(&format!("running on cpu (--fallback cpu): {error:#}"));
+                    let (backend, reason) = (self.cpu()?, format!("{error:#}"));
+                    let capacity = capacity(&backend);
+                    let executor = backend.load(model, capacity).with_context(failed)?;
+                    return Ok(Loaded { capacity, executor, backend, reason });
+                }
+                result => return result.with_context(failed),
+            }
+        }
+        let (backend, reason) = self.first_choice()?;
         let asked = capacity(&backend);
         let error = match backend.load(model, asked) {
             Ok(executor) => {
@@ -206,6 +247,45 @@ impl RunOptions {
         }
     }
 
+    #[cfg(target_os = "linux")]
+    fn load_neuron(
+        &self,
+        model: &Model,
+        capacity: impl Fn(&AnyBackend) -> Capacity,
+        context: &Context<'_>,
+    ) -> anyhow::Result<Loaded> {
+        let usual = Wish::default();
+        let wish = Wish {
+            context: self.context.unwrap_or(usual.context),
+            weights: Some(self.quant()).filter(|q| *q != Quant::Auto),
+            kv: self.kv,
+            batch: self.batch_size,
+            candidates: usual.candidates.min(model.program.vocab()),
+            ..usual
+        };
+        let instance = context.fetch.env.var("NJOULE_INSTANCE").map(str::to_owned);
+        let options = BuildOptions { instance, wish, ..BuildOptions::default() };
+        let backend = AnyBackend::Neuron(neuron::backend(model, &options, context)?);
+        let capacity = capacity(&backend);
+        let executor = backend.load(model, capacity)?;
+        let reason = if model.artifact.is_some() { "the model is an artifact" } else { "--backend asks for it" };
+        Ok(Loaded { capacity, executor, backend, reason: reason.to_owned() })
+    }
+
+    /// What Neuron devices do not store is refused by name, before anything is opened.
+    fn check_neuron(&self) -> Result<(), UsageError> {
+        if !cfg!(target_os = "linux") {
+            return Err(no_neuron());
+        }
+        if self.quant() == Quant::Int4 {
+            return Err(UsageError("--quant int4: on Neuron weights are none (f32), bf16 or int8".into()));
+        }
+        match self.kv {
+            Some(KvType::F16) => Err(UsageError("--kv-type f16: on Neuron caches are f32, bf16 or int8".into())),
+            _ => Ok(()),
+        }
+    }
+
     fn cpu(&self) -> Result<AnyBackend, UsageError> {
         let mut backend = CpuBackend::new(self.threads, self.quant()).map_err(|e| UsageError(e.to_string()))?;
         backend.kv = self.kv;
@@ -226,6 +306,7 @@ impl RunOptions {
     }
 }
 
+/// Only where the Neuron runtime does not exist.
 fn no_neuron() -> UsageError {
-    UsageError("njoule has no Neuron backend yet: take --backend auto, cpu or candle".into())
+    UsageError("the Neuron runtime exists on Linux only: take --backend auto, cpu or candle".into())
 }

@@ -23,6 +23,9 @@ pub struct RunArgs {
     /// What computes
     #[arg(long, value_enum, default_value_t = BackendArg::Auto, value_name = "BACKEND")]
     backend: BackendArg,
+    /// What computes where --backend neuron cannot be had: `cpu`; an error without
+    #[arg(long, value_enum, value_name = "BACKEND")]
+    fallback: Option<FallbackArg>,
     /// Threads that compute [default: the cores of this machine]
     #[arg(long, short = 't', value_name = "N")]
     threads: Option<NonZero<usize>>,
@@ -32,6 +35,13 @@ pub struct RunArgs {
     /// Sequences that run together at most [default: as many as there are, at most 64]
     #[arg(long, visible_alias = "max-num-seqs", value_name = "N")]
     batch_size: Option<NonZero<usize>>,
+}
+
+/// `--fallback`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FallbackArg {
+    /// This project's own kernels
+    Cpu,
 }
 
 /// `--quant`.
@@ -119,6 +129,7 @@ pub fn kv_name(kv: KvType) -> &'static str {
 pub struct RunOptions {
     quant: QuantArg,
     pub(super) backend: BackendArg,
+    pub(super) fallback: Option<FallbackArg>,
     pub(super) kv: Option<KvType>,
     /// Threads that compute.
     pub threads: NonZero<usize>,
@@ -137,6 +148,7 @@ impl RunArgs {
         let options = RunOptions {
             quant: self.quant,
             backend: self.backend,
+            fallback: self.fallback,
             kv: self.kv_type.map(KvArg::kv),
             threads,
             context: self.context.map(NonZero::get),

@@ -8,15 +8,20 @@
 //! * [`weights`]: a core's bytes of each weight;
 //! * [`evaluated`]: modules run by the evaluator of `hlo`, what stands for a device in tests;
 //! * `compiler`: modules become NEFFs, each once; [`neff`]: what such a file says of itself;
-//! * [`artifact`]: all that serves a model, in a directory.
+//! * [`artifact`]: all that serves a model, in a directory; `build`: how one is made;
+//! * `executor`: an artifact on cores.
 //!
 //! Nothing here has run on Neuron hardware.
 
 pub mod artifact;
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+pub mod build;
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 pub mod compiler;
 mod digest;
 pub mod evaluated;
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+pub mod executor;
 pub mod interface;
 pub mod lower;
 pub mod neff;
@@ -25,6 +30,8 @@ pub mod profile;
 pub mod shard;
 pub mod weights;
 
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+pub use executor::NeuronBackend;
 pub use interface::{CachePart, CacheShape, Input, ModelSpec, ModuleKind, ModuleSpec, Output, Port, WeightPart};
 pub use lower::{LowerError, Lowered, lower};
 pub use profile::Profile;

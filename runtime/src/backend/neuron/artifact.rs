@@ -34,7 +34,7 @@ use super::profile::Profile;
 use crate::backend::{KvType, Quant};
 
 pub use parameters::{Parameter, lay_out};
-pub use write::{Module, Source, WriteError, Writer};
+pub use write::{Module, Put, Source, WriteError, Writer};
 
 /// An artifact that was opened.
 #[derive(Clone, Debug)]

@@ -110,13 +110,13 @@ fn write(place: &Path) -> String {
         writer.module(&module).unwrap();
     }
     for rank in 0..layout.tp {
-        writer
-            .weights::<WriteError>(|parameter, put| {
-                let piece = vec![rank as u8 + 1; parameter.bytes as usize / 2];
-                put(&piece)?;
-                put(&piece)
-            })
-            .unwrap();
+        let fill = |put: &mut Put<'_>| {
+            let piece = vec![rank as u8 + 1; 105];
+            put(Input::Weight(WeightId(0), WeightPart::Values), &piece)?;
+            put(Input::Weight(WeightId(0), WeightPart::Values), &piece)?;
+            put(Input::Weight(WeightId(0), WeightPart::Scales), &piece)
+        };
+        writer.weights::<WriteError>(fill).unwrap();
     }
     writer.file("config.json", b"{}").unwrap();
     writer.finish().unwrap()
@@ -148,6 +148,7 @@ fn what_is_written_is_read_and_has_the_same_name_when_written_again() {
     let rank1 = fs::read(place.join("weights/rank1.bin")).unwrap();
     assert_eq!(rank1.len(), 4096 + 120);
     assert_eq!((rank1[209], rank1[210], rank1[4095], rank1[4096]), (2, 0, 0, 2));
+    assert_eq!(rank1[4096 + 105..], [0; 15], "what was not handed over");
     let mut read = 0;
     artifact.verify(|n| read += n).unwrap();
     assert!(read > 2 * 4096);

@@ -137,6 +137,11 @@ impl Writer {
         Ok(())
     }
 
+    /// How many modules it has.
+    pub fn modules(&self) -> usize {
+        self.manifest.modules.len()
+    }
+
     /// Adds a small file.
     pub fn file(&mut self, name: &str, bytes: &[u8]) -> Result<(), WriteError> {
         let record = self.put(name, bytes)?;
@@ -151,33 +156,30 @@ impl Writer {
         Ok(())
     }
 
-    /// Adds the weights of the next rank. `bytes_of` hands each parameter over in pieces, in order; what it does not hand
-    /// over is zero.
-    pub fn weights<E: From<WriteError>>(
-        &mut self,
-        mut bytes_of: impl FnMut(&Parameter, &mut dyn FnMut(&[u8]) -> Result<(), WriteError>) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let rank = self.manifest.weights.len();
-        let name = format!("weights/rank{rank}.bin");
+    /// Adds the weights of the next rank: `fill` hands each parameter over in pieces, in the order of the parameters. What
+    /// it does not hand over is zero.
+    pub fn weights<E: From<WriteError>>(&mut self, fill: impl FnOnce(&mut Put<'_>) -> Result<(), E>) -> Result<(), E> {
+        let name = format!("weights/rank{}.bin", self.manifest.weights.len());
         let path = self.path(&name);
-        let file = File::create(&path).map_err(failed("write", &path))?;
-        let mut out = Hashed { out: io::BufWriter::with_capacity(1 << 20, file), hasher: Sha256::new(), at: 0 };
         let io = failed("write", &path);
-        for parameter in &self.manifest.parameters {
-            out.zeros_to(parameter.offset).map_err(&io)?;
-            let end = parameter.offset + parameter.bytes;
-            bytes_of(parameter, &mut |piece| {
-                if out.at + piece.len() as u64 > end {
-                    return Err(io(io::Error::other(format!("`{}` has more than its bytes", parameter.name))));
-                }
-                out.write_all(piece).map_err(&io)
-            })?;
-            out.zeros_to(end).map_err(&io)?;
-        }
+        let mut out = Hashed::create(&path).map_err(&io)?;
+        let (mut left, mut end) = (self.manifest.parameters.iter(), 0);
+        let mut current = None;
+        fill(&mut |role, piece| {
+            let wrong = |what: &str| io(io::Error::other(format!("{role:?} {what}")));
+            if current != Some(role) {
+                let parameter = left.find(|p| p.port.role == role).ok_or_else(|| wrong("comes out of order"))?;
+                (current, end) = (Some(role), parameter.offset + parameter.bytes);
+                out.zeros_to(parameter.offset).map_err(&io)?;
+            }
+            if out.at + piece.len() as u64 > end {
+                return Err(wrong("has more than its bytes"));
+            }
+            out.write_all(piece).map_err(&io)
+        })?;
         let bytes = file_bytes(&self.manifest.parameters);
         out.zeros_to(bytes).map_err(&io)?;
-        out.out.flush().map_err(&io)?;
-        let sha256 = digest::hex(&out.hasher.finalize());
+        let sha256 = out.finish().map_err(&io)?;
         self.manifest.weights.push(FileRecord { path: name, bytes, sha256 });
         Ok(())
     }
@@ -215,12 +217,16 @@ impl Writer {
     fn copy(&self, name: &str, from: &Path) -> Result<FileRecord, WriteError> {
         let path = self.path(name);
         let mut source = File::open(from).map_err(failed("read", from))?;
-        let file = File::create(&path).map_err(failed("write", &path))?;
-        let mut out = Hashed { out: io::BufWriter::with_capacity(1 << 20, file), hasher: Sha256::new(), at: 0 };
-        io::copy(&mut source, &mut out).and_then(|_| out.out.flush()).map_err(failed("write", &path))?;
-        Ok(FileRecord { path: name.to_owned(), bytes: out.at, sha256: digest::hex(&out.hasher.finalize()) })
+        let mut out = Hashed::create(&path).map_err(failed("write", &path))?;
+        io::copy(&mut source, &mut out).map_err(failed("write", &path))?;
+        let bytes = out.at;
+        let sha256 = out.finish().map_err(failed("write", &path))?;
+        Ok(FileRecord { path: name.to_owned(), bytes, sha256 })
     }
 }
+
+/// Takes a piece of a parameter.
+pub type Put<'a> = dyn FnMut(Input, &[u8]) -> Result<(), WriteError> + 'a;
 
 impl Drop for Writer {
     fn drop(&mut self) {
@@ -238,6 +244,16 @@ struct Hashed {
 }
 
 impl Hashed {
+    fn create(path: &Path) -> io::Result<Hashed> {
+        let out = io::BufWriter::with_capacity(1 << 20, File::create(path)?);
+        Ok(Hashed { out, hasher: Sha256::new(), at: 0 })
+    }
+
+    fn finish(mut self) -> io::Result<String> {
+        self.out.flush()?;
+        Ok(digest::hex(&self.hasher.finalize()))
+    }
+
     fn zeros_to(&mut self, end: u64) -> io::Result<()> {
         static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
         while self.at < end {

@@ -1,0 +1,93 @@
+//! The runtime of this process, and what must hold before a model is loaded on it.
+
+use std::sync::{Mutex, PoisonError};
+
+use njoule_hlo::Target;
+use njoule_neuron_sys::{Library, Runtime};
+
+use crate::backend::LoadError;
+use crate::backend::neuron::artifact::Layout;
+
+/// The runtime, started by whoever asks first; it stays for the process, since libnrt starts once.
+pub fn runtime() -> Result<Runtime, LoadError> {
+    static STARTED: Mutex<Option<Runtime>> = Mutex::new(None);
+    let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(runtime) = &*started {
+        return Ok(runtime.clone());
+    }
+    let library = Library::open().map_err(|error| {
+        LoadError::Device(format!(
+            "{error}; `njoule doctor` looks at the whole installation, and --backend cpu needs none"
+        ))
+    })?;
+    let runtime = Runtime::start(library)
+        .map_err(|error| LoadError::Device(format!("{error}; `njoule doctor` looks at devices, driver and library")))?;
+    *started = Some(runtime.clone());
+    Ok(runtime)
+}
+
+/// Sets what libnrt reads at its start and this backend relies on, unless the user has: to be called first of all in
+/// `main`. Where it is too late nothing is set, and libnrt's own defaults hold.
+pub fn prepare_process() {
+    // One address per process: a fixed port would let two processes on one instance meet.
+    let port = FIRST_PORT + std::process::id() % PORTS;
+    let meeting = format!("127.0.0.1:{port}");
+    let variables = [
+        // Documented defaults contradict each other: 2, 30 and 600 s. A run takes less than 10 s.
+        ("NEURON_RT_EXEC_TIMEOUT", "30"),
+        // A module is bound to one pair of sets.
+        ("NEURON_RT_IO_RING_CACHE_SIZE", "1"),
+        ("NEURON_RT_ROOT_COMM_ID", meeting.as_str()),
+    ];
+    let _ = njoule_neuron_sys::environment::set_unless_set(&variables);
+}
+
+/// Refuses a layout that this machine cannot run, in words, before anything is loaded.
+pub fn check(runtime: &Runtime, layout: &Layout) -> Result<(), LoadError> {
+    let refuse = |what: String| Err(LoadError::Unsupported { backend: "neuron", what });
+    let cores = runtime.cores().len();
+    if cores < layout.tp {
+        return refuse(format!(
+            "it needs {} cores, this process has {cores}: see NEURON_RT_VISIBLE_CORES, NEURON_RT_NUM_CORES and neuron-ls, or \
+             build for fewer with --tp",
+            layout.tp
+        ));
+    }
+    // A library that cannot tell lets the load decide.
+    if let Ok(instance) = runtime.library().instance()
+        && let Some(family) = instance.family.name()
+        && !fits(layout.target, family)
+    {
+        return refuse(format!(
+            "it was built for {} ({}), this machine is {family}: build it anew with --instance of this family",
+            layout.target, layout.instance
+        ));
+    }
+    let set = std::env::var("NEURON_LOGICAL_NC_CONFIG").or_else(|_| std::env::var("NEURON_RT_VIRTUAL_CORE_SIZE")).ok();
+    let runs = match set.as_deref().map(str::trim) {
+        None | Some("") => usual_lnc(layout.target),
+        Some(set) => set.to_owned(),
+    };
+    let built = layout.lnc.map_or_else(|| usual_lnc(layout.target), |lnc| lnc.to_string());
+    if runs != built {
+        return refuse(format!(
+            "it was built for logical cores of {built} physical ones, this process runs with {runs}: set \
+             NEURON_LOGICAL_NC_CONFIG={built}"
+        ));
+    }
+    Ok(())
+}
+
+/// Whether chips of a family run code of a target: `inf2` and its variants take inf2, and so on.
+fn fits(target: Target, family: &str) -> bool {
+    family.starts_with(target.name())
+}
+
+/// Physical cores of a logical one by default: two on trn2, one elsewhere.
+fn usual_lnc(target: Target) -> String {
+    if target == Target::Trn2 { "2" } else { "1" }.to_owned()
+}
+
+/// Outside of the range that Linux hands out by itself.
+const FIRST_PORT: u32 = 20_000;
+const PORTS: u32 = 10_000;
