@@ -144,8 +144,8 @@ fn a_step_of_smollm2s_size_costs_what_the_evaluator_costs() {
     // SAFETY: the only test of this run, and no thread of it reads the environment.
     unsafe { std::env::set_var("NJOULE_NRT", crate::child::library()) };
     let runtime = start();
-    for (dtype, batch) in [(DType::BF16, 1), (DType::BF16, 8), (DType::F32, 1)] {
-        let [library, evaluator] = compare(&runtime, stack(30, batch, 256, dtype), 5);
+    for (dtype, batch) in [(DType::BF16, 1), (DType::BF16, 8), (DType::BF16, 64), (DType::F32, 1)] {
+        let [library, evaluator] = compare(&runtime, stack(30, batch, 128, dtype), 5);
         println!("{dtype}, batch {batch}: library {library:?}, evaluator {evaluator:?}");
     }
 }
