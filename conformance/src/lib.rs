@@ -44,6 +44,8 @@ pub enum Precision {
     Bf16,
     /// Inputs of products rounded to 8 bits in groups: 1/254 of a group's largest value, four times bf16's typical error.
     Int8,
+    /// Matrices in 8 bits with one scale per row, their inputs in bf16: as many bits, and both errors.
+    Int8Rows,
 }
 
 impl Precision {
@@ -58,6 +60,7 @@ impl Precision {
             Precision::F32 => (3e-5 * depth, rows),
             Precision::Bf16 => (0.05 * depth.sqrt(), rows),
             Precision::Int8 => (0.10 * depth.sqrt(), rows),
+            Precision::Int8Rows => (0.12 * depth.sqrt(), rows),
         }
     }
 }

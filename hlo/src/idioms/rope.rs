@@ -15,8 +15,10 @@ pub enum Pairing {
 /// Cosines and sines of a step, shared by all layers: `f32[tokens, width/2]` each.
 #[derive(Clone, Copy, Debug)]
 pub struct Angles {
-    cosine: Val,
-    sine: Val,
+    /// Cosines.
+    pub cosine: Val,
+    /// Sines.
+    pub sine: Val,
 }
 
 /// Angles of `positions s32[tokens]` at these inverse frequencies, both functions multiplied by `scale` (YaRN's attention

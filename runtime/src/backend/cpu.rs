@@ -4,7 +4,7 @@
 //! taken at load: a step does not allocate.
 
 mod compile;
-mod store;
+pub(in crate::backend) mod store;
 
 use std::num::NonZero;
 

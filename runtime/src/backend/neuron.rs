@@ -1,12 +1,22 @@
 //! AWS Inferentia2 and Trainium: programs become HLO modules, neuronx-cc compiles them, libnrt runs them.
 //!
 //! * [`interface`]: what such a module takes and returns;
-//! * [`profile`]: which form of an idiom a device is known to take.
+//! * [`profile`]: which form of an idiom a device is known to take;
+//! * [`mod@shard`]: how a program is divided over cores;
+//! * [`mod@lower`]: a module from a divided program;
+//! * [`weights`]: a core's bytes of each weight;
+//! * [`evaluated`]: modules run by the evaluator of `hlo`, what stands for a device in tests.
 //!
 //! Nothing here has run on Neuron hardware.
 
+pub mod evaluated;
 pub mod interface;
+pub mod lower;
 pub mod profile;
+pub mod shard;
+pub mod weights;
 
 pub use interface::{CachePart, CacheShape, Input, ModelSpec, ModuleKind, ModuleSpec, Output, Port, WeightPart};
+pub use lower::{LowerError, Lowered, lower};
 pub use profile::Profile;
+pub use shard::{ShardError, Sharded, shard};

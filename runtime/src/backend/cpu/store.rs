@@ -142,7 +142,7 @@ fn kind(decl: &WeightDecl, id: usize, routers: &[WeightId]) -> MatrixKind {
 }
 
 /// Matrices whose products are routed by, capped, clamped or scaled on the way or not.
-fn routers(program: &Program) -> Vec<WeightId> {
+pub(in crate::backend) fn routers(program: &Program) -> Vec<WeightId> {
     let mut routed: Vec<Val> = vec![];
     let mut found = vec![];
     for op in program.ops.iter().rev() {

@@ -1,0 +1,346 @@
+//! From a divided program to a module: one per kind of step and bucket, the same for every core.
+//!
+//! What is rounded where is the table of the candle backend (`backend/candle.rs`). Its interface is
+//! [`interface`](super::interface)'s; idioms whose form is in doubt follow the [`Profile`](super::Profile).
+//!
+//! Activations are `f32[tokens, columns]`, of a split one the core's columns.
+
+mod attention;
+mod cache;
+mod choice;
+mod experts;
+mod ops;
+mod rope;
+
+use std::collections::HashMap;
+
+use njoule_hlo::builder::Custom;
+use njoule_hlo::idioms::Angles;
+use njoule_hlo::op::Binary;
+use njoule_hlo::{Builder, DType, Module, Options, Val as Array, VerifyError, verify};
+use njoule_models::program::{CacheId, RopeId, Val, WeightId};
+
+use super::interface::{CachePart, Input, ModelSpec, ModuleKind, ModuleSpec, Output, Port, WeightPart};
+use super::profile::{DotResult, Lookup, TopK};
+use super::shard::Sharded;
+use super::weights;
+use crate::backend::{KvType, Quant};
+
+/// A module and what its parameters and results are, in order.
+#[derive(Clone, Debug)]
+pub struct Lowered {
+    /// Verified for the target.
+    pub module: Module,
+    /// Parameters.
+    pub inputs: Vec<Port<Input>>,
+    /// Results.
+    pub outputs: Vec<Port<Output>>,
+}
+
+/// Why there is no such module.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LowerError {
+    /// Weights of that type are not stored on the device.
+    #[error("weights are stored as f32, bf16 or int8 on Neuron, not as {0:?}")]
+    Weights(Quant),
+    /// Nor such caches.
+    #[error("caches are stored as f32, bf16 or int8 on Neuron, not as {0:?}")]
+    Kv(KvType),
+    /// The program was divided for another number of cores.
+    #[error("a program divided over {sharded} cores for a model on {spec}")]
+    Degree {
+        /// Of the program.
+        sharded: usize,
+        /// Of the model.
+        spec: usize,
+    },
+    /// More candidates than tokens, or none.
+    #[error("{candidates} candidates of {vocab} tokens")]
+    Candidates {
+        /// Wanted.
+        candidates: usize,
+        /// There are.
+        vocab: usize,
+    },
+    /// A step that its caches do not hold.
+    #[error(
+        "a step of {tokens} tokens over {len} positions does not fit caches of {rows} rows of {positions} positions"
+    )]
+    Step {
+        /// Tokens of the step.
+        tokens: usize,
+        /// Positions it reads.
+        len: usize,
+        /// Of the caches.
+        rows: usize,
+        /// Of each.
+        positions: usize,
+    },
+    /// Places in the caches must be integers that f32 holds.
+    #[error("caches of {rows} rows of {positions} positions have more than 2^24 places")]
+    Places {
+        /// Rows.
+        rows: usize,
+        /// Positions of each.
+        positions: usize,
+    },
+    /// The compiler would not take it.
+    #[error("the module breaks a rule of its target: {0}")]
+    Verify(Box<VerifyError>),
+}
+
+/// Lowers one module.
+pub fn lower(sharded: &Sharded, spec: &ModelSpec, module: &ModuleSpec) -> Result<Lowered, LowerError> {
+    check(sharded, spec, module)?;
+    let mut lowering = Lowering::new(sharded, spec, module);
+    lowering.parameters();
+    lowering.program();
+    let lowered = lowering.finish();
+    verify(&lowered.module, spec.target).map_err(|e| LowerError::Verify(Box::new(e)))?;
+    Ok(lowered)
+}
+
+fn check(sharded: &Sharded, spec: &ModelSpec, module: &ModuleSpec) -> Result<(), LowerError> {
+    let (class, len, vocab) = (module.class, module.len, sharded.whole.vocab());
+    if matches!(spec.weights, Quant::Int4 | Quant::Auto) {
+        return Err(LowerError::Weights(spec.weights));
+    }
+    if spec.kv == KvType::F16 {
+        return Err(LowerError::Kv(spec.kv));
+    }
+    if sharded.tp != spec.tp {
+        return Err(LowerError::Degree { sharded: sharded.tp, spec: spec.tp });
+    }
+    if !(1..=vocab).contains(&spec.candidates) {
+        return Err(LowerError::Candidates { candidates: spec.candidates, vocab });
+    }
+    let tokens = module.kind.tokens();
+    let most = if matches!(module.kind, ModuleKind::Decode { .. }) { class.rows } else { class.positions };
+    if !(1..=most).contains(&tokens) || class.rows == 0 || len > class.positions {
+        return Err(LowerError::Step { tokens, len, rows: class.rows, positions: class.positions });
+    }
+    if class.rows.checked_mul(class.positions).is_none_or(|places| places > 1 << 24) {
+        return Err(LowerError::Places { rows: class.rows, positions: class.positions });
+    }
+    Ok(())
+}
+
+/// A module in the making.
+struct Lowering<'a> {
+    b: Builder,
+    sharded: &'a Sharded,
+    spec: &'a ModelSpec,
+    module: &'a ModuleSpec,
+    /// Element type of each weight's values.
+    stored: Vec<DType>,
+    inputs: Vec<Port<Input>>,
+    parameters: HashMap<Input, Array>,
+    /// Position of each token, `s32[tokens]`.
+    positions: Option<Array>,
+    vals: HashMap<Val, Array>,
+    /// Split activations that some op wanted whole.
+    gathered: HashMap<Val, Array>,
+    angles: HashMap<RopeId, Angles>,
+    caches: HashMap<(CacheId, CachePart), Array>,
+    /// All cores, as a collective names them.
+    groups: Vec<Vec<u32>>,
+}
+
+impl<'a> Lowering<'a> {
+    fn new(sharded: &'a Sharded, spec: &'a ModelSpec, module: &'a ModuleSpec) -> Self {
+        let custom_calls = if spec.profile.top_k == TopK::Custom { [Custom::TopK].into() } else { [].into() };
+        let options = Options {
+            custom_calls,
+            one_hot_lookups: spec.profile.lookup == Lookup::OneHot,
+            narrow_products: spec.profile.dot_result == DotResult::Operand,
+        };
+        Lowering {
+            b: Builder::with_options(&name(module), options),
+            sharded,
+            spec,
+            module,
+            stored: weights::stored(&sharded.whole, spec.weights),
+            inputs: vec![],
+            parameters: HashMap::new(),
+            positions: None,
+            vals: HashMap::new(),
+            gathered: HashMap::new(),
+            angles: HashMap::new(),
+            caches: HashMap::new(),
+            groups: vec![(0..sharded.tp as u32).collect()],
+        }
+    }
+
+    /// Declares all parameters in the order of the contract: the step's, the caches', the weights'.
+    fn parameters(&mut self) {
+        let (tokens, outputs) = (self.module.kind.tokens(), self.module.kind.outputs());
+        let program = &self.sharded.program;
+        self.parameter(Input::Tokens, "tokens".into(), DType::S32, vec![tokens]);
+        let decode = matches!(self.module.kind, ModuleKind::Decode { .. });
+        if decode {
+            self.parameter(Input::Positions, "positions".into(), DType::S32, vec![tokens]);
+            self.parameter(Input::Slots, "slots".into(), DType::S32, vec![tokens]);
+        } else {
+            self.parameter(Input::Start, "start".into(), DType::S32, vec![]);
+            self.parameter(Input::Row, "row".into(), DType::S32, vec![]);
+        }
+        if let ModuleKind::Prefill { .. } = self.module.kind {
+            self.parameter(Input::Last, "last".into(), DType::S32, vec![]);
+        }
+        if program.ropes.iter().any(|table| table.long.is_some()) {
+            self.parameter(Input::RopeLen, "rope_len".into(), DType::S32, if decode { vec![tokens] } else { vec![] });
+        }
+        if self.sharded.tp > 1 {
+            self.parameter(Input::Rank, "rank".into(), DType::S32, vec![]);
+        }
+        if self.chooses() {
+            if self.module.biases > 0 {
+                let dims = vec![outputs, self.module.biases];
+                self.parameter(Input::BiasIds, "bias_ids".into(), DType::S32, dims.clone());
+                self.parameter(Input::BiasValues, "bias_values".into(), DType::F32, dims);
+            }
+            if self.module.mask {
+                let dims = vec![outputs, self.sharded.local_vocab() / 32];
+                self.parameter(Input::Mask, "mask".into(), DType::U32, dims);
+            }
+        }
+        for cache in (0..program.caches.len() as u32).map(CacheId) {
+            for (part, dtype, dims) in self.cache_parts(cache) {
+                let name = format!("cache{}.{}", cache.0, part_name(part));
+                self.parameter(Input::Cache(cache, part), name, dtype, dims);
+            }
+        }
+        for weight in (0..program.weights.len() as u32).map(WeightId) {
+            let (dtype, dims) = (self.stored[weight.0 as usize], self.sharded.dims(weight));
+            self.parameter(Input::Weight(weight, WeightPart::Values), format!("weight{}", weight.0), dtype, dims);
+            if dtype == DType::S8 {
+                let (name, dims) = (format!("weight{}.scales", weight.0), self.sharded.scale_dims(weight));
+                self.parameter(Input::Weight(weight, WeightPart::Scales), name, DType::F32, dims);
+            }
+        }
+        self.positions = Some(match self.parameters.get(&Input::Positions) {
+            Some(&positions) => positions,
+            None => {
+                let start = self.input(Input::Start);
+                let start = self.b.broadcast(start, &[], &[tokens]);
+                let tokens = self.b.iota(DType::S32, &[tokens], 0);
+                self.b.add(start, tokens)
+            }
+        });
+    }
+
+    fn parameter(&mut self, role: Input, name: String, dtype: DType, dims: Vec<usize>) {
+        let val = self.b.parameter(&name, dtype, &dims);
+        self.parameters.insert(role, val);
+        self.inputs.push(Port { role, dtype, dims });
+    }
+
+    /// A parameter of this module.
+    fn input(&self, role: Input) -> Array {
+        self.parameters[&role]
+    }
+
+    fn values(&self, weight: WeightId) -> Array {
+        self.input(Input::Weight(weight, WeightPart::Values))
+    }
+
+    /// Scales of an int8 weight.
+    fn scales(&self, weight: WeightId) -> Option<Array> {
+        self.parameters.get(&Input::Weight(weight, WeightPart::Scales)).copied()
+    }
+
+    /// Whether it returns candidates, not logits.
+    fn chooses(&self) -> bool {
+        !matches!(self.module.kind, ModuleKind::Score { .. })
+    }
+
+    /// Rows of the caches that a step works on, and tokens of each.
+    fn rows_and_tokens(&self) -> [usize; 2] {
+        match self.module.kind {
+            ModuleKind::Decode { batch } => [batch, 1],
+            ModuleKind::Prefill { tokens } | ModuleKind::Score { tokens } => [1, tokens],
+        }
+    }
+
+    /// Sum of what all cores have.
+    fn all_reduce(&mut self, x: Array) -> Array {
+        if self.sharded.tp == 1 { x } else { self.b.all_reduce(x, Binary::Add, &self.groups) }
+    }
+
+    /// All cores' columns, one after the other.
+    fn all_gather(&mut self, x: Array) -> Array {
+        if self.sharded.tp == 1 { x } else { self.b.all_gather(x, 1, &self.groups) }
+    }
+
+    /// An activation: of a split one, this core's columns.
+    fn val(&self, val: Val) -> Array {
+        self.vals[&val]
+    }
+
+    /// All columns of an activation.
+    fn whole(&mut self, val: Val) -> Array {
+        let Some(split) = self.sharded.layouts[val.0 as usize].clone() else { return self.val(val) };
+        if let Some(&whole) = self.gathered.get(&val) {
+            return whole;
+        }
+        let all = self.all_gather(self.val(val));
+        let parts: Vec<Array> = split.places().into_iter().map(|place| self.b.slice_dim(all, 1, place)).collect();
+        let whole = if parts.len() == 1 { parts[0] } else { self.b.concatenate(&parts, 1) };
+        self.gathered.insert(val, whole);
+        whole
+    }
+
+    /// `vector` along the last dimension of `dims`.
+    fn along_last(&mut self, vector: Array, dims: &[usize]) -> Array {
+        self.b.broadcast(vector, &[dims.len() - 1], dims)
+    }
+
+    fn program(&mut self) {
+        let program = &self.sharded.program;
+        for (index, op) in program.ops.iter().enumerate() {
+            let layer = program.layers.iter().position(|range| range.contains(&index));
+            self.b.enter(&layer.map_or_else(|| op.name().to_owned(), |l| format!("layers.{l}/{}", op.name())));
+            self.op(op);
+            self.b.leave();
+        }
+    }
+
+    fn finish(mut self) -> Lowered {
+        let mut results = self.results();
+        for cache in (0..self.sharded.program.caches.len() as u32).map(CacheId) {
+            for (part, ..) in self.cache_parts(cache) {
+                let parameter = self.input(Input::Cache(cache, part));
+                self.b.alias(results.len(), parameter);
+                // A cache that no op writes comes back as it is.
+                let written = self.caches.get(&(cache, part)).copied().unwrap_or(parameter);
+                results.push((Output::Cache(cache, part), written));
+            }
+        }
+        let port = |(role, val): &(Output, Array)| Port { role: *role, dtype: val.dtype(), dims: val.dims() };
+        let outputs = results.iter().map(port).collect();
+        let vals: Vec<Array> = results.into_iter().map(|(_, val)| val).collect();
+        Lowered { module: self.b.finish(&vals), inputs: self.inputs, outputs }
+    }
+}
+
+/// What the compiler's messages call a module.
+fn name(module: &ModuleSpec) -> String {
+    match module.kind {
+        ModuleKind::Decode { batch } => format!("decode_{batch}_of_{}", module.len),
+        ModuleKind::Prefill { tokens } => format!("prefill_{tokens}_after_{}", module.len),
+        ModuleKind::Score { tokens } => format!("score_{tokens}_after_{}", module.len),
+    }
+}
+
+fn part_name(part: CachePart) -> &'static str {
+    match part {
+        CachePart::Keys => "keys",
+        CachePart::Values => "values",
+        CachePart::KeyScales => "key_scales",
+        CachePart::ValueScales => "value_scales",
+    }
+}
+
+#[cfg(test)]
+pub(in crate::backend::neuron) mod tests;

@@ -1,0 +1,147 @@
+//! Every family lowers to modules that keep the targets' rules and the contract of their interface.
+
+use std::path::Path;
+
+use njoule_hlo::Target;
+use njoule_models::ModelConfig;
+use njoule_models::program::Program;
+
+use super::*;
+use crate::backend::neuron::{CacheShape, Profile, shard};
+
+/// Programs of the configs in `testdata`.
+pub(in crate::backend::neuron) fn programs() -> Vec<(String, Program)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata");
+    let mut programs = vec![];
+    for dir in [root.clone(), root.join("variants")] {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let Ok(text) = std::fs::read_to_string(path.join("config.json")) else { continue };
+            let config = ModelConfig::from_hf_json(&serde_json::from_str(&text).unwrap()).unwrap();
+            programs.push((path.file_name().unwrap().to_string_lossy().into_owned(), config.program()));
+        }
+    }
+    programs.sort_by(|a, b| a.0.cmp(&b.0));
+    assert!(programs.len() > 20);
+    programs
+}
+
+const CLASS: CacheShape = CacheShape { rows: 4, positions: 96 };
+
+fn spec(tp: usize, weights: Quant, kv: KvType) -> ModelSpec {
+    ModelSpec { target: Target::Trn1, tp, weights, kv, candidates: 20, profile: Profile::default() }
+}
+
+fn modules() -> [ModuleSpec; 3] {
+    let module = |kind, len, biases| ModuleSpec { class: CLASS, kind, len, biases, mask: biases > 0 };
+    [
+        module(ModuleKind::Decode { batch: 3 }, 64, 4),
+        module(ModuleKind::Prefill { tokens: 16 }, 0, 0),
+        module(ModuleKind::Score { tokens: 8 }, 64, 0),
+    ]
+}
+
+#[test]
+fn every_family_lowers_on_every_target_and_degree() {
+    for (name, program) in programs() {
+        for (tp, weights, kv) in [
+            (1, Quant::None, KvType::F32),
+            (2, Quant::Bf16, KvType::Bf16),
+            (3, Quant::Int8, KvType::Int8),
+            (4, Quant::Bf16, KvType::Bf16),
+            (7, Quant::Int8, KvType::Bf16),
+        ] {
+            let sharded = shard(&program, tp).unwrap();
+            for module in modules() {
+                let lowered =
+                    lower(&sharded, &spec(tp, weights, kv), &module).unwrap_or_else(|e| panic!("{name}: {e}"));
+                for target in Target::ALL {
+                    verify(&lowered.module, target).unwrap_or_else(|e| panic!("{name} for {target}: {e}"));
+                }
+                ports_are_the_modules_own(&lowered);
+            }
+        }
+    }
+}
+
+fn ports_are_the_modules_own(lowered: &Lowered) {
+    let signature = &lowered.module.signature;
+    assert_eq!(signature.parameters.len(), lowered.inputs.len());
+    for (shape, port) in signature.parameters.iter().zip(&lowered.inputs) {
+        let shape = shape.array().unwrap();
+        assert_eq!((shape.dtype(), shape.dims().to_vec()), (port.dtype, port.dims.clone()), "{:?}", port.role);
+    }
+    let caches: Vec<usize> =
+        (0..lowered.inputs.len()).filter(|i| matches!(lowered.inputs[*i].role, Input::Cache(..))).collect();
+    let first = lowered.outputs.iter().position(|o| matches!(o.role, Output::Cache(..))).unwrap();
+    assert_eq!(caches.len(), lowered.outputs.len() - first);
+    for (i, parameter) in caches.into_iter().enumerate() {
+        let (Input::Cache(a, b), Output::Cache(c, d)) =
+            (lowered.inputs[parameter].role, lowered.outputs[first + i].role)
+        else {
+            panic!("caches come last")
+        };
+        assert_eq!((a, b), (c, d));
+        let alias = lowered.module.aliases.iter().find(|alias| alias.parameter == parameter).unwrap();
+        assert_eq!(alias.output, Some(first + i));
+    }
+}
+
+#[test]
+fn collectives_of_a_dense_step_are_two_sums_a_layer_one_of_the_embedding_and_the_choices() {
+    for (name, program) in programs() {
+        if !(name.starts_with("llama") || name == "gpt2" || name.starts_with("gemma") || name == "olmo2") {
+            continue;
+        }
+        let sharded = shard(&program, 2).unwrap();
+        let lowered = lower(&sharded, &spec(2, Quant::Bf16, KvType::Bf16), &modules()[0]).unwrap();
+        let count = |opcode: &str| {
+            lowered.module.computations.iter().flat_map(|c| &c.instructions).filter(|i| i.op.name() == opcode).count()
+        };
+        // Norms of whole rows of queries and keys sum once more each.
+        let of_norms = if name == "olmo2" { 2 } else { 0 };
+        assert_eq!(count("all-reduce"), (2 + of_norms) * program.layers.len() + 1, "{name}");
+        // Values and ids of the greedy choice and of the candidates, and log-sum-exp.
+        assert_eq!(count("all-gather"), 5, "{name}");
+    }
+}
+
+#[test]
+fn a_module_does_not_depend_on_anything_but_its_specs() {
+    let (_, program) = programs().into_iter().find(|(name, _)| name == "gpt_oss").unwrap();
+    let sharded = shard(&program, 2).unwrap();
+    let bytes = || {
+        let lowered = lower(&sharded, &spec(2, Quant::Bf16, KvType::Int8), &modules()[0]).unwrap();
+        njoule_hlo::encode(&lowered.module)
+    };
+    assert_eq!(bytes(), bytes());
+}
+
+#[test]
+fn what_is_not_lowered_is_refused_by_name() {
+    let (_, program) = programs().into_iter().find(|(name, _)| name == "llama_plain").unwrap();
+    let sharded = shard(&program, 1).unwrap();
+    let good = spec(1, Quant::Bf16, KvType::Bf16);
+    let refused = |spec: &ModelSpec, module: &ModuleSpec| lower(&sharded, spec, module).unwrap_err();
+    let [decode, prefill, _] = modules();
+    assert_eq!(refused(&ModelSpec { weights: Quant::Int4, ..good.clone() }, &decode), LowerError::Weights(Quant::Int4));
+    assert_eq!(refused(&ModelSpec { kv: KvType::F16, ..good.clone() }, &decode), LowerError::Kv(KvType::F16));
+    let degree = refused(&ModelSpec { tp: 2, ..good.clone() }, &decode);
+    assert_eq!(degree, LowerError::Degree { sharded: 1, spec: 2 });
+    for candidates in [0, 273] {
+        let refused = refused(&ModelSpec { candidates, ..good.clone() }, &decode);
+        assert_eq!(refused, LowerError::Candidates { candidates, vocab: 272 });
+    }
+    let wide = ModuleSpec { kind: ModuleKind::Decode { batch: 5 }, ..decode };
+    assert!(matches!(refused(&good, &wide), LowerError::Step { tokens: 5, .. }));
+    let long = ModuleSpec { kind: ModuleKind::Prefill { tokens: 97 }, ..prefill };
+    assert!(matches!(refused(&good, &long), LowerError::Step { tokens: 97, .. }));
+    let far = ModuleSpec { len: 97, ..decode };
+    assert!(matches!(refused(&good, &far), LowerError::Step { len: 97, .. }));
+    let class = CacheShape { rows: 1 << 13, positions: 1 << 12 };
+    assert!(matches!(refused(&good, &ModuleSpec { class, ..decode }), LowerError::Places { .. }));
+    // XLA knows no custom calls.
+    let mut custom = ModelSpec { target: Target::Xla, ..good };
+    custom.profile.top_k = TopK::Custom;
+    assert!(matches!(refused(&custom, &decode), LowerError::Verify(_)));
+}
