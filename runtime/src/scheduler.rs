@@ -42,6 +42,8 @@ pub struct Sequence<J> {
     pub outputs: Range<usize>,
     /// Times it gave up its cache.
     pub preemptions: u32,
+    /// Tokens of its prompt that it found in the cache.
+    pub cached: usize,
     /// Its cache.
     blocks: Vec<BlockId>,
     /// The engine's data.
@@ -66,6 +68,7 @@ impl<J> Sequence<J> {
             chunk: 0,
             outputs: 0..0,
             preemptions: 0,
+            cached: 0,
             blocks: Vec::with_capacity(max_tokens.div_ceil(block_len)),
             job,
         }
@@ -84,6 +87,11 @@ impl<J> Sequence<J> {
     /// Whether the row of the newest token is sampled.
     fn samples(&self) -> bool {
         self.tokens.len() < self.max_tokens
+    }
+
+    /// Whether outputs of its prompt are still wanted.
+    pub fn scores(&self) -> bool {
+        self.next_prompt_output < self.prompt_len
     }
 
     /// Whether position `p` has an output if it is run now.

@@ -1,17 +1,26 @@
 //! AWS Inferentia2 and Trainium: programs become HLO modules, neuronx-cc compiles them, libnrt runs them.
 //!
 //! * [`interface`]: what such a module takes and returns;
+//! * [`mod@plan`]: which modules a model gets on an instance, and what that bounds;
 //! * [`profile`]: which form of an idiom a device is known to take;
 //! * [`mod@shard`]: how a program is divided over cores;
 //! * [`mod@lower`]: a module from a divided program;
 //! * [`weights`]: a core's bytes of each weight;
-//! * [`evaluated`]: modules run by the evaluator of `hlo`, what stands for a device in tests.
+//! * [`evaluated`]: modules run by the evaluator of `hlo`, what stands for a device in tests;
+//! * `compiler`: modules become NEFFs, each once; [`neff`]: what such a file says of itself;
+//! * [`artifact`]: all that serves a model, in a directory.
 //!
 //! Nothing here has run on Neuron hardware.
 
+pub mod artifact;
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+pub mod compiler;
+mod digest;
 pub mod evaluated;
 pub mod interface;
 pub mod lower;
+pub mod neff;
+pub mod plan;
 pub mod profile;
 pub mod shard;
 pub mod weights;

@@ -1,0 +1,354 @@
+//! Classes of rows and their buckets, for one way to store a model on some cores.
+//!
+//! A class is a range of sequence lengths; cutting finer wastes fewer positions, but every class is a decode step of its
+//! own that reads the weights again. The search tries numbers of classes, chunks and buckets, fits each by dynamic
+//! programming to what a replay of the lengths needs, and keeps the ones that fit in memory.
+
+use std::collections::BTreeMap;
+
+use super::buckets::{coarse, fit};
+use super::lengths::Request;
+use super::memory::{Assumptions, Hbm, Stored};
+use super::roofline::Roofline;
+use super::simulate::{Lane, LaneUse, Replay, Simulation, cost, replay};
+use super::{CacheShape, Instance, ModuleKind, ModuleSpec};
+
+/// What the search is given.
+#[derive(Clone, Copy)]
+pub struct Problem<'a> {
+    /// Machine.
+    pub instance: &'a Instance,
+    /// The model on its cores.
+    pub stored: Stored<'a>,
+    /// Estimates.
+    pub assumed: &'a Assumptions,
+    /// Admissible requests, not empty.
+    pub requests: &'a [Request],
+    /// Longest sequence.
+    pub context: usize,
+    /// Rows, if they are given.
+    pub batch: Option<usize>,
+    /// Seconds per output token at most.
+    pub tpot: Option<f64>,
+    /// Modules at most.
+    pub max_neffs: usize,
+    /// Useful over padded at least, of decode and of prefill.
+    pub min_useful: f64,
+    /// One class, for the shortest steps.
+    pub latency: bool,
+    /// Biases and mask of every module.
+    pub inputs: (usize, bool),
+}
+
+/// Modules that fit.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// Modules with the seconds of a step, class by class.
+    pub modules: Vec<(ModuleSpec, f64)>,
+    /// A core's memory.
+    pub hbm: Hbm,
+    /// What the lengths cost.
+    pub simulation: Simulation,
+}
+
+/// Why there is none.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Nothing {
+    /// Bytes that lack on a core for the smallest set of modules.
+    Memory(u64),
+    /// The shortest time per output token that was found.
+    Tpot(f64),
+    /// The best share of useful positions that was found.
+    Useful(f64),
+}
+
+impl Problem<'_> {
+    /// The best candidate.
+    pub fn solve(&self) -> Result<Candidate, Nothing> {
+        let roofline = Roofline::new(&self.stored, self.instance, self.assumed);
+        let chunk = roofline.ridge().div_ceil(CHUNK_GRAIN).saturating_mul(CHUNK_GRAIN);
+        let grain = self.context.div_ceil(LEVELS);
+        let totals: Vec<(usize, u64)> =
+            self.requests.iter().map(|r| (coarse(r.total(), grain, self.context), r.output as u64)).collect();
+        let most = if self.latency { 1 } else { MAX_CLASSES.min(self.batch.unwrap_or(MAX_ROWS)) };
+        let mut search = Search { problem: self, roofline, grain, replays: BTreeMap::new() };
+        let (mut found, mut nothing) = (Vec::new(), Nothing::Memory(u64::MAX));
+        for set in fit(&totals, most.min(self.max_neffs / 2).max(1), self.context) {
+            for (chunks, starts) in PREFILLS {
+                let lanes = self.lanes(&set.buckets, chunk, chunks);
+                for decodes in DECODES {
+                    let neffs = lanes.len() * (chunks * starts + decodes);
+                    if neffs > self.max_neffs.max(2) {
+                        continue;
+                    }
+                    match search.candidate(&lanes, (chunks, starts, decodes)) {
+                        Ok(candidate) => found.push(candidate),
+                        Err(why) => nothing = nearer(nothing, why),
+                    }
+                }
+            }
+        }
+        let score = |c: &Candidate| match self.latency {
+            true => 1.0 / c.simulation.round_s().max(f64::MIN_POSITIVE),
+            false => c.simulation.tokens_per_s(),
+        };
+        let best = found.iter().map(score).fold(0.0, f64::max);
+        // A module more is a compilation and memory more: it must be worth something.
+        let good = found.into_iter().filter(|c| score(c) >= best * WORTH);
+        good.min_by_key(|c| c.modules.len()).ok_or(nothing)
+    }
+
+    /// Lanes without rows, with `chunks` sizes of chunks fitted to the prompts of each.
+    fn lanes(&self, bounds: &[usize], largest: usize, chunks: usize) -> Vec<Lane> {
+        let mut below = 0;
+        let lane = |longest: &usize| {
+            let largest = largest.min(*longest).max(1);
+            let own = self.requests.iter().filter(|r| r.total() > below && r.total() <= *longest);
+            let tails: Vec<_> = own.map(|r| (coarse((r.prompt - 1) % largest + 1, TAIL_GRAIN, largest), 1)).collect();
+            below = *longest;
+            let chunks = fit(&tails, chunks, largest).pop().map_or(vec![largest], |set| set.buckets);
+            Lane { rows: 0, longest: *longest, chunks }
+        };
+        bounds.iter().map(lane).collect()
+    }
+}
+
+/// The more telling of two failures: useful before time before memory, then the one nearer to success.
+fn nearer(a: Nothing, b: Nothing) -> Nothing {
+    match (a, b) {
+        (Nothing::Memory(a), Nothing::Memory(b)) => Nothing::Memory(a.min(b)),
+        (Nothing::Tpot(a), Nothing::Tpot(b)) => Nothing::Tpot(a.min(b)),
+        (Nothing::Useful(a), Nothing::Useful(b)) => Nothing::Useful(a.max(b)),
+        (Nothing::Useful(_), _) | (Nothing::Tpot(_), Nothing::Memory(_)) => a,
+        _ => b,
+    }
+}
+
+struct Search<'a> {
+    problem: &'a Problem<'a>,
+    roofline: Roofline,
+    grain: usize,
+    /// By lanes: chunks and rows.
+    replays: BTreeMap<Vec<(usize, Vec<usize>)>, Replay>,
+}
+
+impl Search<'_> {
+    /// As many rows as fit, in memory and time, and buckets for them.
+    fn candidate(&mut self, lanes: &[Lane], counts: (usize, usize, usize)) -> Result<Candidate, Nothing> {
+        let problem = self.problem;
+        let shares = self.shares(lanes);
+        let least = lanes.len();
+        let fits = |rows: usize| self.bound(&with_rows(lanes, &shares, rows), counts).fits();
+        let mut rows = match problem.batch.or(problem.latency.then_some(1)) {
+            Some(batch) => batch.max(least),
+            None => largest(least, MAX_ROWS, fits),
+        };
+        if !fits(rows) {
+            let hbm = self.bound(&with_rows(lanes, &shares, rows), counts);
+            return Err(Nothing::Memory(hbm.total() - hbm.limit));
+        }
+        let bad = |c: &Candidate| {
+            let (round, useful) = (c.simulation.round_s(), c.simulation.useful);
+            let useful = useful.decode.min(useful.prefill);
+            match problem.tpot {
+                Some(tpot) if round > tpot => Some(Nothing::Tpot(round)),
+                _ if useful < problem.min_useful => Some(Nothing::Useful(useful)),
+                _ => None,
+            }
+        };
+        let mut candidate = self.build(&with_rows(lanes, &shares, rows), counts);
+        if bad(&candidate).is_some() && problem.batch.is_none() {
+            // Fewer rows make shorter steps, and maxima nearer to the mean.
+            let (mut good, mut bad_rows) = (least, rows);
+            while bad_rows - good > bad_rows / 8 + 1 {
+                let middle = good.midpoint(bad_rows);
+                match bad(&self.build(&with_rows(lanes, &shares, middle), counts)) {
+                    Some(_) => bad_rows = middle,
+                    None => good = middle,
+                }
+            }
+            rows = good;
+            candidate = self.build(&with_rows(lanes, &shares, rows), counts);
+        }
+        if !candidate.hbm.fits() {
+            return Err(Nothing::Memory(candidate.hbm.total() - candidate.hbm.limit));
+        }
+        if let Some(why) = bad(&candidate) {
+            return Err(why);
+        }
+        Ok(candidate)
+    }
+
+    /// Shares of rows: how long each lane's requests hold one.
+    fn shares(&self, lanes: &[Lane]) -> Vec<f64> {
+        let mut rounds = vec![0.0; lanes.len()];
+        for request in self.problem.requests {
+            if let Some(i) = lanes.iter().position(|lane| request.total() <= lane.longest) {
+                let chunk = lanes[i].chunks.last().copied().unwrap_or(1);
+                rounds[i] += (request.prompt.div_ceil(chunk) + request.output - 1) as f64;
+            }
+        }
+        let all: f64 = rounds.iter().sum();
+        rounds.iter().map(|r| r / all.max(1.0)).collect()
+    }
+
+    /// Memory of the largest modules that these counts can give.
+    fn bound(&self, lanes: &[Lane], (chunks, starts, decodes): (usize, usize, usize)) -> Hbm {
+        let mut modules = Vec::new();
+        for lane in lanes {
+            let chunk = lane.chunks.last().copied().unwrap_or(1);
+            let prefill = self.spec(lane, ModuleKind::Prefill { tokens: chunk }, lane.longest);
+            let decode = self.spec(lane, ModuleKind::Decode { batch: lane.rows }, lane.longest);
+            modules.extend(std::iter::repeat_n(prefill, chunks * starts));
+            modules.extend(std::iter::repeat_n(decode, decodes));
+        }
+        self.problem.stored.hbm(self.problem.instance, &modules, self.problem.assumed)
+    }
+
+    fn spec(&self, lane: &Lane, kind: ModuleKind, len: usize) -> ModuleSpec {
+        let spare = lane.chunks.last().copied().unwrap_or(1);
+        let class = CacheShape { rows: lane.rows, positions: lane.longest + spare };
+        let (biases, mask) = self.problem.inputs;
+        ModuleSpec { class, kind, len, biases, mask }
+    }
+
+    fn build(&mut self, lanes: &[Lane], (_, starts, decodes): (usize, usize, usize)) -> Candidate {
+        let key: Vec<_> = lanes.iter().map(|l| (l.rows, [&[l.longest], l.chunks.as_slice()].concat())).collect();
+        let problem = self.problem;
+        let done = self.replays.entry(key).or_insert_with(|| {
+            let rows: usize = lanes.iter().map(|l| l.rows).sum();
+            let times = (TURNS * rows).div_ceil(problem.requests.len().max(1)).max(1);
+            replay(lanes, &problem.requests.repeat(times), None, false)
+        });
+        let done = done.clone();
+        let grids = decode_grids(lanes, &done.lanes, decodes * lanes.len(), self.grain);
+        let mut modules: Vec<Vec<(ModuleSpec, f64)>> = Vec::new();
+        for ((lane, done), (batches, lens)) in lanes.iter().zip(&done.lanes).zip(grids) {
+            let before: Vec<_> = done
+                .prefill
+                .iter()
+                .map(|((_, start), n)| (coarse((*start).max(1), self.grain, lane.longest), *n))
+                .collect();
+            let starts = fit(&before, starts, lane.longest).pop().map_or(vec![lane.longest], |set| set.buckets);
+            let prefills = lane.chunks.iter().flat_map(|tokens| {
+                let spec = |len: &usize| self.spec(lane, ModuleKind::Prefill { tokens: *tokens }, *len);
+                starts.iter().map(spec).collect::<Vec<_>>()
+            });
+            let decodes = batches.iter().flat_map(|batch| {
+                lens.iter().map(|len| self.spec(lane, ModuleKind::Decode { batch: *batch }, *len)).collect::<Vec<_>>()
+            });
+            modules.push(prefills.chain(decodes).map(|m| (m, self.roofline.step(&m))).collect());
+        }
+        let simulation = cost(lanes, &done, &modules);
+        let modules = modules.concat();
+        let specs: Vec<ModuleSpec> = modules.iter().map(|(m, _)| *m).collect();
+        let hbm = problem.stored.hbm(problem.instance, &specs, problem.assumed);
+        Candidate { modules, hbm, simulation }
+    }
+}
+
+/// Buckets of a lane's decode steps: batches and lengths, of which every pair is a module.
+type Grid = (Vec<usize>, Vec<usize>);
+
+/// Shares `modules` out so that the padded work of all lanes is least: each in turn to whom it saves most.
+fn decode_grids(lanes: &[Lane], done: &[LaneUse], modules: usize, grain: usize) -> Vec<Grid> {
+    let most = (modules + 1).saturating_sub(lanes.len()).clamp(1, MAX_DECODES);
+    let curves: Vec<Vec<(u128, Grid)>> =
+        lanes.iter().zip(done).map(|(lane, done)| decode_curve(lane, done, most, grain)).collect();
+    let mut given = vec![1; lanes.len()];
+    for _ in lanes.len()..modules {
+        let saved = |(i, n): (usize, &usize)| curves[i].get(*n).map_or(0, |next| curves[i][n - 1].0 - next.0);
+        let gains: Vec<u128> = given.iter().enumerate().map(saved).collect();
+        match gains.iter().enumerate().max_by_key(|(_, gain)| **gain) {
+            Some((i, gain)) if *gain > 0 => given[i] += 1,
+            _ => break,
+        }
+    }
+    curves.into_iter().zip(given).map(|(mut curve, n)| curve.swap_remove(n - 1).1).collect()
+}
+
+/// Padded positions and buckets with 1, 2, ... `most` modules; never more with more.
+fn decode_curve(lane: &Lane, done: &LaneUse, most: usize, grain: usize) -> Vec<(u128, Grid)> {
+    let batches: Vec<(usize, u64)> =
+        done.decode.iter().map(|((batch, len), n)| (*batch, n.saturating_mul(*len as u64))).collect();
+    let mut curve: Vec<(u128, Grid)> = Vec::new();
+    for (i, set) in fit(&batches, MAX_BATCHES.min(most), lane.rows).into_iter().enumerate() {
+        let rounded = |batch: usize| set.buckets.iter().find(|b| **b >= batch).copied().unwrap_or(lane.rows);
+        let lens: Vec<(usize, u64)> = done
+            .decode
+            .iter()
+            .map(|((batch, len), n)| (coarse(*len, grain, lane.longest), n.saturating_mul(rounded(*batch) as u64)))
+            .collect();
+        for (j, lens) in fit(&lens, most / (i + 1), lane.longest).into_iter().enumerate() {
+            let at = (i + 1) * (j + 1) - 1;
+            let grid = (lens.padded, (set.buckets.clone(), lens.buckets));
+            while curve.len() <= at {
+                curve.push(curve.last().cloned().unwrap_or_else(|| grid.clone()));
+            }
+            for entry in curve[at..].iter_mut().filter(|entry| entry.0 > grid.0) {
+                *entry = grid.clone();
+            }
+        }
+    }
+    curve
+}
+
+/// `rows` rows shared out, at least one to each lane.
+fn with_rows(lanes: &[Lane], shares: &[f64], rows: usize) -> Vec<Lane> {
+    let spare = rows.saturating_sub(lanes.len()) as f64;
+    let mut lanes: Vec<Lane> = lanes
+        .iter()
+        .zip(shares)
+        .map(|(lane, share)| Lane { rows: 1 + (spare * share) as usize, ..lane.clone() })
+        .collect();
+    let given: usize = lanes.iter().map(|l| l.rows).sum();
+    let mut order: Vec<usize> = (0..lanes.len()).collect();
+    let rest = |i: &usize| (spare * shares[*i]).fract();
+    order.sort_by(|a, b| rest(b).total_cmp(&rest(a)));
+    for i in order.into_iter().cycle().take(rows.saturating_sub(given)) {
+        lanes[i].rows += 1;
+    }
+    lanes
+}
+
+/// The largest number in `least..=most` that fits, if smaller ones do; `least` where none does.
+fn largest(least: usize, most: usize, fits: impl Fn(usize) -> bool) -> usize {
+    let (mut good, mut bad) = (least, most.max(least) + 1);
+    while bad - good > 1 {
+        let middle = good.midpoint(bad);
+        match fits(middle) {
+            true => good = middle,
+            false => bad = middle,
+        }
+    }
+    good
+}
+
+impl std::fmt::Display for Nothing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Nothing::Memory(bytes) => write!(f, "{:.2} GB short on a core", *bytes as f64 / 1e9),
+            Nothing::Tpot(seconds) => write!(f, "{:.2} ms per output token", seconds * 1e3),
+            Nothing::Useful(share) => write!(f, "{share:.3} of positions useful"),
+        }
+    }
+}
+
+/// Sequences of a replica at most.
+pub const MAX_ROWS: usize = 512;
+const MAX_CLASSES: usize = 12;
+const MAX_BATCHES: usize = 3;
+const MAX_DECODES: usize = 16;
+/// Sizes of chunks, and lengths before them, that a class may have.
+const PREFILLS: [(usize, usize); 3] = [(1, 1), (2, 1), (2, 2)];
+/// Decode modules per class.
+const DECODES: [usize; 3] = [1, 2, 4];
+/// Distinct lengths that buckets are fitted to.
+const LEVELS: usize = 256;
+/// Chunks are multiples of it, TensorE's moving dimension being a multiple of 64 at its fastest.
+const CHUNK_GRAIN: usize = 64;
+const TAIL_GRAIN: usize = 16;
+/// Requests per row in a replay: enough that its beginning and end do not weigh.
+const TURNS: usize = 8;
+/// Of two candidates this near, the one with fewer modules.
+const WORTH: f64 = 0.99;
