@@ -44,6 +44,8 @@ pub enum Verb {
     Bench(verbs::bench::Args),
     /// What a model is and what it costs, without loading it.
     Inspect(verbs::inspect::Args),
+    /// How to serve a model on an AWS Neuron instance: cores, batch, buckets, memory, bounds of speed.
+    Plan(verbs::plan::Args),
     /// Get a model and print where it is.
     Pull(verbs::pull::Args),
     /// List the models that the caches hold.
@@ -61,6 +63,7 @@ impl Verb {
             Verb::Score(args) => args.run(context),
             Verb::Bench(args) => args.run(context),
             Verb::Inspect(args) => args.run(context),
+            Verb::Plan(args) => args.run(context),
             Verb::Pull(args) => args.run(context),
             Verb::Models(args) => args.run(context),
             Verb::Completions(args) => args.run(context),

@@ -6,6 +6,7 @@ pub mod completions;
 pub mod generate;
 pub mod inspect;
 pub mod models;
+pub mod plan;
 pub mod pull;
 pub mod score;
 
