@@ -121,6 +121,7 @@ impl Job {
         let order = (request.priority, id);
         let block_len = config.capacity.block_len;
         let mut sequence = Sequence::new(order, request.prompt, request.max_new_tokens, block_len, job);
+        sequence.salt = request.cache_salt;
         if wants_prompt {
             sequence.next_prompt_output = 0;
         }

@@ -13,7 +13,7 @@ use super::job::{End, Job, Spent};
 use super::stats::EngineStats;
 use super::{EngineConfig, Shared};
 use crate::backend::{Batch, Bias, Executor, Masks, Returned, StepError, StepOutput, Wants};
-use crate::kv::BlockPool;
+use crate::kv::Kv;
 use crate::request::{Event, FinishReason, MaskError, RequestError};
 use crate::sampler::{Pick, Sampler, is_sound};
 use crate::scheduler::{Plan, Scheduler, Sequence, StepLimits};
@@ -59,11 +59,11 @@ struct Worker {
 impl Worker {
     fn new(executor: Box<dyn Executor>, vocab: usize, config: EngineConfig) -> Self {
         let capacity = &config.capacity;
-        let limits = StepLimits::new(capacity, config.token_budget, config.prefill_chunk, config.limits.mixed_batches);
-        let pool = BlockPool::new(capacity.blocks, capacity.block_len);
+        let limits = StepLimits::new(capacity, config.token_budget, config.prefill_chunk, &config.limits);
+        let kv = Kv::new(capacity, &config.limits);
         Worker {
             executor,
-            scheduler: Scheduler::new(limits, pool),
+            scheduler: Scheduler::new(limits, kv),
             sampler: Sampler::new(vocab),
             vocab,
             stats: EngineStats::new(capacity.blocks),
@@ -143,11 +143,13 @@ impl Worker {
                 sequence.prompt_allowance = self.config.max_unread_rows.saturating_sub(unread);
             }
         }
+        let stats = &mut self.stats;
         let plan = self.scheduler.plan(&mut self.batch, |sequence| {
             if sequence.job.started.is_none() {
                 sequence.job.started = Some(Instant::now());
                 lock(&shared.inbox).left_queue(sequence.prompt_len);
             }
+            stats.cached_tokens += sequence.cached as u64;
         });
         self.steer();
         plan
@@ -321,7 +323,7 @@ impl Worker {
         self.stats.preemptions = self.scheduler.preemptions();
         self.stats.preempted = self.scheduler.preempted_waiting();
         self.stats.running = self.scheduler.running().len();
-        self.stats.blocks_used = self.scheduler.pool().used();
+        self.stats.blocks_used = self.scheduler.kv().used();
         *lock(&shared.stats) = self.stats;
     }
 
