@@ -1,7 +1,8 @@
 //! Continuous batching: many requests, one model, one thread.
 //!
 //! [`Engine`] is a handle to the thread that owns the [`Executor`]. Each step the thread takes new requests in, drops
-//! cancelled ones, lets the scheduler fill the one reused batch, runs it and samples. In a step
+//! cancelled ones, lets the scheduler fill the one reused batch, runs it and samples. Where the executor computes by itself
+//! ([`Limits::overlaps`]) it sends the events of the last step and takes requests in meanwhile. In a step
 //! without arrivals and departures the engine's side allocates nothing but what leaves it: the events' text and
 //! log-probabilities and the channel's own nodes, outside `submit` and `collect`.
 //!
@@ -19,6 +20,7 @@ use crate::request::{CancelToken, EventSink, Request, RequestError, RequestHandl
 mod doorbell;
 mod inbox;
 mod job;
+mod outputs;
 mod stats;
 mod stop;
 mod worker;

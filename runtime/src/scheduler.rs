@@ -43,6 +43,8 @@ pub struct Sequence<J> {
     pub computed: usize,
     /// Its rows in this step.
     pub chunk: usize,
+    /// Its place among the batch's sequences in this step.
+    pub span: usize,
     /// Its part of the batch's outputs in this step.
     pub outputs: Range<usize>,
     /// Times it gave up its cache.
@@ -73,6 +75,7 @@ impl<J> Sequence<J> {
             prompt_allowance: usize::MAX,
             computed: 0,
             chunk: 0,
+            span: 0,
             outputs: 0..0,
             preemptions: 0,
             cached: 0,
@@ -459,6 +462,7 @@ impl<J> Sequence<J> {
             batch.slots.push(index(slot));
         }
         batch.tables.extend_from_slice(&self.blocks[..context.div_ceil(block_len)]);
+        self.span = batch.seqs.len();
         batch.seqs.push(SeqSpan {
             rows: rows..batch.rows(),
             context,
