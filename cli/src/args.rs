@@ -44,6 +44,8 @@ pub enum Verb {
     Bench(verbs::bench::Args),
     /// What a model is and what it costs, without loading it.
     Inspect(verbs::inspect::Args),
+    /// What this machine has of AWS Neuron, and the first thing to fix.
+    Doctor(verbs::doctor::Args),
     /// Get a model and print where it is.
     Pull(verbs::pull::Args),
     /// List the models that the caches hold.
@@ -61,6 +63,7 @@ impl Verb {
             Verb::Score(args) => args.run(context),
             Verb::Bench(args) => args.run(context),
             Verb::Inspect(args) => args.run(context),
+            Verb::Doctor(args) => args.run(context),
             Verb::Pull(args) => args.run(context),
             Verb::Models(args) => args.run(context),
             Verb::Completions(args) => args.run(context),

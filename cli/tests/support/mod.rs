@@ -42,7 +42,7 @@ pub fn run_with(args: &[&str], input: &str) -> Ran {
     ran(child.wait_with_output().expect("it ends"))
 }
 
-fn ran(output: Output) -> Ran {
+pub fn ran(output: Output) -> Ran {
     Ran {
         code: output.status.code().unwrap_or(-1),
         stdout: String::from_utf8(output.stdout).expect("UTF-8 on stdout"),
