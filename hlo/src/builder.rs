@@ -34,11 +34,15 @@ pub struct Builder {
     attributes: BTreeMap<String, String>,
 }
 
-/// Which custom calls the idioms may use instead of plain operations; none by default.
+/// Which forms the idioms take where there are several; plain operations by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// By target name.
+    /// Custom calls that stand for plain operations.
     pub custom_calls: BTreeSet<Custom>,
+    /// Rows are looked up by a product with one-hot rows, not by a gather.
+    pub one_hot_lookups: bool,
+    /// Products have their operands' type, and are widened to f32 after.
+    pub narrow_products: bool,
 }
 
 /// An array that the module computes.

@@ -15,15 +15,15 @@ mod rope;
 mod rows;
 mod sample;
 
-pub use activation::{gelu_tanh, silu};
-pub use attention::{cache_rows, chunk_attention, decode_attention};
+pub use activation::{gelu, gelu_tanh, silu, soft_cap};
+pub use attention::{Attention, KeysValues, attend};
 pub use choose::{Sharded, arg_max, sharded_arg_max, sharded_top_k, top_k};
 pub use lower::lower;
 pub use mask::{MASKED, before, causal, from_bits, masked};
 pub use norm::{log_sum_exp, rms_norm, softmax};
 pub use quant::scaled_matmul;
 pub use rope::{Angles, Pairing, angles, rotate};
-pub use rows::{one_hot, take_rows, take_rows_by_dot, write_rows};
+pub use rows::{cache_rows, one_hot, take_rows, take_rows_by_dot, write_rows};
 pub use sample::{cumulative_sum, draw};
 
 use crate::{Builder, DType, Val};

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 /// One module with something of most operations, so that its changed bytes reach far.
 fn sample() -> Vec<u8> {
-    let mut b = Builder::with_options("sample", Options { custom_calls: Custom::ALL.into() });
+    let mut b = Builder::with_options("sample", Options { custom_calls: Custom::ALL.into(), ..Options::default() });
     let x = b.parameter("x", DType::F32, &[2, 8]);
     let ids = b.parameter("ids", DType::S32, &[2]);
     let cache = b.parameter("cache", DType::F32, &[4, 8]);

@@ -13,13 +13,15 @@ use std::ops::Range;
 
 use njoule_models::program::Program;
 use njoule_models::weights::{WeightError, WeightSource};
+use serde::{Deserialize, Serialize};
 
 /// Index of a cache block; the same in every layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockId(pub u32);
 
 /// How a backend stores weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Quant {
     /// The file's values unchanged, computed and cached in f32.
     None,
@@ -35,7 +37,8 @@ pub enum Quant {
 }
 
 /// Element type of the key/value cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum KvType {
     /// f32.
     F32,

@@ -150,6 +150,15 @@ impl Builder {
         self.dot(a, b, dims, dtype)
     }
 
+    /// A product of floats of one type, in f32: accumulated and kept so, or by [`super::Options`] rounded to the operands' type
+    /// on the way.
+    #[track_caller]
+    pub fn product(&mut self, a: Val, b: Val, dims: DotDims) -> Val {
+        let dtype = if self.options().narrow_products { a.dtype() } else { DType::F32 };
+        let product = self.dot(a, b, dims, dtype);
+        self.convert(product, DType::F32)
+    }
+
     /// [`Op::Gather`].
     #[track_caller]
     pub fn gather(&mut self, table: Val, indices: Val, dims: GatherDims) -> Val {

@@ -197,7 +197,10 @@ fn no_replicas_have_no_results() {
 
 #[test]
 fn custom_calls_that_are_too_many_are_refused() {
-    let mut b = Builder::with_options("many", crate::Options { custom_calls: crate::builder::Custom::ALL.into() });
+    let mut b = Builder::with_options(
+        "many",
+        crate::Options { custom_calls: crate::builder::Custom::ALL.into(), ..Default::default() },
+    );
     let x = b.parameter("x", DType::F32, &[1, 1024]);
     let picks: Vec<Val> = (900..940).map(|k| crate::idioms::top_k(&mut b, x, k)[1]).collect();
     let error = Executable::new(b.finish(&picks), Target::Trn1).unwrap_err();

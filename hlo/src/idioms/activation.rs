@@ -2,6 +2,7 @@
 
 use super::in_f32;
 use crate::builder::Custom;
+use crate::op::Direction;
 use crate::{Builder, Val};
 
 /// x · σ(x), in f32: there is one rounding, where σ in bf16 would add another.
@@ -37,4 +38,47 @@ pub fn gelu_tanh(b: &mut Builder, x: Val) -> Val {
         let x = b.multiply(x, half);
         b.multiply(x, gate)
     })
+}
+
+/// x · Φ(x) in f32, Φ the normal distribution's function: within 8e-8 of it (Abramowitz and Stegun 7.1.26: erf of |x| as
+/// 1 - p(t) e^(-x²), t = 1 / (1 + 0.3275911 |x|), to 1.5e-7). `erf` itself is no operation of HLO's that Neuron has.
+#[track_caller]
+pub fn gelu(b: &mut Builder, x: Val) -> Val {
+    in_f32(b, x, |b, x| {
+        let root = b.full_like(x, std::f32::consts::FRAC_1_SQRT_2);
+        let z = b.multiply(x, root);
+        let size = b.abs(z);
+        let one = b.full_like(x, 1.0);
+        let slope = b.full_like(x, 0.327_591_1);
+        let t = b.multiply(size, slope);
+        let t = b.add(t, one);
+        let t = b.divide(one, t);
+        let mut sum = b.full_like(x, 1.061_405_4);
+        for c in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
+            sum = b.multiply(sum, t);
+            let c = b.full_like(x, c);
+            sum = b.add(sum, c);
+        }
+        sum = b.multiply(sum, t);
+        let square = b.multiply(z, z);
+        let square = b.negate(square);
+        let bell = b.exponential(square);
+        let half = b.full_like(x, 0.5);
+        let tail = b.multiply(sum, bell);
+        let tail = b.multiply(tail, half); // Φ(-|x|)
+        let body = b.subtract(one, tail);
+        let zero = b.full_like(x, 0.0);
+        let below = b.compare(Direction::Lt, x, zero);
+        let share = b.select(below, tail, body);
+        b.multiply(x, share)
+    })
+}
+
+/// cap · tanh(x / cap).
+#[track_caller]
+pub fn soft_cap(b: &mut Builder, x: Val, cap: f32) -> Val {
+    let cap = b.full_like(x, cap);
+    let share = b.divide(x, cap);
+    let bent = b.tanh(share);
+    b.multiply(bent, cap)
 }

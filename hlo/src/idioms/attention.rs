@@ -1,107 +1,163 @@
 //! Attention over a cache and what is new in this step, in two parts.
 //!
 //! Scores against the cache and scores against the new keys are taken apart, with one maximum and one denominator, so that
-//! nothing waits for the cache to be written: reading, products and the write can overlap. Shapes: `kv` heads of keys, `g`
-//! query heads for each, `d` elements a head. Scores and sums are f32; weights are rounded to the values' type for their
-//! product, which is what the matrix unit takes.
+//! nothing waits for the cache to be written: reading, products and the write can overlap. One form serves a decode step
+//! (many rows of one token) and a chunk (one row of many). Scores, exponentials and sums are f32; queries, and exponentials
+//! as they multiply the values, are rounded to the type of the products, which is what the matrix unit takes.
 
-use super::{along, mask};
-use crate::op::{Binary, DotDims};
+use super::{MASKED, along};
+use crate::op::{Binary, Direction, DotDims};
 use crate::{Builder, DType, Val};
 
-/// Row numbers of a cache flattened to `[positions * rows, ...]`: position · rows + row, both `s32[n]`.
-#[track_caller]
-pub fn cache_rows(b: &mut Builder, positions: Val, row: Val, rows: usize) -> Val {
-    let rows = b.full(&positions.dims(), i32::try_from(rows).unwrap_or(i32::MAX));
-    let first = b.multiply(positions, rows);
-    b.add(first, row)
+/// Keys and values of `n` rows: `[n, len, kv, d]` each, as they are stored.
+#[derive(Clone, Copy, Debug)]
+pub struct KeysValues {
+    /// Keys.
+    pub keys: Val,
+    /// Values; their heads may be of another length.
+    pub values: Val,
+    /// Where they are integers, what they are to be multiplied by: `f32[n, len, kv]`, of keys and of values.
+    pub scales: Option<[Val; 2]>,
 }
 
-/// One new token per row: `q [b, kv, g, d]`, `cache [len, b, kv, d]` of keys and of values, `new [b, kv, d]` of both,
-/// `positions s32[b]`. A row attends to cache positions below its own, and to itself. Result `f32[b, kv, g, d]`.
-#[track_caller]
-pub fn decode_attention(b: &mut Builder, q: Val, cache: [Val; 2], new: [Val; 2], positions: Val, scale: f32) -> Val {
-    let ([old_keys, old_values], [key, value]) = (cache, new);
-    let q = scaled(b, q, scale);
-    let old = b.dot(q, old_keys, pairs([0, 1], [1, 2], 3, 3), DType::F32); // [b, kv, g, len]
-    let allowed = mask::before(b, positions, old.dim(3));
-    let allowed = b.broadcast(allowed, &[0, 3], &old.dims());
-    let old = mask::masked(b, allowed, old);
-    let own = b.dot(q, key, pairs([0, 1], [0, 1], 3, 2), DType::F32); // [b, kv, g]
-
-    let max = b.reduce(Binary::Maximum, old, &[3]);
-    let max = b.maximum(max, own);
-    let every = along(b, max, &old.dims(), 3);
-    let old = b.subtract(old, every);
-    let old = b.exponential(old);
-    let own = b.subtract(own, max);
-    let own = b.exponential(own);
-    let sum = b.reduce(Binary::Add, old, &[3]);
-    let sum = b.add(sum, own);
-
-    let weights = b.convert(old, old_values.dtype());
-    let past = b.dot(weights, old_values, pairs([0, 1], [1, 2], 3, 0), DType::F32); // [b, kv, g, d]
-    let shape = past.dims();
-    let value = b.convert(value, DType::F32);
-    let value = b.broadcast(value, &[0, 1, 3], &shape);
-    let own = along(b, own, &shape, 3);
-    let own = b.multiply(own, value);
-    let out = b.add(past, own);
-    let sum = along(b, sum, &shape, 3);
-    b.divide(out, sum)
+/// How queries meet keys.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention {
+    /// Factor of the scores.
+    pub scale: f32,
+    /// Keys that a query sees, itself included; all where absent.
+    pub window: Option<usize>,
+    /// Scores become `cap * tanh(score / cap)`, after `scale`.
+    pub softcap: Option<f32>,
+    /// `f32[kv, g]`: a score per query head that takes part in the softmax and has no value.
+    pub sinks: Option<Val>,
+    /// Type of the products' operands: bf16 or f32.
+    pub products: DType,
 }
 
-/// Several new tokens of one row: `q [t, kv, g, d]`, `cache [len, kv, d]` of keys and of values, `new [t, kv, d]` of both,
-/// `start s32[]`, the position of the first. Tokens attend to cache positions below `start`, and among the new to those up
-/// to themselves. Result `f32[kv, t, g, d]`.
+/// `t` consecutive tokens of each of `n` rows: `q f32[n, t, kv, g, d]`, of each row the first token's position
+/// `first s32[n]`. A token attends to positions of `prior` below `first`, and to those of `new` up to itself. Result
+/// `f32[n, t, kv * g * d]`.
 #[track_caller]
-pub fn chunk_attention(b: &mut Builder, q: Val, cache: [Val; 2], new: [Val; 2], start: Val, scale: f32) -> Val {
-    let ([old_keys, old_values], [keys, values]) = (cache, new);
-    let q = scaled(b, q, scale);
-    let by_head =
-        || DotDims { lhs_batch: vec![1], rhs_batch: vec![1], lhs_contracting: vec![3], rhs_contracting: vec![2] };
-    let old = b.dot(q, old_keys, by_head(), DType::F32); // [kv, t, g, len]
-    let start = b.reshape(start, &[1]);
-    let allowed = mask::before(b, start, old.dim(3));
-    let allowed = b.reshape(allowed, &[old.dim(3)]);
-    let allowed = b.broadcast(allowed, &[3], &old.dims());
-    let old = mask::masked(b, allowed, old);
-    let own = b.dot(q, keys, by_head(), DType::F32); // [kv, t, g, t]
-    let allowed = mask::causal(b, own.dim(3));
-    let allowed = b.broadcast(allowed, &[1, 3], &own.dims());
-    let own = mask::masked(b, allowed, own);
+pub fn attend(b: &mut Builder, q: Val, prior: Option<KeysValues>, new: KeysValues, first: Val, how: Attention) -> Val {
+    b.check(q.rank() == 5 && new.keys.rank() == 4, || format!("queries {} of {}", q.shape(), new.keys.shape()));
+    let (n, t) = (q.dim(0), q.dim(1));
+    let q = b.convert(q, how.products);
+    let mut parts = vec![];
+    for part in prior.into_iter().chain([new]) {
+        let of_prior = prior.is_some() && parts.is_empty();
+        let scores = scores(b, q, part, how);
+        let allowed = if of_prior {
+            Some(prior_mask(b, first, [n, t, part.keys.dim(1)], how.window))
+        } else if t > 1 {
+            Some(new_mask(b, t, how.window))
+        } else {
+            None
+        };
+        let scores = match allowed {
+            None => scores,
+            Some(allowed) => {
+                let map: &[usize] = if allowed.rank() == 3 { &[0, 2, 4] } else { &[2, 4] };
+                let allowed = b.broadcast(allowed, map, &scores.dims());
+                let low = b.full_like(scores, MASKED);
+                b.select(allowed, scores, low)
+            }
+        };
+        parts.push((scores, part));
+    }
 
-    let max = b.reduce(Binary::Maximum, old, &[3]);
-    let own_max = b.reduce(Binary::Maximum, own, &[3]);
-    let max = b.maximum(max, own_max);
-    let [(old, past), (own, present)] = [(old, old_values), (own, values)].map(|(scores, values)| {
-        let every = along(b, max, &scores.dims(), 3);
+    // [n, kv, t, g] each.
+    let sinks = how.sinks.map(|sinks| {
+        let dims = [n, sinks.dim(0), t, sinks.dim(1)];
+        b.broadcast(sinks, &[1, 3], &dims)
+    });
+    let mut max = sinks;
+    for &(scores, _) in &parts {
+        let largest = b.reduce(Binary::Maximum, scores, &[4]);
+        max = Some(max.map_or(largest, |max| b.maximum(max, largest)));
+    }
+    let max = max.expect("there are new keys");
+    let mut sum = sinks.map(|sinks| {
+        let shifted = b.subtract(sinks, max);
+        b.exponential(shifted)
+    });
+    let mut mixed: Option<Val> = None;
+    for (scores, part) in parts {
+        let every = along(b, max, &scores.dims(), 4);
         let shifted = b.subtract(scores, every);
         let powers = b.exponential(shifted);
-        let sum = b.reduce(Binary::Add, powers, &[3]);
-        let weights = b.convert(powers, values.dtype());
-        let dims =
-            DotDims { lhs_batch: vec![0], rhs_batch: vec![1], lhs_contracting: vec![3], rhs_contracting: vec![0] };
-        (sum, b.dot(weights, values, dims, DType::F32)) // [kv, t, g], [kv, t, g, d]
-    });
-    let sum = b.add(old, own);
-    let out = b.add(past, present);
-    let sum = along(b, sum, &out.dims(), 3);
-    b.divide(out, sum)
-}
-
-fn scaled(b: &mut Builder, q: Val, scale: f32) -> Val {
-    super::in_f32(b, q, |b, q| {
-        let scale = b.full_like(q, scale);
-        b.multiply(q, scale)
-    })
-}
-
-fn pairs(lhs_batch: [usize; 2], rhs_batch: [usize; 2], lhs: usize, rhs: usize) -> DotDims {
-    DotDims {
-        lhs_batch: lhs_batch.to_vec(),
-        rhs_batch: rhs_batch.to_vec(),
-        lhs_contracting: vec![lhs],
-        rhs_contracting: vec![rhs],
+        let total = b.reduce(Binary::Add, powers, &[4]);
+        sum = Some(sum.map_or(total, |sum| b.add(sum, total)));
+        let weights = match part.scales {
+            None => powers,
+            Some([_, scales]) => scaled(b, powers, scales),
+        };
+        let weights = b.convert(weights, how.products);
+        let values = b.convert(part.values, how.products);
+        let dims = DotDims {
+            lhs_batch: vec![0, 1],
+            rhs_batch: vec![0, 2],
+            lhs_contracting: vec![4],
+            rhs_contracting: vec![1],
+        };
+        let product = b.product(weights, values, dims); // [n, kv, t, g, d]
+        mixed = Some(mixed.map_or(product, |mixed| b.add(mixed, product)));
     }
+    let (mixed, sum) = (mixed.expect("there are new keys"), sum.expect("there are new keys"));
+    let sum = along(b, sum, &mixed.dims(), 4);
+    let out = b.divide(mixed, sum);
+    let cols = out.dim(1) * out.dim(3) * out.dim(4);
+    let out = if t == 1 { out } else { b.transpose(out, &[0, 2, 1, 3, 4]) };
+    b.reshape(out, &[n, t, cols])
+}
+
+/// Scores `f32[n, kv, t, g, len]`, scaled and capped.
+fn scores(b: &mut Builder, q: Val, part: KeysValues, how: Attention) -> Val {
+    let keys = b.convert(part.keys, how.products);
+    let dims =
+        DotDims { lhs_batch: vec![0, 2], rhs_batch: vec![0, 2], lhs_contracting: vec![4], rhs_contracting: vec![3] };
+    let mut scores = b.product(q, keys, dims);
+    if let Some([scales, _]) = part.scales {
+        scores = scaled(b, scores, scales);
+    }
+    let scale = b.full_like(scores, how.scale);
+    scores = b.multiply(scores, scale);
+    match how.softcap {
+        None => scores,
+        Some(cap) => super::soft_cap(b, scores, cap),
+    }
+}
+
+/// `x [n, kv, t, g, len]` times `scales [n, len, kv]`.
+fn scaled(b: &mut Builder, x: Val, scales: Val) -> Val {
+    let scales = b.transpose(scales, &[0, 2, 1]);
+    let scales = b.broadcast(scales, &[0, 1, 4], &x.dims());
+    b.multiply(x, scales)
+}
+
+/// Whether the cache's position is before the row's first token, and within the window of each: `pred[n, t, len]`.
+fn prior_mask(b: &mut Builder, first: Val, dims: [usize; 3], window: Option<usize>) -> Val {
+    let columns = b.iota(DType::S32, &dims, 2);
+    let first = b.broadcast(first, &[0], &dims);
+    let before = b.compare(Direction::Lt, columns, first);
+    let Some(window) = window.and_then(|w| i32::try_from(w).ok()) else { return before };
+    // In the window where position - column < window.
+    let tokens = b.iota(DType::S32, &dims, 1);
+    let position = b.add(first, tokens);
+    let window = b.full(&dims, window);
+    let beyond = b.subtract(position, window);
+    let within = b.compare(Direction::Gt, columns, beyond);
+    b.and(before, within)
+}
+
+/// Whether the column's token is at or before the row's, and in its window: `pred[t, t]`.
+fn new_mask(b: &mut Builder, t: usize, window: Option<usize>) -> Val {
+    let causal = super::causal(b, t);
+    let Some(window) = window.filter(|w| *w < t) else { return causal };
+    let rows = b.iota(DType::S32, &[t, t], 0);
+    let columns = b.iota(DType::S32, &[t, t], 1);
+    let window = b.full(&[t, t], window as i32); // below t
+    let beyond = b.subtract(rows, window);
+    let within = b.compare(Direction::Gt, columns, beyond);
+    b.and(causal, within)
 }

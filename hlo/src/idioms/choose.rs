@@ -4,7 +4,7 @@
 //! maximum, EQ and select are in every list. Ids never leave 0..n, whatever the values are (NaN included): they address
 //! tables, and an index out of range ends a run on the device.
 
-use super::{MAX_INDEX, along};
+use super::{MAX_INDEX, along, take_rows};
 use crate::builder::Custom;
 use crate::op::{Binary, Direction, PadDim};
 use crate::{Builder, DType, Val};
@@ -32,8 +32,13 @@ pub fn arg_max(b: &mut Builder, x: Val, dim: usize) -> Val {
 
 /// The k largest of each row of `[rows, n]`, descending, and their indices as s32: values `[rows, k]`, ids `[rows, k]`.
 ///
-/// k rounds of maximum and masking out. Meant for k distinct finite values above the type's lowest: where a row has fewer,
-/// the rest repeat an id.
+/// By rounds of maximum and masking out. So that a large vocabulary is not read k times, the rounds run over maxima of
+/// blocks of 16 first, then over the elements of the k blocks found. That is exact: order elements by value, then by
+/// lowest id. If one of the k first stood in a block that was not found, then k blocks went before its own, each by a
+/// larger maximum or by the same and a lower number; so each holds an element that goes before it, which makes k. The
+/// maxima are chosen from by the same rule, so blocks of blocks are as exact.
+///
+/// Meant for k values above the type's lowest: where a row has fewer, the rest repeat an id.
 #[track_caller]
 pub fn top_k(b: &mut Builder, x: Val, k: usize) -> [Val; 2] {
     b.check(x.rank() == 2 && (1..=x.dim(1)).contains(&k), || format!("top {k} of {}", x.shape()));
@@ -46,8 +51,38 @@ pub fn top_k(b: &mut Builder, x: Val, k: usize) -> [Val; 2] {
         let [values, ids] = b.custom_top_k(padded, k);
         return [values, b.convert(ids, DType::S32)];
     }
-    let ids = b.iota(DType::S32, &x.dims(), 1);
-    rounds(b, x, ids, k)
+    let (rows, n) = (x.dim(0), x.dim(1));
+    let blocks = n.div_ceil(BLOCK);
+    // Rounds over n against rounds over n / 16 and over 16 k.
+    if n <= blocks + 2 * BLOCK * k || rows.saturating_mul(blocks) > MAX_INDEX {
+        let ids = b.iota(DType::S32, &x.dims(), 1);
+        return rounds(b, x, ids, k);
+    }
+    let high = (blocks * BLOCK - n) as i64;
+    let lowest = lowest(b, x.dtype());
+    let x = if high == 0 { x } else { b.pad(x, lowest, vec![PadDim::default(), PadDim { high, ..PadDim::default() }]) };
+    let table = b.reshape(x, &[rows * blocks, BLOCK]);
+    let maxima = b.reduce(Binary::Maximum, table, &[1]);
+    let maxima = b.reshape(maxima, &[rows, blocks]);
+    let [_, found] = top_k(b, maxima, k);
+    let row = b.iota(DType::S32, &[rows, k], 0);
+    let per_row = b.full(&[rows, k], blocks as i32); // rows * blocks is below MAX_INDEX
+    let first = b.multiply(row, per_row);
+    let places = b.add(first, found);
+    let places = b.reshape(places, &[rows * k]);
+    let elements = take_rows(b, table, places);
+    let elements = b.reshape(elements, &[rows, k * BLOCK]);
+    let dims = [rows, k, BLOCK];
+    let within = b.iota(DType::S32, &dims, 2);
+    let block = b.full(&[rows, k], BLOCK as i32);
+    let first = b.multiply(found, block);
+    let first = b.broadcast(first, &[0, 1], &dims);
+    let ids = b.add(first, within);
+    let ids = b.reshape(ids, &[rows, k * BLOCK]);
+    let [values, ids] = rounds(b, elements, ids, k);
+    // What fills the last block is the lowest of all: it is found only where a row has nothing else left.
+    let last = b.full(&ids.dims(), (n - 1) as i32);
+    [values, b.minimum(ids, last)]
 }
 
 /// [`arg_max`] of the rows of `[rows, n]`, a vocabulary divided over replicas.
@@ -66,8 +101,10 @@ pub fn sharded_arg_max(b: &mut Builder, x: Val, shard: Sharded<'_>) -> Val {
 /// those on every replica.
 #[track_caller]
 pub fn sharded_top_k(b: &mut Builder, x: Val, k: usize, shard: Sharded<'_>) -> [Val; 2] {
-    let found = top_k(b, x, k);
-    let [values, ids] = gathered(b, found.map(|v| (v, k)), shard);
+    let local = k.min(x.dim(1));
+    let found = top_k(b, x, local);
+    let [values, ids] = gathered(b, found.map(|v| (v, local)), shard);
+    b.check(k <= values.dim(1), || format!("top {k} of {}", values.shape()));
     let [values, ids] = rounds(b, values, ids, k);
     [values, b.convert(ids, DType::S32)]
 }
@@ -129,3 +166,6 @@ fn lowest(b: &mut Builder, dtype: DType) -> Val {
         _ => b.scalar(f32::MIN),
     }
 }
+
+/// Elements whose maximum stands for them.
+const BLOCK: usize = 16;

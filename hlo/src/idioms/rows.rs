@@ -4,11 +4,15 @@ use crate::op::{Direction, DotDims, GatherDims, ScatterDims};
 use crate::{Builder, DType, Id, Val};
 
 /// Rows of `table [n, h]` at `ids s32[b]`: `[b, h]`. Ids are clamped in the graph, because the device ends a run at one
-/// that is out of range, where XLA would clamp.
+/// that is out of range, where XLA would clamp. By a product with one-hot rows where [`crate::Options`] says so.
 #[track_caller]
 pub fn take_rows(b: &mut Builder, table: Val, ids: Val) -> Val {
     b.check(table.rank() == 2 && ids.rank() == 1, || format!("rows {} of {}", ids.shape(), table.shape()));
     let ids = in_range(b, ids, table.dim(0));
+    if b.options().one_hot_lookups {
+        let ids = b.reshape(ids, &[ids.dim(0)]);
+        return take_rows_by_dot(b, table, ids);
+    }
     let dims = GatherDims {
         offset_dims: vec![1],
         collapsed_slice_dims: vec![0],
@@ -24,10 +28,21 @@ pub fn take_rows(b: &mut Builder, table: Val, ids: Val) -> Val {
 /// of range gives zeros.
 #[track_caller]
 pub fn take_rows_by_dot(b: &mut Builder, table: Val, ids: Val) -> Val {
-    let hot = one_hot(b, ids, table.dim(0), table.dtype());
+    // bf16 holds a signed byte; products of integers are refused or pass through floats (EVRF035).
+    let wide = if table.dtype() == DType::S8 { b.convert(table, DType::BF16) } else { table };
+    let hot = one_hot(b, ids, table.dim(0), wide.dtype());
     let dims = DotDims { lhs_contracting: vec![1], rhs_contracting: vec![0], ..DotDims::default() };
-    let rows = b.dot(hot, table, dims, DType::F32);
+    let rows = b.dot(hot, wide, dims, DType::F32);
     b.convert(rows, table.dtype())
+}
+
+/// Row numbers of caches `[rows, positions, ...]` viewed as `[rows * positions, ...]`: row · positions + slot, `row` and
+/// `slot` both `s32[n]`.
+#[track_caller]
+pub fn cache_rows(b: &mut Builder, row: Val, slot: Val, positions: usize) -> Val {
+    let positions = b.full(&row.dims(), i32::try_from(positions).unwrap_or(i32::MAX));
+    let first = b.multiply(row, positions);
+    b.add(first, slot)
 }
 
 /// 1 where the column is the row's id, else 0: `ids s32[b]` to `[b, n]`.

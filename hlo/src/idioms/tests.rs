@@ -7,7 +7,7 @@ use crate::{Executable, Target, Tensor};
 /// Runs a module of one or more results on one input, with or without custom calls.
 fn run(custom: bool, x: &Tensor, body: impl Fn(&mut Builder, Val) -> Vec<Val>) -> Vec<Tensor> {
     let custom_calls = if custom { Custom::ALL.into() } else { Default::default() };
-    let mut b = Builder::with_options("idiom", Options { custom_calls });
+    let mut b = Builder::with_options("idiom", Options { custom_calls, ..Options::default() });
     let p = b.parameter("x", x.shape().dtype(), &x.shape().dims().to_vec());
     let results = body(&mut b, p);
     let module = b.finish(&results);
@@ -86,4 +86,58 @@ fn lowering_refuses_what_would_be_as_long_as_the_vocabulary() {
     assert!(lowered("AwsNeuronArgMax", "0", 0).is_none());
     assert!(lowered("AwsNeuronErf", "", 4).is_none());
     assert!(lowered("AwsNeuronSilu", "", 4).is_some());
+}
+
+proptest::proptest! {
+    /// Long rows go through maxima of blocks, several times over; few distinct values make many ties.
+    #[test]
+    fn the_k_largest_are_those_of_a_stable_sort(
+        n in 1usize..3000, k in 1usize..20, distinct in 1u64..400, seed in proptest::num::u64::ANY,
+    ) {
+        let k = k.min(n);
+        let values: Vec<f32> = (0..2 * n as u64)
+            .map(|i| (seed.wrapping_add(i).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % distinct)
+            .map(|v| v as f32 - 7.0)
+            .collect();
+        for one_hot_lookups in [false, true] {
+            let options = Options { one_hot_lookups, ..Options::default() };
+            let mut b = Builder::with_options("top_k", options);
+            let x = b.parameter("x", DType::F32, &[2, n]);
+            let results = top_k(&mut b, x, k);
+            let module = b.finish(&results);
+            let x = Tensor::new(&[2, n], values.clone()).unwrap();
+            let results = Executable::new(module, Target::Xla).unwrap().run(vec![x]).unwrap();
+            for (row, values) in values.chunks(n).enumerate() {
+                let mut order: Vec<usize> = (0..n).collect();
+                order.sort_by(|a, b| values[*b].total_cmp(&values[*a]));
+                let want: Vec<i32> = order[..k].iter().map(|id| *id as i32).collect();
+                let ids = &results[1].as_slice::<i32>().unwrap()[row * k..][..k];
+                proptest::prop_assert_eq!(ids, &want[..]);
+                let got = &results[0].as_slice::<f32>().unwrap()[row * k..][..k];
+                proptest::prop_assert!(got.iter().zip(&want).all(|(v, id)| *v == values[*id as usize]));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_large_vocabulary_is_not_read_once_per_candidate() {
+    let mut b = Builder::new("top_k");
+    let x = b.parameter("x", DType::F32, &[1, 49152]);
+    let results = top_k(&mut b, x, 64);
+    let module = b.finish(&results);
+    let wide = |i: &&crate::Instruction| i.shape.array().is_some_and(|s| s.elements() >= 49152);
+    let count = module.computations.iter().flat_map(|c| &c.instructions).filter(wide).count();
+    assert!(count <= 3, "{count} instructions over the vocabulary");
+}
+
+#[test]
+fn gelu_is_the_normal_distributions() {
+    // x / 2 * math.erfc(-x / math.sqrt(2)) of Python.
+    let want = [(-6.0, -5.919_526e-9), (-2.0, -0.045_500_264), (-0.5, -0.154_268_77), (0.0, 0.0), (1.0, 0.841_344_7)];
+    let x = Tensor::new(&[5], want.iter().map(|w| w.0).collect::<Vec<f32>>()).unwrap();
+    let got = run(false, &x, |b, x| vec![gelu(b, x)]);
+    for (got, (x, want)) in got[0].as_slice::<f32>().unwrap().iter().zip(want) {
+        assert!((got - want).abs() <= 2e-7, "{x}: {got}, {want}");
+    }
 }

@@ -185,7 +185,7 @@ fn a_scatter_that_adds_integers_is_refused_for_the_device() {
 
 #[test]
 fn custom_calls_are_known_by_name_and_none_is_xlas() {
-    let all = Options { custom_calls: Custom::ALL.into() };
+    let all = Options { custom_calls: Custom::ALL.into(), ..Options::default() };
     let silu = of(all.clone(), |b, x| crate::idioms::silu(b, x));
     verify(&silu, Target::Inf2).unwrap();
     assert!(matches!(verify(&silu, Target::Xla), Err(VerifyError::CustomCall { .. })));

@@ -1,7 +1,7 @@
 //! The composite operations.
 
 use njoule_hlo::idioms::*;
-use njoule_hlo::{DType, F8E4M3, Tensor};
+use njoule_hlo::{Builder, DType, F8E4M3, Tensor, Val};
 
 use crate::cases::{BF16, Case};
 use crate::inputs::{Numbers, vector};
@@ -30,6 +30,7 @@ pub fn all() -> Vec<Case> {
         decode("decode_attention_bf16", DType::BF16, BF16_CHAINS),
         chunk("chunk_attention_f32", DType::F32, CHAINS),
         chunk("chunk_attention_bf16", DType::BF16, BF16_CHAINS),
+        scaled_attention(),
         sharded(),
     ]
 }
@@ -39,12 +40,14 @@ fn choose() -> Case {
     let mut numbers = Numbers::new(31);
     let x = numbers.floats(DType::F32, &[3, 50], 10.0);
     let y = numbers.floats(DType::BF16, &[3, 50], 1.0);
+    let long = numbers.floats(DType::F32, &[2, 203], 10.0);
     let nan = Tensor::new(&[1, 4], vec![f32::NAN, 1.0, 2.0, f32::NAN]).unwrap();
-    Case::new("choose", EXACT, vec![ties, x, y, nan], |b, x| {
+    Case::new("choose", EXACT, vec![ties, x, y, nan, long], |b, x| {
         let mut results = vec![arg_max(b, x[0], 1), arg_max(b, x[0], 0), arg_max(b, x[1], 1), arg_max(b, x[3], 1)];
         results.extend(top_k(b, x[0], 4));
         results.extend(top_k(b, x[1], 7));
         results.extend(top_k(b, x[2], 3));
+        results.extend(top_k(b, x[4], 3));
         results
     })
 }
@@ -62,7 +65,7 @@ fn activations(name: &'static str, dtype: DType, tolerance: Tolerance) -> Case {
     // Where tanh is near -1 the sum 1 + tanh cancels: an absolute bound says what is meant.
     let tolerance = Tolerance { abs: tolerance.abs.max(4e-6), ..tolerance };
     Case::new(name, tolerance, vec![numbers.floats(dtype, &[6, 33], 6.0)], |b, x| {
-        vec![silu(b, x[0]), gelu_tanh(b, x[0])]
+        vec![silu(b, x[0]), gelu_tanh(b, x[0]), gelu(b, x[0]), soft_cap(b, x[0], 2.5)]
     })
 }
 
@@ -76,7 +79,7 @@ fn rows() -> Case {
         vector(&[2i32, 0]),
     ];
     Case::new("rows", EXACT, inputs, |b, x| {
-        let place = cache_rows(b, x[4], x[2], 3);
+        let place = cache_rows(b, x[2], x[4], 3);
         vec![
             take_rows(b, x[0], x[1]),
             take_rows_by_dot(b, x[0], x[1]),
@@ -148,35 +151,78 @@ fn quantised() -> Case {
     })
 }
 
+/// A decode step: rows of one token, at the cache's start, within it, and at its end.
 fn decode(name: &'static str, dtype: DType, tolerance: Tolerance) -> Case {
     let mut numbers = Numbers::new(39);
-    let (batch, kv, group, d, len) = (3, 2, 2, 8, 10);
+    let (batch, kv, group, d, v, len) = (3, 2, 2, 8, 6, 10);
     let inputs = vec![
-        numbers.floats(dtype, &[batch, kv, group, d], 2.0),
-        numbers.floats(dtype, &[len, batch, kv, d], 2.0),
-        numbers.floats(dtype, &[len, batch, kv, d], 2.0),
-        numbers.floats(dtype, &[batch, kv, d], 2.0),
-        numbers.floats(dtype, &[batch, kv, d], 2.0),
+        numbers.floats(DType::F32, &[batch, 1, kv, group, d], 2.0),
+        numbers.floats(dtype, &[batch, len, kv, d], 2.0),
+        numbers.floats(dtype, &[batch, len, kv, v], 2.0),
+        numbers.floats(dtype, &[batch, 1, kv, d], 2.0),
+        numbers.floats(dtype, &[batch, 1, kv, v], 2.0),
         vector(&[0i32, 4, 10]),
+        numbers.floats(DType::F32, &[kv, group], 2.0),
     ];
-    Case::new(name, tolerance, inputs, |b, x| {
-        vec![decode_attention(b, x[0], [x[1], x[2]], [x[3], x[4]], x[5], 0.353_553_4)]
-    })
+    Case::new(name, tolerance, inputs, move |b, x| attentions(b, x, dtype))
 }
 
+/// A chunk of one row.
 fn chunk(name: &'static str, dtype: DType, tolerance: Tolerance) -> Case {
     let mut numbers = Numbers::new(40);
     let (t, kv, group, d, len) = (5, 2, 3, 8, 12);
     let inputs = vec![
-        numbers.floats(dtype, &[t, kv, group, d], 2.0),
-        numbers.floats(dtype, &[len, kv, d], 2.0),
-        numbers.floats(dtype, &[len, kv, d], 2.0),
-        numbers.floats(dtype, &[t, kv, d], 2.0),
-        numbers.floats(dtype, &[t, kv, d], 2.0),
-        Tensor::scalar(7i32),
+        numbers.floats(DType::F32, &[1, t, kv, group, d], 2.0),
+        numbers.floats(dtype, &[1, len, kv, d], 2.0),
+        numbers.floats(dtype, &[1, len, kv, d], 2.0),
+        numbers.floats(dtype, &[1, t, kv, d], 2.0),
+        numbers.floats(dtype, &[1, t, kv, d], 2.0),
+        vector(&[7i32]),
+        numbers.floats(DType::F32, &[kv, group], 2.0),
     ];
-    Case::new(name, tolerance, inputs, |b, x| {
-        vec![chunk_attention(b, x[0], [x[1], x[2]], [x[3], x[4]], x[5], 0.353_553_4)]
+    Case::new(name, tolerance, inputs, move |b, x| attentions(b, x, dtype))
+}
+
+/// Plain, with each option, with all of them, and without a cache.
+fn attentions(b: &mut Builder, x: &[Val], products: DType) -> Vec<Val> {
+    let part = |keys, values| KeysValues { keys, values, scales: None };
+    let (prior, new) = (part(x[1], x[2]), part(x[3], x[4]));
+    let plain = Attention { scale: 0.353_553_4, window: None, softcap: None, sinks: None, products };
+    let hows = [
+        plain,
+        Attention { window: Some(1), ..plain },
+        Attention { window: Some(4), ..plain },
+        Attention { softcap: Some(1.5), ..plain },
+        Attention { sinks: Some(x[6]), ..plain },
+        Attention { window: Some(3), softcap: Some(2.0), sinks: Some(x[6]), ..plain },
+    ];
+    let mut results: Vec<Val> = hows.into_iter().map(|how| attend(b, x[0], Some(prior), new, x[5], how)).collect();
+    results.push(attend(b, x[0], None, new, x[5], plain));
+    results
+}
+
+/// Keys and values of 8 bits, with a scale per token and head.
+fn scaled_attention() -> Case {
+    let mut numbers = Numbers::new(41);
+    let (t, kv, group, d, len) = (3, 2, 2, 8, 6);
+    let inputs = vec![
+        numbers.floats(DType::F32, &[1, t, kv, group, d], 2.0),
+        numbers.bits(DType::S8, &[1, len, kv, d]),
+        numbers.bits(DType::S8, &[1, len, kv, d]),
+        numbers.floats(DType::F32, &[1, len, kv], 0.02),
+        numbers.floats(DType::F32, &[1, len, kv], 0.02),
+        numbers.bits(DType::S8, &[1, t, kv, d]),
+        numbers.bits(DType::S8, &[1, t, kv, d]),
+        numbers.floats(DType::F32, &[1, t, kv], 0.02),
+        numbers.floats(DType::F32, &[1, t, kv], 0.02),
+        vector(&[5i32]),
+    ];
+    Case::new("scaled_attention", BF16_CHAINS, inputs, |b, x| {
+        let prior = KeysValues { keys: x[1], values: x[2], scales: Some([x[3], x[4]]) };
+        let new = KeysValues { keys: x[5], values: x[6], scales: Some([x[7], x[8]]) };
+        let products = DType::BF16;
+        let how = Attention { scale: 0.353_553_4, window: None, softcap: None, sinks: None, products };
+        vec![attend(b, x[0], Some(prior), new, x[9], how)]
     })
 }
 

@@ -86,7 +86,7 @@ fn inputs(s: Sizes, rank: usize) -> Vec<Tensor> {
     let table = numbers.floats(bf16, &[s.vocabulary * s.ranks, h], 1.0);
     let norms: Vec<Tensor> = (0..2 * s.layers + 1).map(|_| numbers.floats(bf16, &[h], 1.0)).collect();
     let mut numbers = Numbers::new(61 + rank as u64);
-    let cache = [s.len * s.rows, s.kv * s.d];
+    let cache = [s.rows, s.len, s.kv, s.d];
     inputs.extend((0..2 * s.layers).map(|_| numbers.floats(bf16, &cache, 1.0)));
     inputs.push(table);
     inputs.extend(norms);
@@ -110,7 +110,7 @@ fn lower(b: &mut Builder, s: Sizes, x: &[Val]) -> Vec<Val> {
     let frequencies: Vec<f32> = (0..s.d / 2).map(|i| 10_000f32.powf(-2.0 * i as f32 / s.d as f32)).collect();
     let angles = angles(b, positions, &frequencies, 1.0);
     let row = b.iota(DType::S32, &[s.batch], 0);
-    let places = cache_rows(b, positions, row, s.rows);
+    let places = cache_rows(b, row, positions, s.len);
 
     let mut hidden = take_rows(b, table, ids);
     let mut written = vec![];
@@ -129,16 +129,25 @@ fn lower(b: &mut Builder, s: Sizes, x: &[Val]) -> Vec<Val> {
             let v = heads(b, q_heads + s.kv, s.kv);
             let q = rotate(b, q, angles, Pairing::Halves);
             let k = rotate(b, k, angles, Pairing::Halves);
-            let q = b.reshape(q, &[s.batch, s.kv, s.group, s.d]);
+            let q = b.reshape(q, &[s.batch, 1, s.kv, s.group, s.d]);
             let old = [caches[2 * layer], caches[2 * layer + 1]];
-            let read = old.map(|c| {
-                let c = b.reshape(c, &[s.len, s.rows, s.kv, s.d]);
-                b.slice_dim(c, 1, 0..s.batch)
-            });
-            let out = decode_attention(b, q, read, [k, v], positions, (s.d as f32).powf(-0.5));
+            let [keys, values] = old.map(|c| b.slice_dim(c, 0, 0..s.batch));
+            let prior = KeysValues { keys, values, scales: None };
+            let [keys, values] = [k, v].map(|x| b.reshape(x, &[s.batch, 1, s.kv, s.d]));
+            let new = KeysValues { keys, values, scales: None };
+            let how = Attention {
+                scale: (s.d as f32).powf(-0.5),
+                window: None,
+                softcap: None,
+                sinks: None,
+                products: DType::BF16,
+            };
+            let out = attend(b, q, Some(prior), new, positions, how);
             for (cache, new) in old.into_iter().zip([k, v]) {
+                let rows = b.reshape(cache, &[s.rows * s.len, s.kv * s.d]);
                 let new = b.reshape(new, &[s.batch, s.kv * s.d]);
-                written.push(write_rows(b, cache, places, new));
+                let rows = write_rows(b, rows, places, new);
+                written.push(b.reshape(rows, &cache.dims()));
             }
             let out = b.reshape(out, &[s.batch, q_heads * s.d]);
             let out = b.convert(out, DType::BF16);

@@ -1,0 +1,285 @@
+use njoule_models::program::{CacheId, WeightId};
+use proptest::prelude::*;
+use serde_json::Value;
+
+use super::*;
+use crate::backend::neuron::interface::{CachePart, ModuleKind, WeightPart};
+
+const CLASS: CacheShape = CacheShape { rows: 2, positions: 8 };
+const VOCAB: usize = 40;
+const CANDIDATES: usize = 4;
+
+/// A module of each kind, with one cache and two weights, on two cores.
+pub(crate) fn layout() -> Layout {
+    let spec = |kind, len| ModuleSpec { class: CLASS, kind, len, biases: 2, mask: true };
+    Layout {
+        instance: "inf2.xlarge".to_owned(),
+        target: Target::Inf2,
+        lnc: None,
+        tp: 2,
+        replicas: 1,
+        weights: Quant::Int8,
+        kv: KvType::Bf16,
+        candidates: CANDIDATES,
+        context: 5,
+        profile: Profile::default(),
+        classes: vec![CLASS],
+        modules: vec![
+            spec(ModuleKind::Decode { batch: 2 }, 8),
+            spec(ModuleKind::Prefill { tokens: 3 }, 8),
+            ModuleSpec { biases: 0, mask: false, ..spec(ModuleKind::Score { tokens: 3 }, 8) },
+        ],
+    }
+}
+
+fn inputs(spec: &ModuleSpec) -> Vec<Port<Input>> {
+    let (tokens, outputs) = (spec.kind.tokens(), spec.kind.outputs());
+    let s32 = |role, dims: &[usize]| Port { role, dtype: DType::S32, dims: dims.to_vec() };
+    let mut ports = vec![s32(Input::Tokens, &[tokens])];
+    match spec.kind {
+        ModuleKind::Decode { .. } => {
+            ports.extend([Input::Positions, Input::Slots].map(|role| s32(role, &[tokens])));
+        }
+        ModuleKind::Prefill { .. } => ports.extend([Input::Start, Input::Row, Input::Last].map(|role| s32(role, &[]))),
+        ModuleKind::Score { .. } => ports.extend([Input::Start, Input::Row].map(|role| s32(role, &[]))),
+    }
+    ports.push(s32(Input::Rank, &[]));
+    if spec.mask {
+        ports.push(s32(Input::BiasIds, &[outputs, 2]));
+        ports.push(Port { role: Input::BiasValues, dtype: DType::F32, dims: vec![outputs, 2] });
+        ports.push(Port { role: Input::Mask, dtype: DType::U32, dims: vec![outputs, 1] });
+    }
+    let keys = Input::Cache(CacheId(0), CachePart::Keys);
+    ports.push(Port { role: keys, dtype: DType::BF16, dims: vec![CLASS.rows, CLASS.positions, 1, 4] });
+    let weight = |id, part| Input::Weight(WeightId(id), part);
+    ports.push(Port { role: weight(0, WeightPart::Values), dtype: DType::S8, dims: vec![30, 7] });
+    ports.push(Port { role: weight(0, WeightPart::Scales), dtype: DType::F32, dims: vec![30] });
+    ports
+}
+
+fn outputs(spec: &ModuleSpec) -> Vec<Port<Output>> {
+    let rows = spec.kind.outputs();
+    let port = |role, dtype, dims: &[usize]| Port { role, dtype, dims: dims.to_vec() };
+    let mut ports = match spec.kind {
+        ModuleKind::Score { .. } => vec![port(Output::Logits, DType::F32, &[rows, VOCAB])],
+        _ => vec![
+            port(Output::CandidateValues, DType::F32, &[rows, CANDIDATES]),
+            port(Output::CandidateIds, DType::S32, &[rows, CANDIDATES]),
+            port(Output::LogSumExp, DType::F32, &[rows]),
+            port(Output::Greedy, DType::S32, &[rows]),
+        ],
+    };
+    ports.push(port(Output::Cache(CacheId(0), CachePart::Keys), DType::BF16, &[CLASS.rows, CLASS.positions, 1, 4]));
+    ports
+}
+
+/// Writes an artifact of [`layout`] at `place`.
+fn write(place: &Path) -> String {
+    let layout = layout();
+    let all: Vec<Vec<Port<Input>>> = layout.modules.iter().map(inputs).collect();
+    let parameters = lay_out(all.iter().flatten(), |_| "a.weight".to_owned()).unwrap();
+    let source = Source {
+        njoule: "0.0.0".to_owned(),
+        compiler: "2.99".to_owned(),
+        model: ModelRecord {
+            name: "tiny".to_owned(),
+            architecture: "llama".to_owned(),
+            fingerprint: "00".to_owned(),
+            vocab: VOCAB,
+            origin: Origin::Directory,
+        },
+        layout: layout.clone(),
+        plan: serde_json::json!({"figure": 0.1 + 0.2}),
+        parameters,
+    };
+    let mut writer = Writer::start(place, source).unwrap();
+    let neff = place.with_extension("neff");
+    fs::write(&neff, neff::fixture(&[], 1)).unwrap();
+    for (i, (spec, inputs)) in layout.modules.iter().zip(all).enumerate() {
+        let module = Module {
+            name: format!("m{i}"),
+            spec: *spec,
+            inputs,
+            outputs: outputs(spec),
+            hlo: vec![1, 2, 3],
+            neff: neff.clone(),
+            flags: vec!["-O1".to_owned()],
+            peak_bytes: 7,
+            seconds: 0.3,
+        };
+        writer.module(&module).unwrap();
+    }
+    for rank in 0..layout.tp {
+        writer
+            .weights::<WriteError>(|parameter, put| {
+                let piece = vec![rank as u8 + 1; parameter.bytes as usize / 2];
+                put(&piece)?;
+                put(&piece)
+            })
+            .unwrap();
+    }
+    writer.file("config.json", b"{}").unwrap();
+    writer.finish().unwrap()
+}
+
+fn written() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().join("model");
+    write(&place);
+    (dir, place)
+}
+
+fn refusal(place: &Path) -> String {
+    let error = Artifact::open(place).unwrap_err();
+    match std::error::Error::source(&error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+#[test]
+fn what_is_written_is_read_and_has_the_same_name_when_written_again() {
+    let (dir, place) = written();
+    let artifact = Artifact::open(&place).unwrap();
+    assert_eq!(artifact.manifest.layout, layout());
+    assert!(Artifact::is_in(&place) && artifact.has_weights());
+    let second = &artifact.manifest.parameters[1];
+    assert_eq!((second.offset, second.bytes), (4096, 120));
+    let rank1 = fs::read(place.join("weights/rank1.bin")).unwrap();
+    assert_eq!(rank1.len(), 4096 + 120);
+    assert_eq!((rank1[209], rank1[210], rank1[4095], rank1[4096]), (2, 0, 0, 2));
+    let mut read = 0;
+    artifact.verify(|n| read += n).unwrap();
+    assert!(read > 2 * 4096);
+    let id = artifact.manifest.id;
+    assert_eq!(write(&place), id, "in the place of the first");
+    assert_eq!(write(&dir.path().join("other")), id);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 4, "two artifacts, two NEFFs, nothing else");
+}
+
+#[test]
+fn a_writer_that_does_not_finish_leaves_nothing_and_none_takes_the_place_of_something_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().join("precious");
+    fs::create_dir(&place).unwrap();
+    fs::write(place.join("letter.txt"), "x").unwrap();
+    let source = |layout| Source {
+        njoule: String::new(),
+        compiler: String::new(),
+        model: ModelRecord {
+            name: String::new(),
+            architecture: String::new(),
+            fingerprint: String::new(),
+            vocab: 4,
+            origin: Origin::None,
+        },
+        layout,
+        plan: Value::Null,
+        parameters: vec![],
+    };
+    assert!(matches!(Writer::start(&place, source(layout())), Err(WriteError::Occupied { .. })));
+    let writer = Writer::start(&dir.path().join("new"), source(layout())).unwrap();
+    let Err(WriteError::Inconsistent(_)) = writer.finish() else { panic!("modules are missing") };
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn damage_is_refused_naming_file_and_field() {
+    let check = |damage: &dyn Fn(&Path), says: &[&str]| {
+        let (_dir, place) = written();
+        damage(&place);
+        let text = refusal(&place);
+        assert!(says.iter().all(|part| text.contains(part)), "{text} does not say {says:?}");
+    };
+    check(&|p| fs::remove_file(p.join("modules/m1.neff")).unwrap(), &["m1.neff", "cannot read"]);
+    check(&|p| fs::write(p.join("weights/rank0.bin"), "x").unwrap(), &["rank0.bin", "has 1 bytes"]);
+    check(&|p| fs::write(p.join(MANIFEST), "{\n  \"format\": 9}").unwrap(), &[MANIFEST, "`format` is 9"]);
+    check(&|p| fs::write(p.join(MANIFEST), "[]").unwrap(), &[MANIFEST, "no manifest"]);
+    let edit = |p: &Path, from: &str, to: &str| {
+        let text = fs::read_to_string(p.join(MANIFEST)).unwrap();
+        assert!(text.contains(from));
+        fs::write(p.join(MANIFEST), text.replacen(from, to, 1)).unwrap();
+    };
+    check(&|p| edit(p, "\"context\": 5", "\"context\": 6"), &[MANIFEST, "`id`"]);
+    check(&|p| edit(p, "\"context\": 5", "\"context\": -5"), &[MANIFEST, "invalid value"]);
+    check(&|p| edit(p, "\"context\"", "\"contextt\""), &[MANIFEST, "contextt"]);
+    // Same size, another content: only a look at all bytes finds it.
+    let (_dir, place) = written();
+    let rank0 = place.join("weights/rank0.bin");
+    let mut bytes = fs::read(&rank0).unwrap();
+    bytes[0] ^= 1;
+    fs::write(&rank0, bytes).unwrap();
+    let error = Artifact::open(&place).unwrap().verify(|_| ()).unwrap_err();
+    assert!(matches!(&error, ArtifactError::Hash { path, .. } if *path == rank0), "{error}");
+}
+
+/// The manifest's text with one value replaced and the id made right again.
+fn changed(text: &[u8], pointer: &str, to: Value) -> Vec<u8> {
+    let mut value: Value = serde_json::from_slice(text).unwrap();
+    *value.pointer_mut(pointer).unwrap() = to;
+    value["id"] = "".into();
+    let unnamed = serde_json::to_vec_pretty(&value).unwrap();
+    value["id"] = content_id(&unnamed, "").into();
+    serde_json::to_vec_pretty(&value).unwrap()
+}
+
+#[test]
+fn inconsistent_fields_are_refused_by_name() {
+    let (_dir, place) = written();
+    let text = fs::read(place.join(MANIFEST)).unwrap();
+    let cases = [
+        ("/layout/tp", 3.into(), "field `weights`"),
+        ("/layout/tp", 0.into(), "layout.tp"),
+        ("/layout/candidates", 41.into(), "layout.candidates"),
+        ("/layout/classes", Value::Array(vec![]), "layout"),
+        ("/modules/0/hlo/path", "../x".into(), "no path below"),
+        ("/modules/0/hlo/path", "/etc/passwd".into(), "no path below"),
+        ("/modules/1/name", "m0".into(), "modules[1]"),
+        ("/modules/0/inputs/0/dims/0", 3.into(), "input 0"),
+        ("/modules/0/inputs/0/role", "row".into(), "input 0"),
+        ("/modules/0/inputs/0/role", "rows".into(), "\"rows\""),
+        ("/modules/2/outputs/0/role", "greedy".into(), "output 0"),
+        ("/modules/0/outputs/4/dims/0", 1.into(), "output 4"),
+        ("/parameters/1/offset", 100.into(), "`a.weight`"),
+        ("/parameters/1/bytes", 100.into(), "`a.weight`"),
+        ("/modules/0/spec/len", 9.into(), "modules[0]"),
+    ];
+    for (pointer, to, says) in cases {
+        let error = Manifest::parse(&changed(&text, pointer, to)).unwrap_err();
+        assert!(error.contains(says), "{pointer}: {error}");
+    }
+}
+
+/// Every place in a value.
+fn pointers(value: &Value, at: String, out: &mut Vec<String>) {
+    match value {
+        Value::Object(map) => map.iter().for_each(|(k, v)| pointers(v, format!("{at}/{k}"), out)),
+        Value::Array(all) => all.iter().enumerate().for_each(|(i, v)| pointers(v, format!("{at}/{i}"), out)),
+        _ => {}
+    }
+    out.push(at);
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_give_a_manifest_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..500)) {
+        let _ = Manifest::parse(&bytes);
+    }
+
+    #[test]
+    fn any_value_anywhere_gives_a_manifest_or_an_error(at in any::<prop::sample::Index>(), to in 0usize..8, n in any::<i64>()) {
+        let (_dir, place) = written();
+        let text = fs::read(place.join(MANIFEST)).unwrap();
+        let mut places = vec![];
+        pointers(&serde_json::from_slice(&text).unwrap(), String::new(), &mut places);
+        let pointer = at.get(&places).clone();
+        prop_assume!(pointer != "/id" && !pointer.is_empty());
+        let huge = (i64::MAX as u64).into();
+        let to = [Value::Null, n.into(), huge, "weight:0:values".into(), "cache:99:keys".into(), Value::Array(vec![]),
+            Value::Array(vec![n.into(); 5]), serde_json::json!({})][to].clone();
+        let text = changed(&text, &pointer, to);
+        let _ = Manifest::parse(&text);
+        fs::write(place.join(MANIFEST), text).unwrap();
+        let _ = Artifact::open(&place);
+    }
+}

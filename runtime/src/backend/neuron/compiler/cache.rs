@@ -1,0 +1,177 @@
+//! NEFFs by the content of what they were made from.
+//!
+//! An entry is a directory that appears by one rename, complete; a failure leaves none. Who compiles holds the key's
+//! lock, so that two processes that want one module compile it once.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{CompileError, Compiler, Settings};
+use crate::backend::neuron::neff::{self, NeffError};
+
+/// What a NEFF is known by: SHA-256 of module, flags, target, core size and compiler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Key([u8; 32]);
+
+/// A directory of NEFFs.
+#[derive(Clone, Debug)]
+pub struct NeffCache {
+    root: PathBuf,
+}
+
+/// What is known of a NEFF of the cache.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// What it was called when it was compiled.
+    pub name: String,
+    /// As they were given.
+    pub flags: Vec<String>,
+    /// The compiler's version.
+    pub compiler: String,
+    /// SHA-256 of the NEFF.
+    pub neff_sha256: String,
+    /// Its size.
+    pub neff_bytes: u64,
+    /// SHA-256 of the module.
+    pub hlo_sha256: String,
+    /// Its size.
+    pub hlo_bytes: u64,
+    /// Most memory that the compile was seen to take; 0 where none could be read.
+    pub peak_bytes: u64,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+impl Key {
+    /// Of a module compiled with `settings` by `compiler`.
+    pub fn new(hlo: &[u8], settings: &Settings, compiler: &Compiler) -> Key {
+        let mut hasher = Sha256::new();
+        let mut part = |bytes: &[u8]| {
+            hasher.update((bytes.len() as u64).to_le_bytes());
+            hasher.update(bytes);
+        };
+        part(hlo);
+        for flag in settings.flags() {
+            part(flag.as_bytes());
+        }
+        part(settings.target.name().as_bytes());
+        part(&[settings.lnc.unwrap_or(0)]);
+        part(compiler.banner.as_bytes());
+        Key(hasher.finalize().into())
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl NeffCache {
+    /// The cache in `root`, which is made when it is first written to.
+    pub fn new(root: &Path) -> NeffCache {
+        NeffCache { root: root.to_owned() }
+    }
+
+    /// Its directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The NEFF of `key` and what is known of it. An entry that is not whole (a disk that was full, a file that was cut)
+    /// counts as absent.
+    pub fn find(&self, key: Key) -> Option<(PathBuf, Record)> {
+        let dir = self.entry(key);
+        let record: Record = serde_json::from_slice(&fs::read(dir.join(RECORD)).ok()?).ok()?;
+        let path = dir.join(NEFF);
+        let whole = neff::read_header(&path).is_ok_and(|h| h.file_bytes() == record.neff_bytes);
+        whole.then_some((path, record))
+    }
+
+    /// The key's lock, waited for; `waiting` is called once if somebody else has it.
+    pub(super) fn lock(&self, key: Key, waiting: impl FnOnce()) -> Result<File, CompileError> {
+        let path = self.root.join("locks").join(key.to_string());
+        let io = |action, path| move |source| CompileError::Io { action, path, source };
+        let dir = self.root.join("locks");
+        fs::create_dir_all(&dir).map_err(io("make", dir.clone()))?;
+        let file = File::create(&path).map_err(io("write", path.clone()))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => {
+                waiting();
+                file.lock().map_err(io("lock", path.clone()))?;
+            }
+            // A file system without locks: as if nobody else were there. Entries still appear whole.
+            Err(fs::TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {}
+            Err(fs::TryLockError::Error(e)) => return Err(io("lock", path.clone())(e)),
+        }
+        Ok(file)
+    }
+
+    /// A directory to compile in, whose name no other process uses; it stands beside where the entry will.
+    pub(super) fn scratch(&self, key: Key) -> Result<Scratch, CompileError> {
+        let dir = self.entry(key).with_extension(format!("tmp-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir); // of a process of the same number that died
+        fs::create_dir_all(&dir).map_err(CompileError::io("make", &dir))?;
+        Ok(Scratch(Some(dir)))
+    }
+
+    /// Where the log of a failed compile of `name` is put.
+    pub(super) fn log(&self, name: &str, key: Key) -> Result<PathBuf, CompileError> {
+        let dir = self.root.join("logs");
+        fs::create_dir_all(&dir).map_err(CompileError::io("make", &dir))?;
+        let key = key.to_string();
+        Ok(dir.join(format!("{name}-{}.log", &key[..12])))
+    }
+
+    /// Makes what `scratch` holds the entry of `key`.
+    pub(super) fn publish(&self, key: Key, mut scratch: Scratch, record: &Record) -> Result<PathBuf, CompileError> {
+        let Some(dir) = scratch.0.clone() else { return Ok(self.entry(key).join(NEFF)) };
+        let text = serde_json::to_vec_pretty(record).map_err(|e| CompileError::io("write", &dir)(e.into()))?;
+        fs::write(dir.join(RECORD), text).map_err(CompileError::io("write", &dir))?;
+        let entry = self.entry(key);
+        let _ = fs::remove_dir_all(&entry); // one that was not whole
+        fs::rename(&dir, &entry).map_err(CompileError::io("rename", &dir))?;
+        scratch.0 = None;
+        Ok(entry.join(NEFF))
+    }
+
+    fn entry(&self, key: Key) -> PathBuf {
+        let key = key.to_string();
+        self.root.join(&key[..2]).join(key)
+    }
+}
+
+/// Removed when dropped, unless it was published.
+#[derive(Debug)]
+pub(super) struct Scratch(Option<PathBuf>);
+
+impl Scratch {
+    pub fn path(&self) -> &Path {
+        self.0.as_deref().unwrap_or(Path::new(""))
+    }
+
+    /// The NEFF that should be in it, looked at.
+    pub fn neff(&self) -> Result<PathBuf, NeffError> {
+        let path = self.path().join(NEFF);
+        neff::read_header(&path).map(|_| path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Some(dir) = &self.0 {
+            let _ = fs::remove_dir_all(dir); // left over: the next of this name removes it
+        }
+    }
+}
+
+pub(super) const NEFF: &str = "module.neff";
+pub(super) const HLO: &str = "module.hlo.pb";
+const RECORD: &str = "record.json";

@@ -1,0 +1,194 @@
+//! A shell script stands in for the compiler: what counts here is how it is called and what becomes of its results.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::*;
+
+/// A compiler that runs `body` for `compile`; `$out` is where the NEFF goes, `$mod` the module.
+struct Standin {
+    dir: tempfile::TempDir,
+    compiler: Compiler,
+    cache: NeffCache,
+}
+
+impl Standin {
+    fn new(body: &str) -> Standin {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("neuronx-cc");
+        fs::write(dir.path().join("good.neff"), crate::backend::neuron::neff::fixture(&[], 1)).unwrap();
+        let script = format!(
+            "#!/bin/sh\nhere=$(dirname \"$0\")\n[ \"$1\" = --version ] && {{ echo 'NeuronX Compiler version 2.99.1+ab'; exit 0; }}\n\
+             echo \"$@\" >> \"$here/calls\"\nmod=$2\nwhile [ $# -gt 1 ]; do [ \"$1\" = --output ] && out=$2; shift; done\n{body}\n"
+        );
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let compiler = Compiler::at(&path).unwrap();
+        let cache = NeffCache::new(&dir.path().join("cache"));
+        Standin { dir, compiler, cache }
+    }
+
+    fn calls(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.dir.path().join("calls")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    fn compile(&self, units: &[Unit], limits: Limits<'_>) -> Result<Vec<Compiled>, CompileError> {
+        self.compiler.compile(units, &self.cache, limits, &|_| ())
+    }
+}
+
+fn unit(name: &str) -> Unit {
+    Unit { name: name.to_owned(), hlo: name.as_bytes().to_vec(), settings: settings() }
+}
+
+fn settings() -> Settings {
+    Settings { target: Target::Trn2, opt_level: 2, lnc: Some(1), extra: vec!["--x".to_owned()] }
+}
+
+static NEVER: AtomicBool = AtomicBool::new(false);
+
+fn limits() -> Limits<'static> {
+    Limits { jobs: Some(2), memory: None, deadline: None, cancelled: &NEVER }
+}
+
+const COPY: &str = "cp \"$here/good.neff\" \"$out\"";
+
+#[test]
+fn a_module_is_compiled_once_and_found_afterwards_until_anything_of_it_changes() {
+    let standin = Standin::new(COPY);
+    assert_eq!(standin.compiler.version(), "2.99.1+ab");
+    let first = standin.compile(&[unit("a"), unit("b")], limits()).unwrap();
+    assert!(first.iter().all(|c| !c.cached && c.neff.is_file()));
+    let mut calls = standin.calls();
+    calls.sort();
+    assert_eq!(
+        calls[0],
+        "compile module.hlo.pb --framework XLA --target trn2 --model-type transformer --auto-cast=none -O2 --lnc 1 \
+         --verbose warning --x --logfile log-neuron-cc.txt --output module.neff"
+    );
+    let again = standin.compile(&[unit("a"), unit("b")], limits()).unwrap();
+    assert!(again.iter().all(|c| c.cached));
+    assert_eq!(again[0].record, first[0].record);
+    assert_eq!(standin.calls().len(), 2);
+    let changes = [
+        Settings { target: Target::Inf2, ..settings() },
+        Settings { opt_level: 1, ..settings() },
+        Settings { lnc: Some(2), ..settings() },
+        Settings { extra: vec![], ..settings() },
+    ];
+    for settings in changes {
+        let compiled = standin.compile(&[Unit { settings, ..unit("a") }], limits()).unwrap();
+        assert!(!compiled[0].cached);
+    }
+    let other = Standin { compiler: Compiler { banner: "2.99.2".to_owned(), ..standin.compiler.clone() }, ..standin };
+    assert!(!other.compile(&[unit("a")], limits()).unwrap()[0].cached, "another compiler");
+}
+
+#[test]
+fn a_failure_names_code_and_advice_and_is_not_remembered() {
+    let standin = Standin::new(
+        "[ -e \"$here/fixed\" ] || { echo 'ERROR: NCC_EOOM001 needs 20 GB' >&2; exit 70; }\ncp \"$here/good.neff\" \"$out\"",
+    );
+    let error = standin.compile(&[unit("a")], limits()).unwrap_err();
+    let CompileError::Refused { exit: 70, code, log, .. } = &error else { panic!("{error}") };
+    assert_eq!(code.as_deref(), Some("EOOM001"));
+    assert!(fs::read_to_string(log).unwrap().contains("needs 20 GB"));
+    let text = error.to_string();
+    assert!(
+        text.contains("module a") && text.contains("NCC_EOOM001 needs 20 GB") && text.contains("fewer rows"),
+        "{text}"
+    );
+    fs::write(standin.dir.path().join("fixed"), "").unwrap();
+    assert!(!standin.compile(&[unit("a")], limits()).unwrap()[0].cached);
+}
+
+#[test]
+fn a_kill_by_the_kernel_is_told_with_the_memory_taken_and_tried_again_alone_only_if_others_ran() {
+    let standin = Standin::new("sleep 0.3\nkill -9 $$");
+    let error = standin.compile(&[unit("a")], limits()).unwrap_err();
+    let CompileError::Killed { signal: 9, peak, .. } = error else { panic!("{error}") };
+    assert!(peak > 0);
+    assert!(error.to_string().contains("memory ran out"), "{error}");
+    assert_eq!(standin.calls().len(), 1);
+    // `b` lives until `a` was killed once; then `a` passes.
+    let body = format!(
+        "case $(cat $mod) in\na) [ -e \"$here/killed\" ] || {{ while [ ! -e \"$here/running\" ]; do :; done; touch \"$here/killed\"; kill -9 $$; }};;\n\
+         b) touch \"$here/running\"; while [ ! -e \"$here/killed\" ]; do :; done;;\nesac\n{COPY}"
+    );
+    let standin = Standin::new(&body);
+    let again = Mutex::new(vec![]);
+    let on_event = |event: Event<'_>| {
+        if let Event::Again(unit) = event {
+            again.lock().unwrap().push(unit.name.clone());
+        }
+    };
+    standin.compiler.compile(&[unit("a"), unit("b")], &standin.cache, limits(), &on_event).unwrap();
+    // b may have ended before a's end was looked at: then a was alone and its kill would have been final.
+    assert!(again.lock().unwrap().len() <= 1);
+}
+
+#[test]
+fn success_without_a_neff_or_with_a_broken_one_is_an_error_and_leaves_no_entry() {
+    for body in ["exit 0", "echo junk > \"$out\""] {
+        let standin = Standin::new(body);
+        let error = standin.compile(&[unit("a")], limits()).unwrap_err();
+        assert!(matches!(error, CompileError::Output { .. }), "{error}");
+        let key = Key::new(b"a", &settings(), &standin.compiler);
+        assert!(standin.cache.find(key).is_none());
+    }
+}
+
+#[test]
+fn a_compile_that_takes_too_long_is_ended_with_all_of_its_children() {
+    let standin = Standin::new("sleep 1000 & echo $! > \"$here/worker\"; wait");
+    let limits = Limits { deadline: Some(Duration::from_millis(300)), ..limits() };
+    let error = standin.compile(&[unit("a")], limits).unwrap_err();
+    assert!(matches!(error, CompileError::Deadline { .. }), "{error}");
+    let worker = fs::read_to_string(standin.dir.path().join("worker")).unwrap();
+    let state = || fs::read_to_string(format!("/proc/{}/stat", worker.trim()));
+    let ended = Instant::now();
+    while state().is_ok_and(|s| !s.contains(") Z ")) {
+        assert!(ended.elapsed() < Duration::from_secs(10), "the worker lives on");
+    }
+}
+
+#[test]
+fn a_stop_kills_what_runs_and_what_was_done_is_found_by_the_next_build() {
+    let standin = Standin::new(&format!("[ $(cat $mod) = b ] && {{ touch \"$here/b\"; exec sleep 1000; }}\n{COPY}"));
+    let cancelled = AtomicBool::new(false);
+    let limits = Limits { jobs: Some(1), cancelled: &cancelled, ..limits() };
+    let on_event = |event: Event<'_>| {
+        if let Event::Started(unit) = event
+            && unit.name == "b"
+        {
+            cancelled.store(true, Ordering::Relaxed);
+        }
+    };
+    let units = [unit("a"), unit("b"), unit("c")];
+    let error = standin.compiler.compile(&units, &standin.cache, limits, &on_event).unwrap_err();
+    assert!(matches!(error, CompileError::Cancelled), "{error}");
+    let found = |name: &str| standin.cache.find(Key::new(name.as_bytes(), &settings(), &standin.compiler)).is_some();
+    assert_eq!(["a", "b", "c"].map(found), [true, false, false]);
+}
+
+#[test]
+fn memory_bounds_how_many_run_at_once_and_one_always_does() {
+    let body = format!("mkdir \"$here/busy\" || exit 3\nsleep 0.05\nrmdir \"$here/busy\"\n{COPY}");
+    let standin = Standin::new(&body);
+    let units: Vec<Unit> = ["a", "b", "c"].map(unit).to_vec();
+    let tight = Limits { jobs: Some(3), memory: Some(1), ..limits() };
+    assert_eq!(standin.compile(&units, tight).unwrap().len(), 3);
+}
+
+#[test]
+fn without_a_compiler_the_error_says_how_to_get_one() {
+    assert_eq!(find(Some("/x/cc".into()), None).unwrap(), Path::new("/x/cc"));
+    let tried = find(None, Some("/nowhere".into())).unwrap_err();
+    let text = CompileError::NotFound { tried }.to_string();
+    assert!(text.contains("pip install neuronx-cc") && text.contains("NJOULE_NEURONX_CC"), "{text}");
+    assert!(matches!(Compiler::at(Path::new("/bin/false")), Err(CompileError::Unusable { .. })));
+}
