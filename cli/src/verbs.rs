@@ -7,6 +7,8 @@ pub mod doctor;
 pub mod generate;
 pub mod inspect;
 pub mod models;
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+pub mod probe;
 pub mod pull;
 pub mod score;
 

@@ -3,7 +3,6 @@
 mod support;
 
 use std::path::Path;
-use std::process::Command;
 
 use serde_json::Value;
 use support::*;
@@ -42,18 +41,6 @@ fn a_library_that_is_named_and_does_not_open_exits_with_1() {
     let json: Value = serde_json::from_str(&seen.stdout).unwrap();
     assert_eq!(json["first_fix"]["about"], "library");
     assert_eq!(json["library"]["tried"][0]["origin"], "NJOULE_NRT");
-}
-
-/// The stand-in of neuron-sys's own tests.
-#[cfg(target_os = "linux")]
-fn stand_in(dir: &Path, switch: &str) -> std::path::PathBuf {
-    let sys = Path::new(env!("CARGO_MANIFEST_DIR")).join("../neuron-sys");
-    let path = dir.join("libnrt.so.1");
-    let mut cc = Command::new("cc");
-    cc.args(["-std=gnu11", "-shared", "-fPIC", "-pthread", switch, "-I"]).arg(sys.join("include"));
-    let output = cc.arg(sys.join("tests/it/standin.c")).arg("-o").arg(&path).output().expect("cc");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    path
 }
 
 #[cfg(target_os = "linux")]

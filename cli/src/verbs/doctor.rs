@@ -8,7 +8,7 @@
 
 mod facts;
 mod host;
-mod library;
+pub(super) mod library;
 mod report;
 mod software;
 #[cfg(test)]

@@ -6,18 +6,25 @@
 //!
 //! The runner knows a device only as [`ProbeDevice`]. Invariant: a profile comes out only of a run whose every step passed.
 
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+mod device;
 mod outcome;
 mod steps;
 #[cfg(test)]
 mod tests;
 mod trial;
 
-use njoule_hlo::{EvalError, EvalOptions, Executable, Module, Target, Tensor};
+use std::path::Path;
 
+use njoule_hlo::{EvalError, EvalOptions, Executable, Module, Target, Tensor, encode};
+
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+pub use self::device::{Neffs, NeuronDevice};
 pub use self::outcome::{FormOutcome, Outcome, Redaction, StepOutcome};
 pub use self::steps::{Form, STEPS, Step, Work};
 pub use self::trial::Trial;
 use super::Profile;
+use super::profile::Lookup;
 
 /// What the probe needs of a device.
 pub trait ProbeDevice {
@@ -97,14 +104,31 @@ pub fn run(
     outcome
 }
 
-/// Every module of every form, with a name of its own: what `--emit` writes, to be compiled elsewhere.
+/// The chip that neuronx-cc calls so.
+pub fn target(name: &str) -> Option<Target> {
+    Target::ALL.into_iter().find(|target| *target != Target::Xla && target.name() == name)
+}
+
+/// Writes every module as `DIR/NAME.pb`, to be compiled elsewhere to `DIR/NAME.neff`; their names.
+pub fn emit(steps: &[Step], dir: &Path) -> std::io::Result<Vec<String>> {
+    std::fs::create_dir_all(dir)?;
+    let write = |(name, module): (String, Module)| {
+        std::fs::write(dir.join(format!("{name}.pb")), encode(&module))?;
+        Ok(name)
+    };
+    modules(steps).into_iter().map(write).collect()
+}
+
+/// Every module of every form, with a name of its own, whatever is chosen on the way.
 pub fn modules(steps: &[Step]) -> Vec<(String, Module)> {
-    let mut all = vec![];
+    let ways = [Lookup::Gather, Lookup::OneHot].map(|lookup| Profile { lookup, ..Profile::default() });
+    let mut all: Vec<(String, Module)> = vec![];
     for step in steps {
         let Work::Forms(forms) = step.work else { continue };
-        for form in forms {
-            let trials = (form.trials)();
-            all.extend(trials.into_iter().map(|trial| (trial.module.name.clone(), trial.module)));
+        for trial in forms.iter().flat_map(|form| ways.iter().flat_map(|way| (form.trials)(way))) {
+            if all.iter().all(|(name, _)| *name != trial.module.name) {
+                all.push((trial.module.name.clone(), trial.module));
+            }
         }
     }
     all
@@ -117,7 +141,7 @@ fn take(device: &mut dyn ProbeDevice, target: Target, step: &Step, profile: &mut
         Work::Power => device.power(),
         Work::Forms(forms) => {
             for form in forms {
-                let tried = try_form(device, target, form);
+                let tried = try_form(device, target, form, profile);
                 if tried.works && done.chosen.is_none() {
                     done.chosen = Some(form.name.to_owned());
                     (form.choose)(profile);
@@ -133,10 +157,10 @@ fn take(device: &mut dyn ProbeDevice, target: Target, step: &Step, profile: &mut
     done
 }
 
-fn try_form(device: &mut dyn ProbeDevice, target: Target, form: &Form) -> FormOutcome {
+fn try_form(device: &mut dyn ProbeDevice, target: Target, form: &Form, profile: &Profile) -> FormOutcome {
     let mut tried =
         FormOutcome { form: form.name.to_owned(), works: true, failed: None, words: String::new(), error: 0.0 };
-    for trial in (form.trials)() {
+    for trial in (form.trials)(profile) {
         match attempt(device, target, &trial) {
             Ok(error) => tried.error = tried.error.max(error),
             Err(fault) => {

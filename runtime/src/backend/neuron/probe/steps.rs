@@ -1,4 +1,4 @@
-//! The steps, from what everything needs to what only speed needs.
+//! The steps, from what everything needs to what only speed needs. A form may build on what an earlier step chose.
 //!
 //! The forms of an idiom are those that lowering emits, one small module each, in the order of preference; inputs are such
 //! that sums and products are exact in f32, so that only what is truly approximated (exponentials, sines) has a tolerance.
@@ -38,14 +38,14 @@ pub enum Work {
 pub struct Form {
     /// As the profile has it.
     pub name: &'static str,
-    /// Its modules.
-    pub trials: fn() -> Vec<Trial>,
+    /// Its modules, where what was chosen before is as the profile says.
+    pub trials: fn(&Profile) -> Vec<Trial>,
     /// Writes it down.
     pub choose: fn(&mut Profile),
 }
 
 /// What has one form only.
-const fn only(name: &'static str, trials: fn() -> Vec<Trial>) -> Form {
+const fn only(name: &'static str, trials: fn(&Profile) -> Vec<Trial>) -> Form {
     Form { name, trials, choose: |_| {} }
 }
 
@@ -92,16 +92,16 @@ pub const STEPS: &[Step] = &[
         work: Work::Forms(&[only("plain", idioms::normalise)]),
     },
     Step {
-        name: "rope",
-        proves: "rotary angles at large positions are right",
-        advice: "neither computed angles nor a table works: send the report",
-        work: forms!(rope: RopeAngles; "computed" Computed idioms::rope_computed, "table" Table idioms::rope_table),
-    },
-    Step {
         name: "lookup",
         proves: "rows of a table are looked up by ids of run time",
         advice: "no embedding can be read on the device: send the report",
         work: forms!(lookup: Lookup; "gather" Gather rows::lookup_gather, "one_hot" OneHot rows::lookup_one_hot),
+    },
+    Step {
+        name: "rope",
+        proves: "rotary angles at large positions are right",
+        advice: "neither computed angles nor a table works: send the report",
+        work: forms!(rope: RopeAngles; "computed" Computed idioms::rope_computed, "table" Table idioms::rope_table),
     },
     Step {
         name: "cache_write",

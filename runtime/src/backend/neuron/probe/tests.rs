@@ -85,7 +85,14 @@ fn a_device_that_takes_everything_has_the_default_profile() {
     assert_eq!(outcome.profile, Some(Profile::default()), "{outcome:#?}");
     assert_eq!(outcome.stopped_at, None);
     assert_eq!(heard, STEPS.iter().map(|step| step.name).collect::<Vec<_>>());
-    assert_eq!(fake.ran.len(), modules(STEPS).len(), "all forms are tried, not only the chosen ones");
+    let emitted: BTreeSet<String> = modules(STEPS).into_iter().map(|(name, _)| name).collect();
+    assert!(fake.ran.is_subset(&emitted));
+    let other: Vec<_> = emitted.difference(&fake.ran).collect();
+    assert_eq!(
+        other,
+        ["probe_rope_table_one_hot", "probe_top_k_rounds_one_hot"],
+        "all forms are tried, not only the chosen"
+    );
 }
 
 #[test]
@@ -149,7 +156,7 @@ fn products_summed_in_bf16_are_found_out() {
         Work::Forms(forms) => forms.iter().find(|f| f.name == "f32"),
         _ => None,
     }))
-    .map(|form| (form.trials)())
+    .map(|form| (form.trials)(&Profile::default()))
     .unwrap()[0];
     let wanted = evaluate(Target::Trn1, trial).unwrap();
     let [x, w] = [0, 1].map(|i| trial.inputs[i].as_slice::<half::bf16>().unwrap());

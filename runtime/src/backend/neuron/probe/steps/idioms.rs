@@ -5,9 +5,11 @@ use njoule_hlo::builder::Custom;
 use njoule_hlo::op::DotDims;
 use njoule_hlo::{Builder, DType, Options, Tensor, idioms};
 
+use crate::backend::neuron::Profile;
 use crate::backend::neuron::probe::Trial;
+use crate::backend::neuron::profile::Lookup;
 
-pub(super) fn add() -> Vec<Trial> {
+pub(super) fn add(_: &Profile) -> Vec<Trial> {
     let mut b = Builder::new("probe_add");
     let [x, y] = ["x", "y"].map(|name| b.parameter(name, DType::F32, &[128]));
     let sum = b.add(x, y);
@@ -15,7 +17,7 @@ pub(super) fn add() -> Vec<Trial> {
     vec![Trial { module: b.finish(&[sum]), inputs, runs: 1, tolerance: 0.0 }]
 }
 
-pub(super) fn alias() -> Vec<Trial> {
+pub(super) fn alias(_: &Profile) -> Vec<Trial> {
     let mut b = Builder::new("probe_alias");
     let total = b.parameter("total", DType::F32, &[4, 64]);
     let more = b.parameter("more", DType::F32, &[4, 64]);
@@ -25,11 +27,11 @@ pub(super) fn alias() -> Vec<Trial> {
     vec![Trial { module: b.finish(&[sum]), inputs, runs: 3, tolerance: 0.0 }]
 }
 
-pub(super) fn dot_f32() -> Vec<Trial> {
+pub(super) fn dot_f32(_: &Profile) -> Vec<Trial> {
     vec![product("probe_dot_f32", DType::F32)]
 }
 
-pub(super) fn dot_operand() -> Vec<Trial> {
+pub(super) fn dot_operand(_: &Profile) -> Vec<Trial> {
     vec![product("probe_dot_operand", DType::BF16)]
 }
 
@@ -46,7 +48,7 @@ fn product(name: &str, result: DType) -> Trial {
     Trial { module: b.finish(&[y]), inputs, runs: 1, tolerance: if result == DType::F32 { 1e-6 } else { 1.0 / 256.0 } }
 }
 
-pub(super) fn normalise() -> Vec<Trial> {
+pub(super) fn normalise(_: &Profile) -> Vec<Trial> {
     let mut b = Builder::new("probe_normalise");
     let x = b.parameter("x", DType::F32, &[8, 256]);
     let gamma = b.parameter("gamma", DType::F32, &[256]);
@@ -59,7 +61,7 @@ pub(super) fn normalise() -> Vec<Trial> {
     vec![Trial { module: b.finish(&[norm, softmax, sum, act]), inputs, runs: 1, tolerance: 2e-3 }]
 }
 
-pub(super) fn rope_computed() -> Vec<Trial> {
+pub(super) fn rope_computed(_: &Profile) -> Vec<Trial> {
     let mut b = Builder::new("probe_rope_computed");
     let positions = b.parameter("positions", DType::S32, &[POSITIONS.len()]);
     let x = b.parameter("x", DType::F32, &[POSITIONS.len(), 2, 64]);
@@ -69,8 +71,9 @@ pub(super) fn rope_computed() -> Vec<Trial> {
 }
 
 /// Cosines and sines as rows of a table, looked up and applied to halves.
-pub(super) fn rope_table() -> Vec<Trial> {
-    let mut b = Builder::new("probe_rope_table");
+pub(super) fn rope_table(profile: &Profile) -> Vec<Trial> {
+    let (name, options) = looking_up("probe_rope_table", profile);
+    let mut b = Builder::with_options(&name, options);
     let tokens = POSITIONS.len();
     let positions = b.parameter("positions", DType::S32, &[tokens]);
     let x = b.parameter("x", DType::F32, &[tokens, 2, 64]);
@@ -98,11 +101,12 @@ fn frequencies() -> Vec<f32> {
     (0..32).map(|i| 10_000f32.powf(-(i as f32) / 32.0)).collect()
 }
 
-pub(super) fn top_k_rounds() -> Vec<Trial> {
-    vec![top_k("probe_top_k_rounds", Options::default())]
+pub(super) fn top_k_rounds(profile: &Profile) -> Vec<Trial> {
+    let (name, options) = looking_up("probe_top_k_rounds", profile);
+    vec![top_k(&name, options)]
 }
 
-pub(super) fn top_k_custom() -> Vec<Trial> {
+pub(super) fn top_k_custom(_: &Profile) -> Vec<Trial> {
     let mut options = Options::default();
     options.custom_calls.insert(Custom::TopK);
     vec![top_k("probe_top_k_custom", options)]
@@ -115,6 +119,14 @@ fn top_k(name: &str, options: Options) -> Trial {
     let [values, ids] = idioms::top_k(&mut b, x, 16);
     let inputs = vec![floats(&[4, 2048], |i| ((i % 2048 * 773 + i / 2048 * 41) % 2048) as f32 * 0.5)];
     Trial { module: b.finish(&[values, ids]), inputs, runs: 1, tolerance: 0.0 }
+}
+
+/// Name and options of a module that looks rows up on its way: as the profile has found that it can be done.
+fn looking_up(name: &str, profile: &Profile) -> (String, Options) {
+    match profile.lookup {
+        Lookup::Gather => (name.to_owned(), Options::default()),
+        Lookup::OneHot => (format!("{name}_one_hot"), Options { one_hot_lookups: true, ..Options::default() }),
+    }
 }
 
 pub(super) fn floats(dims: &[usize], value: impl Fn(usize) -> f32) -> Tensor {

@@ -7,13 +7,14 @@ use njoule_hlo::op::{Direction, DotDims, GatherDims};
 use njoule_hlo::{Builder, DType, Tensor, Val, idioms};
 
 use super::idioms::halves;
+use crate::backend::neuron::Profile;
 use crate::backend::neuron::probe::Trial;
 
-pub(super) fn lookup_gather() -> Vec<Trial> {
+pub(super) fn lookup_gather(_: &Profile) -> Vec<Trial> {
     vec![lookup("probe_lookup_gather", idioms::take_rows)]
 }
 
-pub(super) fn lookup_one_hot() -> Vec<Trial> {
+pub(super) fn lookup_one_hot(_: &Profile) -> Vec<Trial> {
     vec![lookup("probe_lookup_one_hot", idioms::take_rows_by_dot)]
 }
 
@@ -26,7 +27,7 @@ fn lookup(name: &str, take: fn(&mut Builder, Val, Val) -> Val) -> Trial {
     Trial { module: b.finish(&[rows]), inputs, runs: 1, tolerance: 0.0 }
 }
 
-pub(super) fn write_scatter() -> Vec<Trial> {
+pub(super) fn write_scatter(_: &Profile) -> Vec<Trial> {
     let decode = decode("probe_write_scatter_decode", |b, cache, new, slots| {
         let rows = b.iota(DType::S32, &[BATCH], 0);
         scatter(b, cache, new, rows, slots)
@@ -48,7 +49,7 @@ fn scatter(b: &mut Builder, cache: Val, new: Val, rows: Val, positions: Val) -> 
     b.reshape(flat, &CACHE)
 }
 
-pub(super) fn write_update_slice() -> Vec<Trial> {
+pub(super) fn write_update_slice(_: &Profile) -> Vec<Trial> {
     let decode = decode("probe_write_update_slice_decode", |b, mut cache, new, slots| {
         let zero = b.scalar(0i32);
         for i in 0..BATCH {
@@ -69,7 +70,7 @@ pub(super) fn write_update_slice() -> Vec<Trial> {
     vec![decode, chunk]
 }
 
-pub(super) fn write_select() -> Vec<Trial> {
+pub(super) fn write_select(_: &Profile) -> Vec<Trial> {
     let decode = decode("probe_write_select_decode", |b, cache, new, slots| {
         let used = b.slice_dim(cache, 0, 0..BATCH);
         let columns = b.iota(DType::S32, &[BATCH, POSITIONS], 1);
@@ -133,14 +134,14 @@ fn chunk(name: &str, write: fn(&mut Builder, Val, Val, Val, Val) -> Val) -> Tria
     Trial { module: b.finish(&[written]), inputs, runs: 1, tolerance: 0.0 }
 }
 
-pub(super) fn read_slice() -> Vec<Trial> {
+pub(super) fn read_slice(_: &Profile) -> Vec<Trial> {
     vec![read("probe_read_dynamic_slice", |b, cache, row| {
         let zero = b.scalar(0i32);
         b.dynamic_slice(cache, &[row, zero, zero], &[1, LEN, WIDTH])
     })]
 }
 
-pub(super) fn read_gather() -> Vec<Trial> {
+pub(super) fn read_gather(_: &Profile) -> Vec<Trial> {
     vec![read("probe_read_gather", |b, cache, row| {
         let (first, last) = (b.scalar(0i32), b.scalar(ROWS as i32 - 1));
         let row = b.clamp(first, row, last);
