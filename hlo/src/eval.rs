@@ -65,6 +65,24 @@ enum Value {
     Tuple(Vec<Tensor>),
 }
 
+impl Value {
+    fn array(&self) -> Option<&Tensor> {
+        match self {
+            Value::Array(tensor) => Some(tensor),
+            Value::Tuple(_) => None,
+        }
+    }
+}
+
+/// A run that failed.
+#[derive(Clone, Debug)]
+pub struct Failed {
+    /// Why.
+    pub error: EvalError,
+    /// By replica and parameter: the input, or what it was updated to in place; None where the run had consumed it.
+    pub left: Vec<Vec<Option<Tensor>>>,
+}
+
 /// What is left of the bounds.
 #[derive(Debug)]
 struct Budget {
@@ -129,11 +147,31 @@ impl Executable {
 
     /// Runs on as many replicas as there are lists of inputs.
     pub fn run_replicas(&self, inputs: Vec<Vec<Tensor>>) -> Result<Vec<Vec<Tensor>>, EvalError> {
+        self.try_replicas(inputs).map_err(|failed| failed.error)
+    }
+
+    /// [`Executable::run_replicas`] that gives back, where it fails, what it has of the inputs: memory that is updated in
+    /// place is still somebody's.
+    pub fn try_replicas(&self, inputs: Vec<Vec<Tensor>>) -> Result<Vec<Vec<Tensor>>, Failed> {
         let mut budget = Budget { bytes: self.options.max_bytes, work: self.options.max_work };
-        self.run_within(inputs, &mut budget)
+        if let Err(error) = self.check_inputs(&inputs) {
+            return Err(Failed {
+                error,
+                left: inputs.into_iter().map(|i| i.into_iter().map(Some).collect()).collect(),
+            });
+        }
+        let mut left = inputs.iter().map(|i| vec![None; i.len()]).collect();
+        let results = self.computation(self.entry, inputs, &mut budget, Some(&mut left));
+        results.map(|values| values.into_iter().map(parts).collect()).map_err(|error| Failed { error, left })
     }
 
     fn run_within(&self, inputs: Vec<Vec<Tensor>>, budget: &mut Budget) -> Result<Vec<Vec<Tensor>>, EvalError> {
+        self.check_inputs(&inputs)?;
+        let results = self.computation(self.entry, inputs, budget, None)?;
+        Ok(results.into_iter().map(parts).collect())
+    }
+
+    fn check_inputs(&self, inputs: &[Vec<Tensor>]) -> Result<(), EvalError> {
         for (replica, inputs) in inputs.iter().enumerate() {
             let want = &self.module.signature.parameters;
             if inputs.len() != want.len() {
@@ -145,31 +183,70 @@ impl Executable {
                 }
             }
         }
-        let results = self.computation(self.entry, inputs, budget)?;
-        let parts = |value| match value {
-            Value::Array(tensor) => vec![tensor],
-            Value::Tuple(tensors) => tensors,
-        };
-        Ok(results.into_iter().map(parts).collect())
+        Ok(())
     }
 
     /// Runs one computation; arguments and result by replica. What it allocates is given back to the budget at the end.
+    /// Where it fails, `left` gets what there is of each argument: itself, or the result that is updated in its place.
     fn computation(
         &self,
         number: usize,
         arguments: Vec<Vec<Tensor>>,
         budget: &mut Budget,
+        left: Option<&mut Vec<Vec<Option<Tensor>>>>,
     ) -> Result<Vec<Value>, EvalError> {
         let (computation, plan) = (&self.module.computations[number], &self.plans[number]);
         let (before, replicas) = (budget.bytes, arguments.len());
-        let mut arguments: Vec<Vec<Option<Tensor>>> =
-            arguments.into_iter().map(|a| a.into_iter().map(Some).collect()).collect();
         let mut values: Vec<Vec<Option<Value>>> = vec![vec![]; computation.instructions.len()];
+        // All at once, so that a failure finds each.
+        let places: HashMap<u32, usize> = (0..)
+            .zip(&computation.instructions)
+            .filter_map(|(n, i)| if let Op::Parameter(parameter) = i.op { Some((parameter, n)) } else { None })
+            .collect();
+        for arguments in arguments {
+            for (parameter, argument) in (0..).zip(arguments) {
+                // Verified: dense and given once each.
+                values[places[&parameter]].push(Some(Value::Array(argument)));
+            }
+        }
+        if let Err(error) = self.instructions(number, &mut values, replicas, budget) {
+            if let Some(left) = left {
+                self.save(&places, &mut values, left);
+            }
+            return Err(error);
+        }
+        budget.bytes = before;
+        Ok(values.swap_remove(plan.root).into_iter().flatten().collect())
+    }
+
+    /// What there is of the entry's arguments after a failure.
+    fn save(&self, places: &HashMap<u32, usize>, values: &mut [Vec<Option<Value>>], left: &mut [Vec<Option<Tensor>>]) {
+        let plan = &self.plans[self.entry];
+        let is_tuple = matches!(self.module.computations[self.entry].instructions[plan.root].op, Op::Tuple);
+        let results = if is_tuple { &plan.operands[plan.root][..] } else { &[plan.root] };
+        let updated = self.module.aliases.iter().map(|a| (a.parameter as u32, results.get(a.output.unwrap_or(0))));
+        let updated = updated.filter_map(|(parameter, place)| Some((parameter, *place?)));
+        for (parameter, place) in places.iter().map(|(&p, &n)| (p, n)).chain(updated) {
+            for (left, value) in left.iter_mut().zip(&mut values[place]) {
+                if let Some(Value::Array(tensor)) = value.take() {
+                    left[parameter as usize] = Some(tensor);
+                }
+            }
+        }
+    }
+
+    /// Runs all instructions but the parameters, whose values are there.
+    fn instructions(
+        &self,
+        number: usize,
+        values: &mut [Vec<Option<Value>>],
+        replicas: usize,
+        budget: &mut Budget,
+    ) -> Result<(), EvalError> {
+        let (computation, plan) = (&self.module.computations[number], &self.plans[number]);
         for (n, i) in computation.instructions.iter().enumerate() {
             let bytes = i.shape.bytes().saturating_mul(replicas);
-            if let Op::Parameter(parameter) = i.op {
-                // Verified: dense and given once each.
-                values[n] = arguments.iter_mut().map(|a| a[parameter as usize].take().map(Value::Array)).collect();
+            if let Op::Parameter(_) = i.op {
                 continue;
             }
             let work = plan.work[n].saturating_mul(replicas as u64);
@@ -179,6 +256,7 @@ impl Executable {
                 shape: i.shape.clone(),
                 limit: self.options.max_bytes,
             })?;
+            self.check_indices(i, &plan.operands[n], values)?;
             let mut operands: Vec<Vec<Value>> = (0..replicas).map(|_| vec![]).collect();
             for (k, &operand) in plan.operands[n].iter().enumerate() {
                 let last = plan.last_use[operand] == (n, k);
@@ -194,8 +272,25 @@ impl Executable {
             let results = self.instruction((number, n), operands, budget)?;
             values[n] = results.into_iter().map(Some).collect();
         }
-        budget.bytes = before;
-        Ok(values.swap_remove(plan.root).into_iter().flatten().collect())
+        Ok(())
+    }
+
+    /// Refuses a scatter out of range before it has its buffer: what fails has written nothing.
+    fn check_indices(
+        &self,
+        i: &crate::Instruction,
+        operands: &[usize],
+        values: &[Vec<Option<Value>>],
+    ) -> Result<(), EvalError> {
+        let (Op::Scatter(dims), &[buffer, indices, updates]) = (&i.op, operands) else { return Ok(()) };
+        let arrays = |place: usize| values[place].iter().flatten().filter_map(Value::array);
+        for ((buffer, indices), updates) in arrays(buffer).zip(arrays(indices)).zip(arrays(updates)) {
+            let range = index::out_of_range(buffer.shape(), indices, updates.shape(), dims);
+            if let Some((index, most)) = range.filter(|_| !self.options.clamp_indices) {
+                return Err(EvalError::Index { instruction: i.name.clone(), index, most });
+            }
+        }
+        Ok(())
     }
 
     /// Runs one instruction on all replicas.
@@ -221,7 +316,7 @@ impl Executable {
         let operands: Vec<Vec<Tensor>> =
             operands.into_iter().map(|values| values.into_iter().map(array).collect()).collect();
         match &i.op {
-            Op::Call(_) => return self.computation(plan.called[at.1], operands, budget),
+            Op::Call(_) => return self.computation(plan.called[at.1], operands, budget, None),
             Op::CustomCall(call) => {
                 let lowered = self.custom_calls.get(&at).ok_or_else(|| unknown(&i.name, call))?;
                 let results = self.lowered[*lowered].run_within(operands, budget)?;
@@ -304,6 +399,13 @@ impl Executable {
             }
             other => unreachable!("{} is handled above", other.name()),
         })
+    }
+}
+
+fn parts(value: Value) -> Vec<Tensor> {
+    match value {
+        Value::Array(tensor) => vec![tensor],
+        Value::Tuple(tensors) => tensors,
     }
 }
 

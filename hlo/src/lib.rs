@@ -30,7 +30,7 @@ pub use builder::{Builder, Options, Val};
 pub use decode::{DecodeError, Place, decode};
 pub use dtype::DType;
 pub use encode::encode;
-pub use eval::{EvalError, EvalOptions, Executable};
+pub use eval::{EvalError, EvalOptions, Executable, Failed};
 pub use fp8::{F8E4M3, F8E4M3FN, F8E5M2};
 pub use infer::ShapeError;
 pub use module::{Alias, AliasKind, Computation, Id, Instruction, Module, Signature};

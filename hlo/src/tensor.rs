@@ -224,6 +224,14 @@ impl Tensor {
         T::of_mut(&mut self.data)
     }
 
+    /// The same elements in other dimensions; nothing is copied.
+    pub fn reshape(self, shape: ArrayShape) -> Result<Tensor, TensorError> {
+        if shape.dtype() != self.shape.dtype() || shape.elements() != self.shape.elements() {
+            return Err(TensorError::Len { shape, want: shape.bytes(), got: self.shape.bytes(), unit: "bytes" });
+        }
+        Ok(self.reshaped(shape))
+    }
+
     /// The same elements in other dimensions. Panics if there are not as many.
     pub(crate) fn reshaped(self, shape: ArrayShape) -> Tensor {
         assert!(shape.dtype() == self.shape.dtype() && shape.elements() == self.shape.elements());

@@ -70,7 +70,25 @@ macro_rules! floats {
 }
 
 integers!(i8 u8 i32 u32 i64);
-floats!(f16 bf16 F8E4M3 F8E4M3FN F8E5M2);
+floats!(f16 F8E4M3 F8E4M3FN F8E5M2);
+
+impl Number for bf16 {
+    const FLOAT: bool = true;
+    #[inline(always)]
+    fn to_float(self) -> f32 {
+        // As XLA does it: one shift, also for NaN.
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+    fn to_integer(self) -> i64 {
+        self.to_float() as i64
+    }
+    fn from_float(v: f32) -> Self {
+        bf16::from_f32(v)
+    }
+    fn from_integer(v: i64) -> Self {
+        bf16::from_f32(v as f32)
+    }
+}
 
 impl Number for bool {
     const FLOAT: bool = false;

@@ -33,11 +33,35 @@ pub(super) fn dot(a: &Tensor, b: &Tensor, d: &DotDims, shape: ArrayShape) -> Ten
             for i in 0..batch {
                 let (a, b) = (&a[i * m * k..(i + 1) * m * k], &b[i * k * n..(i + 1) * k * n]);
                 let out = &mut out[i * m * n..(i + 1) * m * n];
-                if transposed { rows(out, a, b, n, k) } else { columns(out, a, b, n, k) }
+                multiply(out, a, b, n, k, transposed);
             }
         }
     });
     with_type!(shape.dtype(), T => Tensor::from_vec(shape, out.into_iter().map(T::from_float).collect()))
+}
+
+/// out [m, n] += a [m, k] · b, by parts of `a` on threads where there is much to do: a row's sums are its own.
+fn multiply<T: Number>(out: &mut [f32], a: &[f32], b: &[T], n: usize, k: usize, transposed: bool) {
+    let m = out.len() / n;
+    let threads = match m * n * k {
+        MUCH.. if m >= MANY => std::thread::available_parallelism().map_or(1, |p| p.get()),
+        _ => 1,
+    };
+    let kernel = match (transposed, m <= FEW) {
+        (true, false) => rows,
+        (false, false) => columns,
+        (true, true) => few_rows,
+        (false, true) => few_columns,
+    };
+    if threads == 1 {
+        return kernel(out, a, b, n, k);
+    }
+    let part = m.div_ceil(threads);
+    std::thread::scope(|s| {
+        for (out, a) in out.chunks_mut(part * n).zip(a.chunks(part * k)) {
+            s.spawn(move || kernel(out, a, b, n, k));
+        }
+    });
 }
 
 /// The operand with its dimensions in this order.
@@ -65,22 +89,40 @@ fn columns<T: Number>(out: &mut [f32], a: &[f32], b: &[T], n: usize, k: usize) {
                 widen(&mut row[..width], &b[(k0 + r) * n + n0..][..width]);
             }
             for (out, a) in out.chunks_exact_mut(n).zip(a.chunks_exact(k)) {
-                let (out, a) = (&mut out[n0..n0 + width], &a[k0..k0 + depth]);
-                // Four rows at a time: a quarter of the loads and stores of the sums.
-                let (fours, rest) = a.as_chunks::<4>();
-                let mut rows = tile.chunks_exact(TILE_LONG).map(|row| &row[..width]);
-                for &[a0, a1, a2, a3] in fours {
-                    let [Some(r0), Some(r1), Some(r2), Some(r3)] = std::array::from_fn(|_| rows.next()) else { break };
-                    for ((((out, x0), x1), x2), x3) in out.iter_mut().zip(r0).zip(r1).zip(r2).zip(r3) {
-                        *out = *out + a0 * x0 + a1 * x1 + a2 * x2 + a3 * x3;
-                    }
-                }
-                for (&a, row) in rest.iter().zip(rows) {
-                    for (out, x) in out.iter_mut().zip(row) {
-                        *out += a * x;
-                    }
-                }
+                let tile = tile.chunks_exact(TILE_LONG).map(|row| &row[..width]);
+                add_rows(&mut out[n0..n0 + width], &a[k0..k0 + depth], tile);
             }
+        }
+    }
+}
+
+/// [`columns`] for few rows of `a`: the tile would cost more than it saves. The same sums in the same order.
+fn few_columns<T: Number>(out: &mut [f32], a: &[f32], b: &[T], n: usize, k: usize) {
+    for n0 in (0..n).step_by(TILE_LONG) {
+        let width = TILE_LONG.min(n - n0);
+        for k0 in (0..k).step_by(TILE_SHORT) {
+            let depth = TILE_SHORT.min(k - k0);
+            for (out, a) in out.chunks_exact_mut(n).zip(a.chunks_exact(k)) {
+                let rows = (k0..k0 + depth).map(|r| &b[r * n + n0..][..width]);
+                add_rows(&mut out[n0..n0 + width], &a[k0..k0 + depth], rows);
+            }
+        }
+    }
+}
+
+/// out += the sum of the rows, each times its number.
+fn add_rows<'a, T: Number>(out: &mut [f32], a: &[f32], mut rows: impl Iterator<Item = &'a [T]>) {
+    // Four rows at a time: a quarter of the loads and stores of the sums.
+    let (fours, rest) = a.as_chunks::<4>();
+    for &[a0, a1, a2, a3] in fours {
+        let [Some(r0), Some(r1), Some(r2), Some(r3)] = std::array::from_fn(|_| rows.next()) else { break };
+        for ((((out, x0), x1), x2), x3) in out.iter_mut().zip(r0).zip(r1).zip(r2).zip(r3) {
+            *out = *out + a0 * x0.to_float() + a1 * x1.to_float() + a2 * x2.to_float() + a3 * x3.to_float();
+        }
+    }
+    for (&a, row) in rest.iter().zip(rows) {
+        for (out, x) in out.iter_mut().zip(row) {
+            *out += a * x.to_float();
         }
     }
 }
@@ -105,26 +147,44 @@ fn rows<T: Number>(out: &mut [f32], a: &[f32], b: &[T], n: usize, k: usize) {
     }
 }
 
+/// [`rows`] for few rows of `a`, likewise.
+fn few_rows<T: Number>(out: &mut [f32], a: &[f32], b: &[T], n: usize, k: usize) {
+    for (out, a) in out.chunks_exact_mut(n).zip(a.chunks_exact(k)) {
+        for (out, row) in out.iter_mut().zip(b.chunks_exact(k)) {
+            for (a, row) in a.chunks(TILE_LONG).zip(row.chunks(TILE_LONG)) {
+                *out += product(a, row);
+            }
+        }
+    }
+}
+
 fn widen<T: Number>(to: &mut [f32], from: &[T]) {
     for (to, from) in to.iter_mut().zip(from) {
         *to = from.to_float();
     }
 }
 
-fn product(a: &[f32], b: &[f32]) -> f32 {
+fn product<T: Number>(a: &[f32], b: &[T]) -> f32 {
     let mut lanes = [0f32; 16];
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
     for (a, b) in a.iter().zip(b) {
         for i in 0..16 {
-            lanes[i] += a[i] * b[i];
+            lanes[i] += a[i] * b[i].to_float();
         }
     }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(x, y)| x * y).sum();
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(x, y)| x * y.to_float()).sum();
     lanes.iter().sum::<f32>() + rest
 }
 
 /// Elements of a tile along the rows of the right operand: 128 KB of f32 with the other.
 const TILE_LONG: usize = 512;
+
+/// Rows of the left operand, and multiplications, from which on threads are worth their start.
+const MANY: usize = 32;
+const MUCH: usize = 1 << 22;
+
+/// Rows of the left operand that use a tile too seldom.
+const FEW: usize = 2;
 
 /// Rows of a tile.
 const TILE_SHORT: usize = 64;

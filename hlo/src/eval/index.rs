@@ -7,7 +7,7 @@ use crate::tensor::with_type;
 use crate::{ArrayShape, Tensor};
 
 /// An index, and the most it may be.
-type OutOfRange = (i64, i64);
+pub(super) type OutOfRange = (i64, i64);
 
 pub(super) fn gather(
     table: &Tensor,
@@ -87,6 +87,19 @@ pub(super) fn scatter(
         });
     });
     failed.map_or(Ok(buffer), Err)
+}
+
+/// The first index of a scatter whose window is not inside the buffer.
+pub(super) fn out_of_range(
+    buffer: ArrayShape,
+    indices: &Tensor,
+    updates: ArrayShape,
+    d: &ScatterDims,
+) -> Option<OutOfRange> {
+    let window: Vec<usize> = (0..buffer.rank()).filter(|w| !d.inserted_window_dims.contains(w)).collect();
+    let size = |dim: usize| window.iter().position(|&w| w == dim).map_or(1, |w| updates.dim(d.update_window_dims[w]));
+    let starts = Starts::new(indices, d.index_vector_dim, &d.scatter_dims_to_operand_dims);
+    (0..starts.dims.iter().product()).find_map(|n| starts.offset(n, buffer, size, false).err())
 }
 
 /// Steps along some dimensions of an array.

@@ -206,3 +206,58 @@ fn custom_calls_that_are_too_many_are_refused() {
     let error = Executable::new(b.finish(&picks), Target::Trn1).unwrap_err();
     assert_eq!(error, EvalError::Lowered { limit: 1 << 18 });
 }
+
+#[test]
+fn a_run_that_fails_gives_back_what_it_has_of_its_inputs() {
+    let mut b = Builder::new("two");
+    let ids = b.parameter("ids", DType::S32, &[1, 1]);
+    let rows = b.parameter("rows", DType::F32, &[1, 2]);
+    let buffers = [3, 2].map(|n| b.parameter(&format!("buffer{n}"), DType::F32, &[n, 2]));
+    let dims = crate::op::ScatterDims {
+        update_window_dims: vec![1],
+        inserted_window_dims: vec![0],
+        scatter_dims_to_operand_dims: vec![0],
+        index_vector_dim: 1,
+        indices_are_sorted: false,
+        unique_indices: false,
+        to_apply: crate::Id::default(),
+    };
+    let written = buffers.map(|buffer| b.scatter(buffer, ids, rows, dims.clone()));
+    let doubled = b.add(written[1], written[1]);
+    buffers.iter().enumerate().for_each(|(i, &buffer)| b.alias(i, buffer));
+    let executable = Executable::new(b.finish(&[written[0], written[1], doubled]), Target::Xla).unwrap();
+    let zeros = |n: usize| Tensor::new(&[n, 2], vec![0f32; 2 * n]).unwrap();
+    let row = Tensor::new(&[1, 2], vec![1f32, 2.0]).unwrap();
+    // Inside the first buffer, past the second.
+    let inputs = vec![Tensor::new(&[1, 1], vec![2i32]).unwrap(), row, zeros(3), zeros(2)];
+    let failed = executable.try_replicas(vec![inputs]).unwrap_err();
+    assert!(matches!(failed.error, EvalError::Index { index: 2, most: 1, .. }), "{}", failed.error);
+    let written = Tensor::new(&[3, 2], vec![0f32, 0.0, 0.0, 0.0, 1.0, 2.0]).unwrap();
+    assert_eq!(failed.left[0][2..], [Some(written), Some(zeros(2))]);
+    // Before it begins, all is there.
+    let failed = executable.try_replicas(vec![vec![zeros(3)]]).unwrap_err();
+    assert_eq!(failed.left, [[Some(zeros(3))]]);
+}
+
+#[test]
+fn a_row_of_a_product_does_not_depend_on_how_many_there_are() {
+    for b_rows in [false, true] {
+        let dims = if b_rows { [70, 1100] } else { [1100, 70] };
+        let product = |m: usize| {
+            let mut b = Builder::new("product");
+            let x = b.parameter("x", DType::BF16, &[m, 1100]);
+            let w = b.parameter("w", DType::BF16, &dims);
+            let y = b.matmul(x, w, b_rows, DType::F32);
+            let executable = Executable::new(b.finish(&[y]), Target::Xla).unwrap();
+            let numbers = |n: usize| (0..n).map(|i| half::bf16::from_f32((i * 37 % 1013) as f32 / 100.0 - 5.0));
+            let x = Tensor::new(&[m, 1100], numbers(m * 1100).collect()).unwrap();
+            let w = Tensor::new(&dims, numbers(77_000).collect()).unwrap();
+            executable.run(vec![x, w]).unwrap()[0].as_slice::<f32>().unwrap().to_vec()
+        };
+        let of_three = product(3);
+        assert_eq!(product(1), of_three[..70]);
+        assert_eq!(product(2), of_three[..140]);
+        // As many as threads share.
+        assert_eq!(product(65)[..210], of_three);
+    }
+}

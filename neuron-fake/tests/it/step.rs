@@ -1,0 +1,151 @@
+//! What a step costs here beside the bare evaluator: a stack of layers of SmolLM2-135M's size.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use njoule_hlo::idioms::{decode_attention, rms_norm, silu, write_rows};
+use njoule_hlo::{ArrayShape, Builder, DType, Executable, Module, Target, Tensor as Array, Val};
+use njoule_neuron_sys::{Model, Runtime, Tensor};
+
+use crate::child::{child, faults, start};
+use crate::modules::{bind, neff};
+
+const HIDDEN: usize = 576;
+const KV: usize = 3;
+const GROUP: usize = 3;
+const D: usize = 64;
+const INNER: usize = 1536;
+const VOCABULARY: usize = 49152;
+
+/// Inputs are hidden states, positions, keys and values per layer, weights per layer, and the last product's; results are
+/// logits and the caches in place.
+fn stack(layers: usize, batch: usize, len: usize, dtype: DType) -> Module {
+    let mut b = Builder::new("stack");
+    let mut hidden = b.parameter("hidden", dtype, &[batch, HIDDEN]);
+    let positions = b.parameter("positions", DType::S32, &[batch]);
+    let caches: Vec<Val> =
+        (0..2 * layers).map(|i| b.parameter(&format!("cache{i}"), dtype, &[len * batch, KV * D])).collect();
+    let q = KV * GROUP * D;
+    let mut rows = vec![];
+    for layer in 0..layers {
+        let weight = |b: &mut Builder, name: &str, dims: &[usize]| b.parameter(&format!("{name}{layer}"), dtype, dims);
+        let gamma = weight(&mut b, "gamma", &[HIDDEN]);
+        let qkv = weight(&mut b, "qkv", &[HIDDEN, q + 2 * KV * D]);
+        let o = weight(&mut b, "o", &[q, HIDDEN]);
+        let up = weight(&mut b, "up", &[HIDDEN, 2 * INNER]);
+        let down = weight(&mut b, "down", &[HIDDEN, INNER]);
+        let normal = rms_norm(&mut b, hidden, gamma, 1e-5);
+        let heads = b.matmul(normal, qkv, false, dtype);
+        let part = |b: &mut Builder, from: usize, dims: &[usize]| {
+            let size: usize = dims.iter().product();
+            let part = b.slice_dim(heads, 1, from..from + size);
+            b.reshape(part, &[&[batch], dims].concat())
+        };
+        let query = part(&mut b, 0, &[KV, GROUP, D]);
+        let new = [part(&mut b, q, &[KV, D]), part(&mut b, q + KV * D, &[KV, D])];
+        let old = [caches[2 * layer], caches[2 * layer + 1]];
+        let read = old.map(|c| b.reshape(c, &[len, batch, KV, D]));
+        let out = decode_attention(&mut b, query, read, new, positions, 0.125);
+        for (cache, new) in old.into_iter().zip(new) {
+            let new = b.reshape(new, &[batch, KV * D]);
+            rows.push(write_rows(&mut b, cache, positions, new));
+        }
+        let out = b.reshape(out, &[batch, q]);
+        let out = b.convert(out, dtype);
+        let out = b.matmul(out, o, false, dtype);
+        hidden = b.add(hidden, out);
+        let normal = rms_norm(&mut b, hidden, gamma, 1e-5);
+        let both = b.matmul(normal, up, false, dtype);
+        let gate = b.slice_dim(both, 1, 0..INNER);
+        let up = b.slice_dim(both, 1, INNER..2 * INNER);
+        let gate = silu(&mut b, gate);
+        let inner = b.multiply(gate, up);
+        let out = b.matmul(inner, down, true, dtype);
+        hidden = b.add(hidden, out);
+    }
+    let head = b.parameter("head", dtype, &[VOCABULARY, HIDDEN]);
+    let logits = b.matmul(hidden, head, true, DType::F32);
+    caches.iter().enumerate().for_each(|(i, &cache)| b.alias(1 + i, cache));
+    b.finish(&[vec![logits], rows].concat())
+}
+
+/// Small numbers, the same each time; zero for integers.
+fn content(shape: ArrayShape, seed: usize) -> Vec<u8> {
+    let value = |i: usize| ((i * 7 + seed * 13) % 41) as f32 / 410.0 - 0.05;
+    match shape.dtype() {
+        DType::BF16 => (0..shape.elements()).flat_map(|i| half::bf16::from_f32(value(i)).to_le_bytes()).collect(),
+        DType::F32 => (0..shape.elements()).flat_map(|i| value(i).to_le_bytes()).collect(),
+        _ => vec![0; shape.bytes()],
+    }
+}
+
+/// Runs `steps` steps in the library and in the evaluator; the last logits must be equal. Least time of each.
+fn compare(runtime: &Runtime, module: Module, steps: usize) -> [Duration; 2] {
+    let shapes: Vec<ArrayShape> = module.signature.parameters.iter().filter_map(|s| s.array()).collect();
+    let aliases = module.aliases.clone();
+    let core = runtime.core(0).unwrap();
+    let model = Arc::new(Model::load(runtime, core, &neff(&module, Target::Inf2), "stack").unwrap());
+    let inputs: Vec<Tensor> = shapes
+        .iter()
+        .enumerate()
+        .map(|(i, &shape)| {
+            let tensor = Tensor::on_core(runtime, core, shape.bytes(), "input").unwrap();
+            tensor.write(0, &content(shape, i)).unwrap();
+            tensor
+        })
+        .collect();
+    let logits = Tensor::on_core(runtime, core, module.results()[0].bytes(), "logits").unwrap();
+    let in_place = aliases.iter().map(|a| &inputs[a.parameter]);
+    let outputs: Vec<&Tensor> = std::iter::once(&logits).chain(in_place).collect();
+    let mut run = bind(runtime, &model, &inputs.iter().collect::<Vec<_>>(), &outputs).unwrap();
+
+    let executable = Executable::new(module, Target::Inf2).unwrap();
+    let mut arrays: Vec<Option<Array>> = shapes
+        .iter()
+        .enumerate()
+        .map(|(i, &shape)| Some(Array::from_bytes(shape, &content(shape, i)).unwrap()))
+        .collect();
+    let mut least = [Duration::MAX; 2];
+    let (mut got, mut want) = (vec![0; logits.size()], vec![]);
+    for _ in 0..steps {
+        let begin = Instant::now();
+        inputs[1].write(0, &content(shapes[1], 0)).unwrap();
+        run.execute().unwrap();
+        logits.read(0, &mut got).unwrap();
+        least[0] = least[0].min(begin.elapsed());
+
+        let begin = Instant::now();
+        let mut own = arrays.clone();
+        aliases.iter().for_each(|a| own[a.parameter] = arrays[a.parameter].take());
+        let results = executable.run(own.into_iter().flatten().collect()).unwrap();
+        least[1] = least[1].min(begin.elapsed());
+        want = results[0].to_bytes();
+        for (alias, result) in aliases.iter().zip(&results[1..]) {
+            arrays[alias.parameter] = Some(result.clone());
+        }
+    }
+    assert_eq!(got, want);
+    least
+}
+
+#[test]
+fn a_stack_of_layers_gives_the_evaluators_bits() {
+    child(&[], || {
+        compare(&start(), stack(1, 2, 16, DType::BF16), 2);
+        assert_eq!(faults(), 0);
+    });
+}
+
+/// `cargo test --release -p neuron-fake --test it step -- --ignored --nocapture`, on a machine that does nothing else.
+#[test]
+#[ignore = "prints times"]
+fn a_step_of_smollm2s_size_costs_what_the_evaluator_costs() {
+    // Here, not in a child: its output is the point.
+    // SAFETY: the only test of this run, and no thread of it reads the environment.
+    unsafe { std::env::set_var("NJOULE_NRT", crate::child::library()) };
+    let runtime = start();
+    for (dtype, batch) in [(DType::BF16, 1), (DType::BF16, 8), (DType::BF16, 64), (DType::F32, 1)] {
+        let [library, evaluator] = compare(&runtime, stack(30, batch, 128, dtype), 5);
+        println!("{dtype}, batch {batch}: library {library:?}, evaluator {evaluator:?}");
+    }
+}
