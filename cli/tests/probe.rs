@@ -68,3 +68,43 @@ fn a_library_that_gives_another_model_is_refused_before_it_runs() {
     assert!(seen.stdout.contains("does not work here (load): probe_add: model `probe_add`"), "{}", seen.stdout);
     assert!(seen.stderr.contains("stopped at step add"), "{}", seen.stderr);
 }
+
+/// A file of neuron-fake, built beside the binary by `cargo test --workspace` or `cargo build -p neuron-fake`.
+fn fake(name: &str) -> Option<std::path::PathBuf> {
+    let path = Path::new(env!("CARGO_BIN_EXE_njoule")).with_file_name(name);
+    if path.is_file() {
+        return Some(path);
+    }
+    assert!(std::env::var_os("NJOULE_REQUIRE_ASSETS").is_none(), "{} is not built", path.display());
+    eprintln!("skipped: {} is not built", path.display());
+    None
+}
+
+#[test]
+fn a_stand_in_whose_compiler_refuses_an_operation_is_given_the_form_without_it() {
+    let (Some(nrt), Some(cc)) = (fake("libneuron_fake.so"), fake("neuronx-cc-fake")) else { return };
+    for (refused, key, form) in [
+        ("", "cache_write", "scatter"),
+        ("scatter", "cache_write", "update_slice"),
+        ("scatter,dynamic-update-slice", "cache_write", "select"),
+        ("dynamic-slice", "row_read", "gather"),
+        ("gather", "lookup", "one_hot"),
+        ("cosine", "rope", "table"),
+        ("AwsNeuronTopK", "top_k", "rounds"),
+    ] {
+        let dir = scratch();
+        let report = dir.path().join("report.json");
+        let mut command = njoule(&["probe", "--target", "trn1", "--report", report.to_str().unwrap()]);
+        command.env("NJOULE_SYSFS_ROOT", dir.path()).env("NJOULE_CACHE", dir.path().join("cache"));
+        command.env("NJOULE_NRT", &nrt).env("NJOULE_NEURONX_CC", &cc).env("NJOULE_FAKE_CC_REFUSE", refused);
+        let seen = ran(command.output().expect("the binary starts"));
+        assert_eq!(seen.code, 0, "{refused}: {}{}", seen.stdout, seen.stderr);
+        let text = fs::read_to_string(&report).unwrap();
+        assert!(!text.contains(dir.path().to_str().unwrap()), "{text}");
+        let json: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((&json["stand_in"], &json["outcome"]["profile"][key]), (&Value::Bool(true), &Value::from(form)));
+        let kept = fs::read_to_string(dir.path().join("cache/neuron/profiles/trn1-stand-in.json")).unwrap();
+        assert_eq!(serde_json::from_str::<Value>(&kept).unwrap(), json["outcome"]["profile"]);
+        assert!(!dir.path().join("cache/neuron/profiles/trn1.json").exists());
+    }
+}

@@ -80,7 +80,9 @@ impl ProbeDevice for NeuronDevice {
             Err(error) => error.to_string(),
         };
         let version = library.version();
-        let words = format!("libnrt {version} \"{}\", {instance}, {} cores", version.detail, runtime.cores().len());
+        // Three numbers: four look like an address, which a report takes out.
+        let number = format!("{}.{}.{}", version.major, version.minor, version.patch);
+        let words = format!("libnrt {number} \"{}\", {instance}, {} cores", version.detail, runtime.cores().len());
         self.open = Some(Open { lane, runtime, core });
         Ok(words)
     }
