@@ -46,6 +46,11 @@ pub enum Verb {
     Inspect(verbs::inspect::Args),
     /// How to serve a model on an AWS Neuron instance: cores, batch, buckets, memory, bounds of speed.
     Plan(verbs::plan::Args),
+    /// What this machine has of AWS Neuron, and the first thing to fix.
+    Doctor(verbs::doctor::Args),
+    /// Find out on a Neuron chip which forms of modules work there.
+    #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+    Probe(verbs::probe::Args),
     /// Get a model and print where it is.
     Pull(verbs::pull::Args),
     /// List the models that the caches hold.
@@ -64,6 +69,9 @@ impl Verb {
             Verb::Bench(args) => args.run(context),
             Verb::Inspect(args) => args.run(context),
             Verb::Plan(args) => args.run(context),
+            Verb::Doctor(args) => args.run(context),
+            #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+            Verb::Probe(args) => args.run(context),
             Verb::Pull(args) => args.run(context),
             Verb::Models(args) => args.run(context),
             Verb::Completions(args) => args.run(context),

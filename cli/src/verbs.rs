@@ -3,10 +3,13 @@
 pub mod bench;
 pub mod chat;
 pub mod completions;
+pub mod doctor;
 pub mod generate;
 pub mod inspect;
 pub mod models;
 pub mod plan;
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+pub mod probe;
 pub mod pull;
 pub mod score;
 
