@@ -8,6 +8,7 @@ pub mod inspect;
 pub mod models;
 pub mod pull;
 pub mod score;
+pub mod serve;
 
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
