@@ -8,11 +8,12 @@ pub mod candle;
 mod check;
 pub mod cpu;
 pub mod neuron;
-
-use std::ops::Range;
+mod step;
 
 use njoule_models::program::Program;
 use njoule_models::weights::{WeightError, WeightSource};
+
+pub use step::{Batch, Bias, CandidateRow, Candidates, Masks, Returned, SeqSpan, StepError, StepOutput, Wants};
 
 /// Index of a cache block; the same in every layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -78,81 +79,61 @@ pub struct Capacity {
 /// What a backend can do with a program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Tokens per cache block that it wants.
+    /// Tokens per cache block that it wants; without [paging](Self::paged) the longest class's `max_len`.
     pub block_len: usize,
-    /// Whether a batch may hold prefill chunks beside decodes.
+    /// Whether a batch may hold prefill chunks beside decodes. Where it may not, a chunk of one row counts as either.
     pub mixed_batches: bool,
-    /// Whether it returns logits (else candidates).
+    /// Whether a step for [`Wants::Logits`] works: without it prompts cannot be scored.
     pub logits: bool,
-    /// Whether any block may hold any part of a sequence (else one contiguous row per sequence).
+    /// Candidates per output that a step for [`Wants::Tokens`] returns; logits if `None`.
+    pub candidates: Option<usize>,
+    /// Biases that an output may have; only asked of a backend that returns candidates.
+    pub biases: usize,
+    /// Whether outputs may have masks; only asked of a backend that returns candidates.
+    pub masks: bool,
+    /// Whether any block may hold any part of a sequence (else one contiguous row per sequence, see [`RowClass`]).
     pub paged: bool,
+    /// Without paging: the rows, in order of their length; [`BlockId`] numbers them through all classes.
+    pub classes: Vec<RowClass>,
+    /// Rows of one sequence in a step at most, beside what the configuration says.
+    pub chunk: Option<usize>,
+    /// Sequences of at most this many tokens ([`SeqSpan::rope_len`]) have other keys than longer ones, so that cached
+    /// prefixes are shared on one side of it only.
+    pub rope_border: Option<usize>,
+    /// Whether [`Executor::submit`] returns before the step is done, so that the engine should work meanwhile.
+    pub overlaps: bool,
 }
 
-/// One sequence's part of a batch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SeqSpan {
-    /// Its rows, consecutive and in position order.
-    pub rows: Range<usize>,
-    /// Tokens in its cache once these rows are written: the last row's position + 1.
-    pub context: usize,
-    /// Its part of [`Batch::tables`]: block `i` holds positions `i * block_len ..`.
-    pub table: Range<usize>,
-    /// Prompt and most new tokens, fixed at admission (rope variants that depend on the whole length).
-    pub rope_len: usize,
-}
-
-/// One step's work, as a struct of arrays; reused from step to step.
-#[derive(Clone, Debug, Default)]
-pub struct Batch {
-    /// Token per row.
-    pub tokens: Vec<u32>,
-    /// Position per row.
-    pub positions: Vec<u32>,
-    /// Cache slot per row: `block * block_len + position % block_len`.
-    pub slots: Vec<u32>,
-    /// The sequences.
-    pub seqs: Vec<SeqSpan>,
-    /// Block tables, end to end.
-    pub tables: Vec<BlockId>,
-    /// Rows whose logits are wanted, ascending.
-    pub outputs: Vec<u32>,
-}
-
-impl Batch {
-    /// Empties it, keeping its memory.
-    pub fn clear(&mut self) {
-        self.tokens.clear();
-        self.positions.clear();
-        self.slots.clear();
-        self.seqs.clear();
-        self.tables.clear();
-        self.outputs.clear();
-    }
-
-    /// Number of rows.
-    pub fn rows(&self) -> usize {
-        self.tokens.len()
+impl Limits {
+    /// A backend that pages its cache in blocks of `block_len` tokens, mixes what it is given, returns logits and computes
+    /// in [`Executor::submit`].
+    pub fn paged(block_len: usize) -> Limits {
+        Limits {
+            block_len,
+            mixed_batches: true,
+            logits: true,
+            candidates: None,
+            biases: 0,
+            masks: false,
+            paged: true,
+            classes: Vec::new(),
+            chunk: None,
+            rope_border: None,
+            overlaps: false,
+        }
     }
 }
 
-/// What a step returns; reused.
-#[derive(Clone, Debug, Default)]
-pub struct StepOutput {
-    /// `[outputs, vocab]` at `stride`, in the order of [`Batch::outputs`]; may be longer.
-    pub logits: Vec<f32>,
-    /// Columns of `logits`.
-    pub vocab: usize,
-    /// Distance of rows in `logits`.
-    pub stride: usize,
-    /// Rows of `logits` that this step wrote.
+/// Cache rows of one length, each of which holds one sequence at a time.
+///
+/// A sequence gets a row of the shortest class that is free and holds its prompt and most new tokens, the lowest number
+/// first, and keeps it to its end: its block table is that row alone, and its slots are `row * block_len + position`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RowClass {
+    /// Rows.
     pub rows: usize,
-}
-
-impl StepOutput {
-    /// Logits of output `i`.
-    pub fn row(&self, i: usize) -> &[f32] {
-        &self.logits[i * self.stride..][..self.vocab]
-    }
+    /// Tokens of a sequence at most.
+    pub max_len: usize,
 }
 
 /// Work of a step, for rooflines and the energy split.
@@ -201,11 +182,14 @@ pub trait Backend: Send + Sync {
 }
 
 /// One loaded model; owned by the engine thread.
+///
+/// Every `submit` that succeeds is followed by one `collect`. A step may be submitted again after [`StepError::Busy`] or
+/// [`StepError::OutOfBounds`], as a whole or without some sequences: what it has written by then is written again.
 pub trait Executor: Send {
     /// Starts a step (a CPU computes it here).
     fn submit(&mut self, batch: &Batch) -> Result<(), StepError>;
 
-    /// Waits for the step and fetches its result.
+    /// Waits for the step and fetches its result. An error ends the step: nothing is left to collect.
     fn collect(&mut self, out: &mut StepOutput) -> Result<(), StepError>;
 
     /// Work of `batch`.
@@ -268,18 +252,6 @@ pub enum LoadError {
         /// For what.
         what: &'static str,
     },
-    /// The device failed.
-    #[error("device failure: {0}")]
-    Device(String),
-}
-
-/// Why a step failed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StepError {
-    /// The batch breaks the contract: a bug in the engine.
-    #[error("invalid batch: {0}")]
-    Batch(String),
     /// The device failed.
     #[error("device failure: {0}")]
     Device(String),

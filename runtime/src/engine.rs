@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::backend::{Capacity, Executor};
+use crate::backend::{Capacity, Executor, Limits};
 use crate::request::{CancelToken, EventSink, Request, RequestError, RequestHandle, SubmitError};
 
 mod doorbell;
@@ -49,12 +49,12 @@ pub struct EngineConfig {
     pub max_logprobs: usize,
     /// Rows of prompt logits of a request that may lie in its channel unread.
     pub max_unread_rows: usize,
-    /// Whether a step may hold prefill chunks beside decodes ([`Limits::mixed_batches`](crate::backend::Limits)).
-    pub mixed_batches: bool,
+    /// What the backend can do.
+    pub limits: Limits,
 }
 
 impl EngineConfig {
-    /// Whole capacity per step, chunks of at most 512 rows, a queue of 1024 requests.
+    /// Whole capacity per step, chunks of at most 512 rows, a queue of 1024 requests, and a backend without restrictions.
     pub fn new(capacity: Capacity) -> Self {
         EngineConfig {
             capacity,
@@ -64,7 +64,7 @@ impl EngineConfig {
             max_queued_tokens: 1 << 20,
             max_logprobs: 20,
             max_unread_rows: 128,
-            mixed_batches: true,
+            limits: Limits::paged(capacity.block_len),
         }
     }
 
@@ -86,6 +86,15 @@ impl EngineConfig {
         for (field, value) in positive {
             if value == 0 {
                 return Err(StartError::Zero { field });
+            }
+        }
+        if !self.limits.paged {
+            let classes = &self.limits.classes;
+            let rows: usize = classes.iter().map(|class| class.rows).sum();
+            let longest = classes.last().map_or(0, |class| class.max_len);
+            let ordered = classes.is_sorted_by_key(|class| class.max_len);
+            if rows != capacity.blocks || longest > capacity.block_len || !ordered {
+                return Err(StartError::Rows { rows, longest, blocks: capacity.blocks, block_len: capacity.block_len });
             }
         }
         // Slots, positions, rows and ids are u32 in a batch.
@@ -120,6 +129,21 @@ pub enum StartError {
     TooLarge {
         /// Field of the configuration.
         field: &'static str,
+    },
+    /// The capacity does not fit the backend's rows.
+    #[error(
+        "{rows} cache rows of up to {longest} tokens, in order of their length, are not the {blocks} of up to {block_len} \
+         that the executor was loaded for"
+    )]
+    Rows {
+        /// Rows of all classes.
+        rows: usize,
+        /// Tokens of the longest class.
+        longest: usize,
+        /// `capacity.blocks`.
+        blocks: usize,
+        /// `capacity.block_len`.
+        block_len: usize,
     },
     /// The thread could not be had.
     #[error("cannot start the engine thread: {0}")]
@@ -260,8 +284,11 @@ impl Owner {
             return Err(SubmitError::EmptyPrompt);
         }
         let total = prompt.saturating_add(max_new);
-        if total > capacity.max_len {
-            return Err(SubmitError::TooLong { prompt, max_new, max_len: capacity.max_len });
+        let limits = &self.config.limits;
+        let row = if limits.paged { usize::MAX } else { limits.classes.last().map_or(0, |class| class.max_len) };
+        let max_len = capacity.max_len.min(row);
+        if total > max_len {
+            return Err(SubmitError::TooLong { prompt, max_new, max_len });
         }
         // The last token is never run, so it needs no slot.
         let needed = (total - max_new.min(1)).div_ceil(capacity.block_len);
@@ -285,6 +312,7 @@ impl Owner {
                 return Err(SubmitError::Logprobs { field, asked, limit });
             }
         }
+        self.check_backend(request)?;
         if request.stop.iter().any(String::is_empty) {
             return Err(SubmitError::EmptyStop);
         }
@@ -292,6 +320,34 @@ impl Owner {
             return Err(SubmitError::StopWithoutText);
         }
         Ok(request.sampling.validate(self.vocab)?)
+    }
+
+    /// Refuses what the backend cannot do.
+    fn check_backend(&self, request: &Request) -> Result<(), SubmitError> {
+        let limits = &self.config.limits;
+        let scores = [("prompt_logits", request.prompt_logits), ("prompt_logprobs", request.prompt_logprobs.is_some())];
+        if let Some((field, _)) = scores.into_iter().find(|(_, asked)| *asked && !limits.logits) {
+            return Err(SubmitError::NoLogits { field });
+        }
+        let Some(candidates) = limits.candidates else {
+            return Ok(());
+        };
+        if let Some(asked) = request.logprobs.filter(|asked| *asked > candidates) {
+            return Err(SubmitError::Logprobs { field: "logprobs", asked, limit: candidates });
+        }
+        if request.mask.is_some() && !limits.masks {
+            return Err(SubmitError::NoMasks);
+        }
+        let mut forbidden = Vec::new();
+        if request.min_tokens > 0 {
+            let eos = if request.ignore_eos { &[][..] } else { &request.eos_ids };
+            forbidden.extend(eos.iter().chain(&request.stop_token_ids));
+        }
+        let asked = request.sampling.biases(&forbidden, self.vocab).len();
+        if asked > limits.biases {
+            return Err(SubmitError::Biases { asked, limit: limits.biases });
+        }
+        Ok(())
     }
 
     fn has(&self, id: u32) -> bool {

@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use crate::sampler::{SamplingError, SamplingParams, TokenLogprob};
 
 mod handle;
+mod mask;
 mod text;
 
 pub use handle::{CancelToken, Completion, EventSink, RequestHandle, SinkClosed};
 pub(crate) use handle::{Control, Reply};
+pub use mask::{MaskError, MaskStream, TokenMask};
 pub use text::{TextStream, TokenText, TokenizerText};
 
 /// One prompt and what to do with it. Start from [`Request::new`] and set what differs.
@@ -36,6 +38,10 @@ pub struct Request {
     pub include_stop: bool,
     /// Nothing ends the answer before this many tokens: end and stop tokens are not sampled, stop strings not looked for.
     pub min_tokens: usize,
+    /// Which tokens may come next; all without one.
+    pub mask: Option<Arc<dyn TokenMask>>,
+    /// Cached prefixes are shared between requests of the same salt only.
+    pub cache_salt: Option<String>,
     /// Source of the events' text.
     pub text: Option<Arc<dyn TokenText>>,
     /// Log-probability of each generated token, beside that many of the most likely ones.
@@ -65,6 +71,8 @@ impl Request {
             stop: Vec::new(),
             include_stop: false,
             min_tokens: 0,
+            mask: None,
+            cache_salt: None,
             text: None,
             logprobs: None,
             prompt_logprobs: None,
@@ -167,6 +175,8 @@ pub struct Usage {
     pub prefill: Duration,
     /// From the first generated token to the end.
     pub decode: Duration,
+    /// Tokens of the prompt that were in the cache already and were not run.
+    pub cached_tokens: usize,
     /// Times its cache was given up and recomputed.
     pub preemptions: u32,
 }
@@ -235,6 +245,23 @@ pub enum SubmitError {
         /// Limit.
         limit: usize,
     },
+    /// The backend returns no logits.
+    #[error("{field} needs the logits of the prompt, which this backend does not return")]
+    NoLogits {
+        /// Field of the request.
+        field: &'static str,
+    },
+    /// The backend takes fewer biases.
+    #[error("{asked} tokens have a bias or are forbidden by min_tokens, the backend takes {limit}")]
+    Biases {
+        /// Tokens.
+        asked: usize,
+        /// Limit.
+        limit: usize,
+    },
+    /// The backend takes no masks.
+    #[error("this backend takes no masks of allowed tokens")]
+    NoMasks,
     /// An empty stop string would end every answer at once.
     #[error("stop holds an empty string")]
     EmptyStop,
@@ -267,6 +294,12 @@ pub enum RequestError {
         /// Position whose logits they are.
         position: usize,
     },
+    /// The mask of the next token cannot be had, or allows none.
+    #[error("no mask of allowed tokens: {0}")]
+    Mask(MaskError),
+    /// The backend refused the request's part of a step; others went on.
+    #[error("step refused: {0}")]
+    Refused(String),
     /// The backend failed; every request in flight failed with it and the engine has stopped.
     #[error("step failed: {0}")]
     Step(String),
@@ -283,6 +316,8 @@ impl RequestError {
     pub fn code(&self) -> &'static str {
         match self {
             RequestError::NonFiniteLogits { .. } => "non_finite_logits",
+            RequestError::Mask(_) => "no_mask",
+            RequestError::Refused(_) => "step_refused",
             RequestError::Step(_) | RequestError::Panicked(_) => "engine_error",
             RequestError::ShutDown => "shut_down",
         }

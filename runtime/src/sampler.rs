@@ -1,4 +1,4 @@
-//! Picks a token from a row of logits.
+//! Picks a token from a row of logits, or from [candidates](Sampler::sample_candidates) where a backend returns no logits.
 //!
 //! The order is vLLM's: forbidden tokens and bias, penalties (repetition, frequency, presence), temperature, min-p,
 //! top-k, top-p, each renormalising what is left. Log-probabilities are those of the model, before any of it.
@@ -9,6 +9,10 @@
 
 use std::collections::HashMap;
 
+#[cfg(doc)]
+use crate::backend::Masks;
+
+mod candidates;
 mod draw;
 mod filter;
 mod logprob;
@@ -18,6 +22,7 @@ mod simd;
 #[cfg(test)]
 mod tests;
 
+pub use candidates::Drawn;
 pub use draw::uniform;
 use filter::Candidate;
 pub use logprob::TokenLogprob;
@@ -38,6 +43,10 @@ pub struct Sampler {
     /// Logits that were changed, oldest first.
     changed: Vec<(usize, f32)>,
     candidates: Vec<Candidate>,
+    edge: Vec<Candidate>,
+    /// A row with its mask applied.
+    masked: Vec<f32>,
+    vocab: usize,
     /// Probabilities relative to the likeliest token's, and per block their sum and their largest.
     weights: Vec<f32>,
     masses: Vec<f64>,
@@ -50,23 +59,37 @@ impl Sampler {
         Sampler {
             changed: Vec::with_capacity(1024),
             candidates: Vec::with_capacity(vocab.min(filter::ROOM)),
+            edge: Vec::new(),
+            masked: Vec::new(),
+            vocab,
             weights: Vec::new(),
             peaks: Vec::new(),
             masses: Vec::with_capacity(vocab.div_ceil(simd::BLOCK)),
         }
     }
 
-    /// Picks output token number `index` of a sequence with `history` from its `logits`, which are changed on the way and
-    /// restored. `forbidden` tokens are not picked.
-    pub fn sample(
-        &mut self,
-        logits: &mut [f32],
-        params: &SamplingParams,
-        history: &History,
-        forbidden: &[u32],
-        seed: u64,
-        index: u64,
-    ) -> Result<u32, NotFinite> {
+    /// Picks a token from its `logits`, which are changed on the way and restored.
+    pub fn sample(&mut self, logits: &mut [f32], pick: &Pick<'_>) -> Result<u32, NotFinite> {
+        let Some(mask) = pick.mask else {
+            return self.sample_any(logits, pick);
+        };
+        // The model's own output must be sound, also where nobody will look.
+        simd::argmax(logits)?;
+        let mut masked = std::mem::take(&mut self.masked);
+        masked.clear();
+        for (block, word) in logits.chunks(32).zip(mask) {
+            let allowed = |i: usize| word >> i & 1 == 1;
+            masked.extend(block.iter().enumerate().map(|(i, x)| if allowed(i) { *x } else { f32::NEG_INFINITY }));
+        }
+        // A mask that is too short allows nothing behind its end.
+        masked.resize(logits.len(), f32::NEG_INFINITY);
+        let picked = self.sample_any(&mut masked, pick);
+        self.masked = masked;
+        picked
+    }
+
+    fn sample_any(&mut self, logits: &mut [f32], pick: &Pick<'_>) -> Result<u32, NotFinite> {
+        let &Pick { params, history, forbidden, seed, index, .. } = pick;
         // Checked before anything is forbidden: the model's own output must be sound.
         let (most, at) = simd::argmax(logits)?;
         let untouched = forbidden.is_empty() && params.logit_bias.is_empty() && history.seen.is_empty();
@@ -105,16 +128,36 @@ impl Sampler {
             set(id, &|logit| logit + bias);
         }
         for seen in &history.seen {
-            set(seen.id, &|logit| {
-                let repetition = params.repetition_penalty;
-                let logit = if logit > 0.0 { logit / repetition } else { logit * repetition };
-                if seen.count == 0 {
-                    return logit;
-                }
-                logit - params.frequency_penalty * seen.count as f32 - params.presence_penalty
-            });
+            set(seen.id, &|logit| penalised(logit, params, seen));
         }
     }
+}
+
+/// How to pick a token.
+#[derive(Clone, Copy, Debug)]
+pub struct Pick<'a> {
+    /// Temperature, filters, penalties, biases.
+    pub params: &'a SamplingParams,
+    /// The sequence's tokens.
+    pub history: &'a History,
+    /// Tokens that are not picked.
+    pub forbidden: &'a [u32],
+    /// Tokens that may be picked, all if `None`; see [`Masks`].
+    pub mask: Option<&'a [u32]>,
+    /// Seed of the sequence.
+    pub seed: u64,
+    /// Number of the output token.
+    pub index: u64,
+}
+
+/// A logit of a token that the sequence holds.
+fn penalised(logit: f32, params: &SamplingParams, seen: &Seen) -> f32 {
+    let repetition = params.repetition_penalty;
+    let logit = if logit > 0.0 { logit / repetition } else { logit * repetition };
+    if seen.count == 0 {
+        return logit;
+    }
+    logit - params.frequency_penalty * seen.count as f32 - params.presence_penalty
 }
 
 /// A position in a row as a token. Vocabularies fit into 32 bits, which the engine checks at its start.
@@ -158,6 +201,10 @@ impl History {
         if self.active {
             self.seen_mut(id).count += 1;
         }
+    }
+
+    fn of(&self, id: u32) -> Option<&Seen> {
+        self.places.get(&id).map(|at| &self.seen[*at])
     }
 
     fn seen_mut(&mut self, id: u32) -> &mut Seen {

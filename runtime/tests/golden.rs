@@ -152,6 +152,7 @@ fn step(executor: &mut dyn Executor, ids: &[u32], position: usize, rope_len: usi
         seqs: vec![SeqSpan { rows: 0..ids.len(), context: positions.end, table: 0..4, rope_len }],
         tables: table.to_vec(),
         outputs: (0..ids.len() as u32).collect(),
+        ..Batch::default()
     };
     executor.submit(&batch).expect("step");
     executor.collect(out).expect("collect");

@@ -46,6 +46,7 @@ fn loss(checkpoint: &Checkpoint, tokens: &[u32], quant: Quant) -> f64 {
             seqs: vec![SeqSpan { rows: 0..WINDOW, context: WINDOW, table: 0..WINDOW / 32, rope_len: WINDOW }],
             tables: (0..WINDOW as u32 / 32).map(BlockId).collect(),
             outputs: rows.collect(),
+            ..Batch::default()
         };
         executor.submit(&batch).expect("step");
         executor.collect(&mut out).expect("collect");

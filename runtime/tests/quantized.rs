@@ -64,6 +64,7 @@ fn logits(form: &str, kernels: &Kernels, quant: Quant) -> (Vec<f32>, Vec<f32>) {
         seqs: vec![SeqSpan { rows: 0..n, context: n, table: 0..1, rope_len: 64 }],
         tables: vec![BlockId(0)],
         outputs: range().collect(),
+        ..Batch::default()
     };
     let mut out = StepOutput::default();
     executor.submit(&batch).unwrap();

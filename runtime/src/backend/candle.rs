@@ -139,7 +139,7 @@ impl CandleBackend {
 
 impl Backend for CandleBackend {
     fn limits(&self, _program: &Program) -> Limits {
-        Limits { block_len: BLOCK_LEN, mixed_batches: true, logits: true, paged: true }
+        Limits::paged(BLOCK_LEN)
     }
 
     fn load(

@@ -94,7 +94,7 @@ impl CpuBackend {
 
 impl Backend for CpuBackend {
     fn limits(&self, _program: &Program) -> Limits {
-        Limits { block_len: BLOCK_LEN, mixed_batches: true, logits: true, paged: true }
+        Limits::paged(BLOCK_LEN)
     }
 
     fn load(

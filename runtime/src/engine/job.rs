@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::EngineConfig;
 use super::inbox::Submission;
 use super::stop::StopMatcher;
-use crate::request::{Event, FinishReason, Reply, RequestError, StopMatch, TextStream, Usage};
+use crate::request::{Event, FinishReason, MaskStream, Reply, RequestError, StopMatch, TextStream, Usage};
 use crate::sampler::{History, SamplingParams, TokenLogprob};
 use crate::scheduler::Sequence;
 
@@ -20,7 +20,10 @@ pub struct Job {
     pub seed: u64,
     pub history: History,
     /// Tokens that are not sampled before `min_tokens`.
-    pub forbidden: Vec<u32>,
+    forbidden: Vec<u32>,
+    /// For a backend that returns candidates: biases before and from `min_tokens` on.
+    biases: [Vec<(u32, f32)>; 2],
+    pub mask: Option<Box<dyn MaskStream>>,
     pub min_tokens: usize,
     pub logprobs: Option<usize>,
     pub prompt_logprobs: Option<usize>,
@@ -43,6 +46,26 @@ struct Text {
     stops: Vec<String>,
 }
 
+/// What a request has used when it ends.
+#[derive(Clone, Copy, Debug)]
+pub struct Spent {
+    pub prompt_tokens: usize,
+    pub generated_tokens: usize,
+    pub cached_tokens: usize,
+    pub preemptions: u32,
+}
+
+impl<J> From<&Sequence<J>> for Spent {
+    fn from(sequence: &Sequence<J>) -> Spent {
+        Spent {
+            prompt_tokens: sequence.prompt_len,
+            generated_tokens: sequence.generated(),
+            cached_tokens: sequence.cached,
+            preemptions: sequence.preemptions,
+        }
+    }
+}
+
 /// How a request ends.
 #[derive(Debug)]
 pub enum End {
@@ -52,7 +75,7 @@ pub enum End {
 
 impl Job {
     /// Makes a sequence of an accepted request.
-    pub fn sequence(submission: Submission, config: &EngineConfig) -> Box<Sequence<Job>> {
+    pub fn sequence(submission: Submission, config: &EngineConfig, vocab: usize) -> Box<Sequence<Job>> {
         let Submission { id, request, reply, submitted } = submission;
         let text = request.text.map(|text| Text {
             stream: text.start(&request.prompt),
@@ -64,6 +87,11 @@ impl Job {
         if request.min_tokens > 0 {
             forbidden.extend(eos_ids.iter().chain(&request.stop_token_ids));
         }
+        let sparse = |forbidden: &[u32]| match config.limits.candidates {
+            Some(_) => request.sampling.biases(forbidden, vocab),
+            None => Vec::new(),
+        };
+        let biases = [sparse(&forbidden), sparse(&[])];
         let wants_prompt = request.prompt_logits || request.prompt_logprobs.is_some();
         let job = Job {
             reply,
@@ -74,6 +102,8 @@ impl Job {
             history: History::new(&request.sampling, &request.prompt, request.max_new_tokens),
             sampling: request.sampling,
             forbidden,
+            biases,
+            mask: request.mask.map(|mask| mask.start(&request.prompt)),
             min_tokens: request.min_tokens,
             logprobs: request.logprobs,
             prompt_logprobs: request.prompt_logprobs,
@@ -91,6 +121,7 @@ impl Job {
         let order = (request.priority, id);
         let block_len = config.capacity.block_len;
         let mut sequence = Sequence::new(order, request.prompt, request.max_new_tokens, block_len, job);
+        sequence.salt = request.cache_salt;
         if wants_prompt {
             sequence.next_prompt_output = 0;
         }
@@ -98,6 +129,16 @@ impl Job {
             sequence.prompt_allowance = config.max_unread_rows;
         }
         Box::new(sequence)
+    }
+
+    /// Tokens that output token number `index` must not be.
+    pub fn forbidden(&self, index: usize) -> &[u32] {
+        if index < self.min_tokens { &self.forbidden } else { &[] }
+    }
+
+    /// Biases of output token number `index`, forbidden tokens included, for a backend that applies them.
+    pub fn biases(&self, index: usize) -> &[(u32, f32)] {
+        &self.biases[usize::from(index >= self.min_tokens)]
     }
 
     /// Whether the client or the clock has ended it.
@@ -137,7 +178,8 @@ impl Job {
     }
 
     /// Sends the terminal event; `end` must have been set.
-    pub fn finish(&mut self, prompt_tokens: usize, generated_tokens: usize, preemptions: u32, now: Instant) {
+    pub fn finish(&mut self, spent: Spent, now: Instant) {
+        let Spent { prompt_tokens, generated_tokens, cached_tokens, preemptions } = spent;
         let event = match self.end.take() {
             None => Event::Failed(RequestError::ShutDown),
             Some(End::Failed(error)) => Event::Failed(error),
@@ -157,6 +199,7 @@ impl Job {
                         prefill: first.unwrap_or(now).saturating_duration_since(started),
                         decode: first.map_or(Default::default(), |t| now.saturating_duration_since(t)),
                         preemptions,
+                        cached_tokens,
                     },
                 }
             }

@@ -23,6 +23,12 @@ pub struct EngineStats {
     pub host_seconds: f64,
     /// Tokens generated.
     pub generated_tokens: u64,
+    /// Tokens drawn from candidates although others might have been drawn.
+    pub renormalised: u64,
+    /// Prompt tokens that were in the cache already and were not run.
+    pub cached_tokens: u64,
+    /// Steps that were run again because the device was busy, or without the sequences that it refused.
+    pub retried_steps: u64,
     /// Times a sequence gave up its cache.
     pub preemptions: u64,
     /// Requests that were answered, cancelled ones included.
@@ -57,6 +63,9 @@ impl EngineStats {
             decode_seconds: 0.0,
             host_seconds: 0.0,
             generated_tokens: 0,
+            renormalised: 0,
+            cached_tokens: 0,
+            retried_steps: 0,
             preemptions: 0,
             finished: 0,
             cancelled: 0,

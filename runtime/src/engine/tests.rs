@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::mock::{Fault, Gate, MockExecutor, logits_after};
 use super::*;
 use crate::request::{Event, FinishReason, SinkClosed, StopMatch, TextStream, TokenText};
-use crate::sampler::{History, Sampler, SamplingParams};
+use crate::sampler::{History, Pick, Sampler, SamplingParams};
 
 pub(super) const VOCAB: usize = 61;
 
@@ -34,7 +34,8 @@ fn expected(request: &Request) -> Vec<u32> {
         let mut logits = logits_after(&tokens, rope_len, VOCAB);
         let seed = request.sampling.seed.unwrap_or(0);
         let params = &request.sampling;
-        let id = sampler.sample(&mut logits, params, &history, &[], seed, index as u64).unwrap();
+        let pick = Pick { params, history: &history, forbidden: &[], mask: None, seed, index: index as u64 };
+        let id = sampler.sample(&mut logits, &pick).unwrap();
         history.push(id);
         tokens.push(id);
         if request.eos_ids.contains(&id) {
@@ -482,7 +483,7 @@ proptest! {
         let config = EngineConfig {
             token_budget: budget,
             prefill_chunk,
-            mixed_batches,
+            limits: Limits { mixed_batches, ..Limits::paged(block_len) },
             max_unread_rows: 1 << 20,
             ..EngineConfig::new(capacity)
         };

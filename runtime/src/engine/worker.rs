@@ -9,13 +9,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 use super::inbox::{Phase, Submission, lock};
-use super::job::{End, Job};
+use super::job::{End, Job, Spent};
 use super::stats::EngineStats;
 use super::{EngineConfig, Shared};
-use crate::backend::{Batch, Capacity, Executor, StepError, StepOutput};
-use crate::kv::BlockPool;
-use crate::request::{Event, FinishReason, RequestError};
-use crate::sampler::{Sampler, is_sound};
+use crate::backend::{Batch, Bias, Executor, Masks, Returned, StepError, StepOutput, Wants};
+use crate::kv::Kv;
+use crate::request::{Event, FinishReason, MaskError, RequestError};
+use crate::sampler::{Pick, Sampler, is_sound};
 use crate::scheduler::{Plan, Scheduler, Sequence, StepLimits};
 
 /// Body of the engine thread.
@@ -59,15 +59,15 @@ struct Worker {
 impl Worker {
     fn new(executor: Box<dyn Executor>, vocab: usize, config: EngineConfig) -> Self {
         let capacity = &config.capacity;
-        let limits = StepLimits::new(capacity, config.token_budget, config.prefill_chunk, config.mixed_batches);
-        let pool = BlockPool::new(capacity.blocks, capacity.block_len);
+        let limits = StepLimits::new(capacity, config.token_budget, config.prefill_chunk, &config.limits);
+        let kv = Kv::new(capacity, &config.limits);
         Worker {
             executor,
-            scheduler: Scheduler::new(limits, pool),
+            scheduler: Scheduler::new(limits, kv),
             sampler: Sampler::new(vocab),
             vocab,
             stats: EngineStats::new(capacity.blocks),
-            batch: roomy_batch(capacity),
+            batch: roomy_batch(&config, vocab),
             output: StepOutput::default(),
             arrived: Vec::new(),
             ended: Vec::new(),
@@ -83,7 +83,7 @@ impl Worker {
             let rung = shared.doorbell.take();
             let phase = lock(&shared.inbox).take(&mut self.arrived);
             for submission in self.arrived.drain(..) {
-                self.scheduler.add(Job::sequence(submission, &self.config));
+                self.scheduler.add(Job::sequence(submission, &self.config, self.vocab));
             }
             if phase == Phase::Aborted {
                 return Ok(());
@@ -143,12 +143,49 @@ impl Worker {
                 sequence.prompt_allowance = self.config.max_unread_rows.saturating_sub(unread);
             }
         }
-        self.scheduler.plan(&mut self.batch, |sequence| {
+        let stats = &mut self.stats;
+        let plan = self.scheduler.plan(&mut self.batch, |sequence| {
             if sequence.job.started.is_none() {
                 sequence.job.started = Some(Instant::now());
                 lock(&shared.inbox).left_queue(sequence.prompt_len);
             }
-        })
+            stats.cached_tokens += sequence.cached as u64;
+        });
+        self.steer();
+        plan
+    }
+
+    /// Says what the outputs of the planned step are for, and what their tokens may be.
+    fn steer(&mut self) {
+        let Worker { scheduler, batch, config, .. } = self;
+        let scored = scheduler.running().iter().any(|s| s.chunk > 0 && s.scores());
+        batch.wants = if scored { Wants::Logits } else { Wants::Tokens };
+        let biased = !scored && config.limits.candidates.is_some();
+        // The order in which the scheduler writes rows.
+        for single in [true, false] {
+            let here = |s: &&mut Box<Sequence<Job>>| s.samples_now() && (s.chunk == 1) == single;
+            for sequence in scheduler.running_mut().iter_mut().filter(here) {
+                let (at, index) = (sequence.outputs.end - 1, sequence.generated());
+                // Rows of a step fit into 32 bits, which the engine checks at its start.
+                let output = at as u32;
+                if biased {
+                    let biases = sequence.job.biases(index).iter();
+                    batch.biases.extend(biases.map(|&(id, value)| Bias { output, id, value }));
+                }
+                let Some(mask) = &mut sequence.job.mask else { continue };
+                let allowed = batch.masks.push(output);
+                let filled = mask.fill(&sequence.tokens[sequence.prompt_len..], allowed);
+                let some = filled.and_then(|()| match allowed.iter().any(|word| *word != 0) {
+                    true => Ok(()),
+                    false => Err(MaskError("no token is allowed".into())),
+                });
+                if let Err(error) = some {
+                    // The step is planned: its row is run once more and nothing is drawn from it.
+                    allowed.fill(u32::MAX);
+                    sequence.job.end = Some(End::Failed(RequestError::Mask(error)));
+                }
+            }
+        }
     }
 
     fn step(&mut self, plan: Plan, shared: &Shared) -> Result<(), RequestError> {
@@ -164,7 +201,7 @@ impl Worker {
         let now = Instant::now();
         self.idle_since = Some(now);
         self.count(plan, (now - start).as_secs_f64());
-        check_output(&self.output, self.batch.outputs.len(), self.vocab)?;
+        check_output(&self.output, &self.batch, self.vocab)?;
         for i in 0..self.scheduler.running().len() {
             if self.scheduler.running()[i].chunk > 0 {
                 self.advance(i, now);
@@ -191,8 +228,11 @@ impl Worker {
 
     /// Delivers the prompt outputs of running sequence `i` and samples its next token, as far as this step has them.
     fn advance(&mut self, i: usize, now: Instant) {
-        let Worker { scheduler, sampler, output, stats, .. } = self;
+        let Worker { scheduler, sampler, batch, output, stats, .. } = self;
         let sequence = &mut scheduler.running_mut()[i];
+        if sequence.job.end.is_some() {
+            return;
+        }
         let samples = sequence.samples_now();
         let first = sequence.computed.max(sequence.next_prompt_output);
         let end = (sequence.computed + sequence.chunk).min(sequence.prompt_len);
@@ -207,18 +247,37 @@ impl Worker {
         if !samples {
             return;
         }
-        let start = (sequence.outputs.end - 1) * output.stride;
-        let logits = &mut output.logits[start..start + output.vocab];
+        let at = sequence.outputs.end - 1;
         let index = sequence.generated();
         let job = &mut sequence.job;
-        let forbidden = if index < job.min_tokens { &job.forbidden[..] } else { &[] };
-        let picked =
-            sampler.sample(logits, &job.sampling, &job.history, forbidden, job.seed, index as u64).and_then(|id| {
-                match job.logprobs {
+        let pick = Pick {
+            params: &job.sampling,
+            history: &job.history,
+            forbidden: job.forbidden(index),
+            mask: batch.masks.of(at),
+            seed: job.seed,
+            index: index as u64,
+        };
+        let picked = match output.returned {
+            Returned::Logits => {
+                let start = at * output.stride;
+                let logits = &mut output.logits[start..start + output.vocab];
+                sampler.sample(logits, &pick).and_then(|id| match job.logprobs {
                     Some(top) => Ok((id, Some(sampler.logprob(logits, id, top)?))),
                     None => Ok((id, None)),
-                }
-            });
+                })
+            }
+            Returned::Candidates => {
+                let (row, biases) = (output.candidates.row(at), batch.biases_of(at));
+                sampler.sample_candidates(row, biases, &pick).and_then(|drawn| {
+                    stats.renormalised += u64::from(drawn.renormalised);
+                    match job.logprobs {
+                        Some(top) => Ok((drawn.id, Some(sampler.candidate_logprob(row, biases, drawn.id, top)?))),
+                        None => Ok((drawn.id, None)),
+                    }
+                })
+            }
+        };
         match picked {
             Ok((id, logprob)) => {
                 stats.generated_tokens += 1;
@@ -243,9 +302,8 @@ impl Worker {
         }
         self.publish(shared);
         for mut sequence in self.ended.drain(..) {
-            let (prompt, generated) = (sequence.prompt_len, sequence.generated());
-            let preemptions = sequence.preemptions;
-            sequence.job.finish(prompt, generated, preemptions, now);
+            let spent = Spent::from(&*sequence);
+            sequence.job.finish(spent, now);
         }
     }
 
@@ -265,7 +323,7 @@ impl Worker {
         self.stats.preemptions = self.scheduler.preemptions();
         self.stats.preempted = self.scheduler.preempted_waiting();
         self.stats.running = self.scheduler.running().len();
-        self.stats.blocks_used = self.scheduler.pool().used();
+        self.stats.blocks_used = self.scheduler.kv().used();
         *lock(&shared.stats) = self.stats;
     }
 
@@ -298,9 +356,8 @@ impl Worker {
             // One that ended in the very step that failed keeps its own end.
             let failed = || End::Failed(error.clone());
             sequence.job.end.get_or_insert_with(failed);
-            let (prompt, generated) = (sequence.prompt_len, sequence.generated());
-            let (preemptions, now) = (sequence.preemptions, Instant::now());
-            sequence.job.finish(prompt, generated, preemptions, now);
+            let spent = Spent::from(&**sequence);
+            sequence.job.finish(spent, Instant::now());
         }
         for mut submission in self.arrived.drain(..).chain(arrived) {
             submission.reply.send(Event::Failed(error.clone()));
@@ -309,15 +366,20 @@ impl Worker {
 }
 
 /// An empty batch that never grows. No block stands in it twice, so all tables together have at most all blocks.
-fn roomy_batch(capacity: &Capacity) -> Batch {
-    let rows = capacity.max_rows;
+fn roomy_batch(config: &EngineConfig, vocab: usize) -> Batch {
+    let (capacity, limits) = (&config.capacity, &config.limits);
+    let (rows, outputs) = (capacity.max_rows, capacity.max_outputs.min(capacity.max_rows));
+    let biases = if limits.candidates.is_some() { outputs.saturating_mul(limits.biases) } else { 0 };
     Batch {
         tokens: Vec::with_capacity(rows),
         positions: Vec::with_capacity(rows),
         slots: Vec::with_capacity(rows),
         seqs: Vec::with_capacity(capacity.max_seqs.min(rows)),
         tables: Vec::with_capacity(capacity.blocks),
-        outputs: Vec::with_capacity(capacity.max_outputs.min(rows)),
+        outputs: Vec::with_capacity(outputs),
+        wants: Wants::Logits,
+        biases: Vec::with_capacity(biases.min(MAX_ROOM)),
+        masks: Masks { words: Masks::words_for(vocab), ..Masks::default() },
     }
 }
 
@@ -359,18 +421,39 @@ fn prompt_outputs(
 }
 
 /// Refuses an output that does not hold the rows that were asked for.
-fn check_output(output: &StepOutput, rows: usize, vocab: usize) -> Result<(), RequestError> {
-    let StepOutput { logits, vocab: columns, stride, rows: got } = output;
+fn check_output(output: &StepOutput, batch: &Batch, vocab: usize) -> Result<(), RequestError> {
+    let (rows, got) = (batch.outputs.len(), output.rows);
     let Some(last) = rows.checked_sub(1) else {
         return Ok(());
     };
-    if *columns == vocab && *got == rows && *stride >= vocab && logits.len() >= last * stride + vocab {
-        return Ok(());
+    match output.returned {
+        Returned::Logits => {
+            let StepOutput { logits, vocab: columns, stride, .. } = output;
+            if *columns == vocab && got == rows && *stride >= vocab && logits.len() >= last * stride + vocab {
+                return Ok(());
+            }
+            Err(RequestError::Step(format!(
+                "the backend returned {got} rows of {columns} logits, {stride} apart, {} in all, not {rows} rows of {vocab}",
+                logits.len(),
+            )))
+        }
+        Returned::Candidates => {
+            let c = &output.candidates;
+            let all = rows * c.count;
+            let whole = c.values.len() >= all && c.ids.len() >= all;
+            let single = c.log_sum_exp.len() >= rows && c.greedy.len() >= rows;
+            if batch.wants != Wants::Tokens || c.count == 0 || got != rows || !whole || !single {
+                return Err(RequestError::Step(format!(
+                    "the backend returned {got} rows of {} candidates, not {rows} rows of {:?}",
+                    c.count, batch.wants,
+                )));
+            }
+            match c.ids[..all].iter().chain(&c.greedy[..rows]).find(|id| **id as usize >= vocab) {
+                Some(id) => Err(RequestError::Step(format!("the backend returned token {id} of {vocab}"))),
+                None => Ok(()),
+            }
+        }
     }
-    Err(RequestError::Step(format!(
-        "the backend returned {got} rows of {columns} logits, {stride} apart, {} in all, not {rows} rows of {vocab}",
-        logits.len(),
-    )))
 }
 
 /// The text of a panic.
@@ -378,3 +461,6 @@ fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
 }
+
+/// Biases for which room is reserved at the start; more take it when they come.
+const MAX_ROOM: usize = 1 << 16;

@@ -72,7 +72,7 @@ impl Sampler {
 }
 
 /// Sum of weights.
-fn total(candidates: &[Candidate]) -> f64 {
+pub(super) fn total(candidates: &[Candidate]) -> f64 {
     candidates.iter().map(|c| f64::from(c.weight)).sum()
 }
 
@@ -103,7 +103,7 @@ fn draw_weight(weights: &[f32], masses: &[f64], target: f64) -> usize {
 }
 
 /// The candidate at which the running sum of weights exceeds `target`.
-fn draw_candidate(candidates: &[Candidate], target: f64) -> usize {
+pub(super) fn draw_candidate(candidates: &[Candidate], target: f64) -> usize {
     let (mut sum, mut last) = (0.0, 0);
     for candidate in candidates {
         if candidate.weight > 0.0 {

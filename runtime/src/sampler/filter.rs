@@ -21,7 +21,7 @@ impl Candidate {
         Candidate { logit, id: at as u32, weight }
     }
 
-    fn order(&self, other: &Self) -> Ordering {
+    pub fn order(&self, other: &Self) -> Ordering {
         let logits = other.logit.total_cmp(&self.logit);
         logits.then(self.id.cmp(&other.id))
     }
@@ -93,19 +93,10 @@ pub fn nucleus<'a>(
 ) -> Nucleus<'a> {
     peaks.clear();
     peaks.extend(weights.chunks(BLOCK).map(|block| simd::block_max(block).0));
-    // Weights of at least `low` reach the target, those of at least `high` do not.
-    let (mut low, mut high, mut mass) = (cut.to_bits(), 1f32.to_bits() + 1, 0.0);
-    while high - low > NARROW {
-        let middle = low + (high - low) / 2;
-        let least = f32::from_bits(middle);
+    let (low, high, mass) = narrow(cut, target, |least| {
         let blocks = weights.chunks(BLOCK).zip(&*peaks).filter(|(_, peak)| **peak >= least);
-        let sum: f64 = blocks.map(|(block, _)| simd::mass_at_least(block, least)).sum();
-        if sum >= target {
-            low = middle;
-        } else {
-            (high, mass) = (middle, sum);
-        }
-    }
+        blocks.map(|(block, _)| simd::mass_at_least(block, least)).sum()
+    });
     let (least, above) = (f32::from_bits(low), f32::from_bits(high));
     candidates.clear();
     for (i, block) in weights.chunks(BLOCK).enumerate() {
@@ -121,6 +112,22 @@ pub fn nucleus<'a>(
     }
     candidates.sort_unstable_by(Candidate::order);
     Nucleus { above, mass, edge: reach(candidates, target - mass) }
+}
+
+/// Bits of two weights, the first at least `cut`: tokens of at least the first have `target` together, those of at least
+/// the second do not, but their weight, which is returned too. `mass_at_least` says what tokens of a weight have together.
+pub fn narrow(cut: f32, target: f64, mass_at_least: impl Fn(f32) -> f64) -> (u32, u32, f64) {
+    let (mut low, mut high, mut mass) = (cut.to_bits(), 1f32.to_bits() + 1, 0.0);
+    while high - low > NARROW {
+        let middle = low + (high - low) / 2;
+        let sum = mass_at_least(f32::from_bits(middle));
+        if sum >= target {
+            low = middle;
+        } else {
+            (high, mass) = (middle, sum);
+        }
+    }
+    (low, high, mass)
 }
 
 /// 1/64 of an octave, in bits of a weight.

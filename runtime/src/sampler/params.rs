@@ -53,6 +53,17 @@ impl SamplingParams {
         self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
     }
 
+    /// What is added to the logits one by one, each token once: `logit_bias`, and `-inf` for `forbidden` tokens.
+    pub(crate) fn biases(&self, forbidden: &[u32], vocab: usize) -> Vec<(u32, f32)> {
+        let mut all = std::collections::BTreeMap::new();
+        for &(id, value) in &self.logit_bias {
+            *all.entry(id).or_insert(0.0) += value;
+        }
+        let known = forbidden.iter().filter(|id| usize::try_from(**id).is_ok_and(|id| id < vocab));
+        all.extend(known.map(|id| (*id, f32::NEG_INFINITY)));
+        all.into_iter().collect()
+    }
+
     /// Checks every parameter against its limits for a vocabulary of `vocab` tokens.
     pub fn validate(&self, vocab: usize) -> Result<(), SamplingError> {
         let range = |field, value: f32, low: f32, high: f32| {

@@ -8,7 +8,7 @@ use super::NotFinite;
 pub const BLOCK: usize = 256;
 
 /// Independent lanes of the loops. Measured with SSE2: 8 is twice as fast as 16 for maxima, 16 faster than 8 for sums alone.
-const LANES: usize = 8;
+pub const LANES: usize = 8;
 const SUM_LANES: usize = 16;
 
 /// The largest logit and where it first occurs. Infinity, NaN and a row without any finite logit are errors.

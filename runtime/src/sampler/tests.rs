@@ -4,9 +4,15 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod candidates;
+
+fn choose<'a>(params: &'a SamplingParams, history: &'a History, seed: u64, index: u64) -> Pick<'a> {
+    Pick { params, history, forbidden: &[], mask: None, seed, index }
+}
+
 fn pick(logits: &[f32], params: &SamplingParams, history: &History, index: u64) -> u32 {
     let mut row = logits.to_vec();
-    let picked = Sampler::new(logits.len()).sample(&mut row, params, history, &[], 7, index).unwrap();
+    let picked = Sampler::new(logits.len()).sample(&mut row, &choose(params, history, 7, index)).unwrap();
     assert_eq!(row, logits, "the row is restored");
     picked
 }
@@ -54,7 +60,7 @@ fn chi_square(logits: &[f32], params: &SamplingParams, n: u64) -> (f64, usize) {
     let history = History::default();
     let mut counts = vec![0f64; logits.len()];
     for index in 0..n {
-        let id = sampler.sample(&mut row, params, &history, &[], 42, index).unwrap();
+        let id = sampler.sample(&mut row, &choose(params, &history, 42, index)).unwrap();
         counts[id as usize] += 1.0;
     }
     let (mut sum, mut cells, mut rest) = (0.0, 0, (0.0, 0.0));
@@ -187,7 +193,9 @@ fn bias_and_forbidden_tokens_steer_the_choice_and_leave_the_row_as_it_was() {
     let mut row = logits.to_vec();
     let mut sampler = Sampler::new(3);
     let history = History::default();
-    let mut forbid = |ids: &[u32]| sampler.sample(&mut row, &at(1.0), &history, ids, 1, 0);
+    let params = at(1.0);
+    let mut forbid =
+        |ids: &[u32]| sampler.sample(&mut row, &Pick { forbidden: ids, ..choose(&params, &history, 1, 0) });
     assert_eq!(forbid(&[1, 2, 2, 77]), Ok(0), "ids beyond the vocabulary are ignored");
     assert_eq!(forbid(&[0, 1, 2]), Err(NotFinite));
     assert_eq!(row, logits);
@@ -200,7 +208,7 @@ fn rows_that_are_not_finite_are_refused() {
             let mut row = rough(600, 2.0);
             row[555] = bad;
             let mut sampler = Sampler::new(600);
-            let picked = sampler.sample(&mut row, &params, &History::default(), &[], 0, 0);
+            let picked = sampler.sample(&mut row, &choose(&params, &History::default(), 0, 0));
             assert_eq!(picked, Err(NotFinite));
             assert_eq!(sampler.logprob(&row, 0, 0), Err(NotFinite));
         }
@@ -289,7 +297,7 @@ proptest! {
         let kept = reference(&logits, &wider);
         let (mut row, mut sampler) = (logits.clone(), Sampler::new(logits.len()));
         for index in 0..20 {
-            let id = sampler.sample(&mut row, &params, &History::default(), &[], seed, index).unwrap();
+            let id = sampler.sample(&mut row, &choose(&params, &History::default(), seed, index)).unwrap();
             prop_assert!(kept[id as usize] > 0.0);
         }
         prop_assert_eq!(row, logits);
@@ -305,7 +313,7 @@ proptest! {
     ) {
         let mut row: Vec<f32> = bits.iter().map(|b| f32::from_bits(*b)).collect();
         let params = SamplingParams { temperature, top_k, top_p, min_p, ..SamplingParams::default() };
-        let picked = Sampler::new(row.len()).sample(&mut row, &params, &History::default(), &[], 1, 1);
+        let picked = Sampler::new(row.len()).sample(&mut row, &choose(&params, &History::default(), 1, 1));
         if let Ok(id) = picked {
             prop_assert!(row[id as usize] > f32::NEG_INFINITY);
         }
@@ -346,7 +354,7 @@ fn sampling_time_per_row() {
             };
             for (name, params) in &cases {
                 print(name, &mut |index| {
-                    let _ = sampler.sample(&mut row, params, &history, &[], 1, index);
+                    let _ = sampler.sample(&mut row, &choose(params, &history, 1, index));
                 });
             }
             print("log-probabilities, 20", &mut |_| {

@@ -20,6 +20,7 @@ fn the_mock_notices_broken_batches() {
         seqs: vec![span(0..5, 5, 0..2)],
         tables: table.to_vec(),
         outputs: vec![4],
+        ..Batch::default()
     };
     // Continues the sequence.
     let next = Batch {
@@ -29,6 +30,7 @@ fn the_mock_notices_broken_batches() {
         seqs: vec![span(0..1, 6, 0..2)],
         tables: table.to_vec(),
         outputs: vec![0],
+        ..Batch::default()
     };
     let fresh = || MockExecutor::new(capacity(), VOCAB);
     let mut mock = fresh();
@@ -62,6 +64,7 @@ fn the_mock_notices_broken_batches() {
         seqs: vec![span(0..1, 1, 0..1)],
         tables: vec![BlockId(2)],
         outputs: vec![0],
+        ..Batch::default()
     };
     mock.submit(&other).unwrap();
     assert!(mock.submit(&next).is_err());
