@@ -38,6 +38,8 @@ pub enum Verb {
     Generate(verbs::generate::Args),
     /// Talk with a model.
     Chat(verbs::chat::Args),
+    /// Serve a model over HTTP: OpenAI's and Anthropic's interfaces.
+    Serve(Box<verbs::serve::Args>),
     /// Log-probabilities of given text or token ids; perplexity of a text file.
     Score(verbs::score::Args),
     /// Measure prefill and batched decode.
@@ -65,6 +67,7 @@ impl Verb {
         match self {
             Verb::Generate(args) => args.run(context),
             Verb::Chat(args) => args.run(context),
+            Verb::Serve(args) => args.run(context),
             Verb::Score(args) => args.run(context),
             Verb::Bench(args) => args.run(context),
             Verb::Inspect(args) => args.run(context),
@@ -112,6 +115,7 @@ const EXAMPLES: &str = "\
 Examples:
   njoule generate \"Explain why the sky is blue.\"   answer with the default model
   njoule chat -m model.gguf                        talk with a model
+  njoule serve model.gguf --port 8000              an OpenAI-compatible server
   njoule bench -m model.gguf --batch 1,4,16        how fast this machine is
   njoule pull                                      get the default model
   njoule pull HuggingFaceTB/SmolLM2-135M-Instruct  get a model from the hub

@@ -12,6 +12,7 @@ pub mod plan;
 pub mod probe;
 pub mod pull;
 pub mod score;
+pub mod serve;
 
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;

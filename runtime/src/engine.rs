@@ -224,7 +224,9 @@ impl Engine {
     /// Figures as of the last step.
     pub fn stats(&self) -> EngineStats {
         let mut stats = *lock(&self.owner.shared.stats);
-        stats.queued = lock(&self.owner.shared.inbox).queued() + stats.preempted;
+        let inbox = lock(&self.owner.shared.inbox);
+        stats.queued = inbox.queued() + stats.preempted;
+        stats.queued_tokens = inbox.queued_tokens();
         stats
     }
 
