@@ -106,7 +106,7 @@ impl EvaluatedBackend {
 
 impl Backend for EvaluatedBackend {
     fn limits(&self, _program: &Program) -> Limits {
-        Limits { block_len: 32, mixed_batches: true, logits: true, paged: false }
+        Limits { paged: false, ..Limits::paged(32) }
     }
 
     fn load(
