@@ -38,6 +38,8 @@ pub enum Verb {
     Generate(verbs::generate::Args),
     /// Talk with a model.
     Chat(verbs::chat::Args),
+    /// Serve a model over HTTP: OpenAI's and Anthropic's interfaces.
+    Serve(Box<verbs::serve::Args>),
     /// Log-probabilities of given text or token ids; perplexity of a text file.
     Score(verbs::score::Args),
     /// Measure prefill and batched decode.
@@ -47,6 +49,13 @@ pub enum Verb {
     Build(verbs::build::Args),
     /// What a model is and what it costs, without loading it.
     Inspect(verbs::inspect::Args),
+    /// How to serve a model on an AWS Neuron instance: cores, batch, buckets, memory, bounds of speed.
+    Plan(verbs::plan::Args),
+    /// What this machine has of AWS Neuron, and the first thing to fix.
+    Doctor(verbs::doctor::Args),
+    /// Find out on a Neuron chip which forms of modules work there.
+    #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+    Probe(verbs::probe::Args),
     /// Get a model and print where it is.
     Pull(verbs::pull::Args),
     /// List the models that the caches hold.
@@ -61,11 +70,16 @@ impl Verb {
         match self {
             Verb::Generate(args) => args.run(context),
             Verb::Chat(args) => args.run(context),
+            Verb::Serve(args) => args.run(context),
             Verb::Score(args) => args.run(context),
             Verb::Bench(args) => args.run(context),
             #[cfg(target_os = "linux")]
             Verb::Build(args) => args.run(context),
             Verb::Inspect(args) => args.run(context),
+            Verb::Plan(args) => args.run(context),
+            Verb::Doctor(args) => args.run(context),
+            #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+            Verb::Probe(args) => args.run(context),
             Verb::Pull(args) => args.run(context),
             Verb::Models(args) => args.run(context),
             Verb::Completions(args) => args.run(context),
@@ -106,6 +120,7 @@ const EXAMPLES: &str = "\
 Examples:
   njoule generate \"Explain why the sky is blue.\"   answer with the default model
   njoule chat -m model.gguf                        talk with a model
+  njoule serve model.gguf --port 8000              an OpenAI-compatible server
   njoule bench -m model.gguf --batch 1,4,16        how fast this machine is
   njoule pull                                      get the default model
   njoule pull HuggingFaceTB/SmolLM2-135M-Instruct  get a model from the hub

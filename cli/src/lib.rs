@@ -1,7 +1,7 @@
 //! What the binary `njoule` does, as a library: arguments, verbs, and everything that gets a model.
 //!
 //! Verbs write to the streams they are handed and return errors; [`main`] alone prints an error and chooses the exit
-//! code: 0 done, 1 failed, 2 the command line was wrong, 130 stopped by Ctrl-C.
+//! code: 0 done, 1 failed, 2 the command line was wrong, 70 the engine of a server was lost, 130 stopped by Ctrl-C.
 #![forbid(unsafe_code)]
 
 pub mod args;
@@ -18,6 +18,7 @@ use clap::Parser;
 use crate::args::{Cli, UsageError};
 use crate::session::Interrupted;
 use crate::verbs::Context;
+use crate::verbs::serve::EngineLost;
 
 /// Runs the process: its one exit point.
 pub fn main() -> ExitCode {
@@ -50,7 +51,11 @@ pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &
         Err(error) => {
             // Nothing is left to do if even this cannot be written.
             let _ = writeln!(err, "error: {error:#}");
-            if error.is::<UsageError>() { USAGE } else { FAILED }
+            match () {
+                () if error.is::<UsageError>() => USAGE,
+                () if error.is::<EngineLost>() => ENGINE_LOST,
+                () => FAILED,
+            }
         }
     }
 }
@@ -66,5 +71,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
+/// EX_SOFTWARE of sysexits.h: a supervisor should start the process anew.
+const ENGINE_LOST: u8 = 70;
 /// 128 + SIGINT, as shells have it.
 const INTERRUPTED: u8 = 130;

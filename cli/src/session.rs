@@ -103,8 +103,23 @@ impl Model {
         asked.unwrap_or_else(|| MAX_LEN.max(needed).min(made_for))
     }
 
-    /// Packs the weights and starts an engine.
+    /// Packs the weights and starts an engine that takes all it is given.
     pub fn start(self, options: &RunOptions, size: Size, context: &Context<'_>) -> anyhow::Result<Session> {
+        // Everything that is queued was read from a file or typed: it is in memory anyway.
+        let unbounded = |config: &mut EngineConfig| {
+            (config.max_queue, config.max_queued_tokens) = (usize::MAX >> 1, usize::MAX >> 1);
+        };
+        self.start_with(options, size, unbounded, context)
+    }
+
+    /// Packs the weights and starts an engine whose configuration `adjust` has the last word on.
+    pub fn start_with(
+        self,
+        options: &RunOptions,
+        size: Size,
+        adjust: impl FnOnce(&mut EngineConfig),
+        context: &Context<'_>,
+    ) -> anyhow::Result<Session> {
         let started = Instant::now();
         let loading = Loading::begin(&self.name, context);
         let Loaded { capacity, executor, backend, reason } =
@@ -125,8 +140,7 @@ impl Model {
         };
         let mut config = EngineConfig::new(capacity);
         config.limits = backend.limits(&self);
-        // Everything that is queued here was read from a file or typed: it is in memory anyway.
-        (config.max_queue, config.max_queued_tokens) = (usize::MAX >> 1, usize::MAX >> 1);
+        adjust(&mut config);
         let engine = Engine::start(executor, self.program.vocab(), config)?;
         drop(loading);
         Ok(Session { checkpoint: self.checkpoint, engine, facts })

@@ -5,11 +5,16 @@ pub mod bench;
 pub mod build;
 pub mod chat;
 pub mod completions;
+pub mod doctor;
 pub mod generate;
 pub mod inspect;
 pub mod models;
+pub mod plan;
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+pub mod probe;
 pub mod pull;
 pub mod score;
+pub mod serve;
 
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;

@@ -74,7 +74,7 @@ fn what_the_model_cannot_hold_is_refused_with_numbers() {
 
 #[test]
 fn help_has_examples_and_goes_to_stdout() {
-    for verb in ["generate", "chat", "score", "bench", "inspect", "pull", "models"] {
+    for verb in ["generate", "chat", "score", "bench", "inspect", "plan", "pull", "models"] {
         let help = run(&[verb, "--help"]);
         assert_eq!((help.code, help.stderr.as_str()), (0, ""), "{verb}");
         assert!(help.stdout.contains("Usage:"), "{verb}");

@@ -1,9 +1,13 @@
 //! The suite on modules for Neuron, run by `hlo`'s evaluator: decode, prefill and score steps, on one core and several.
 
-use njoule_conformance::{Answered, Case, Precision, Report, Subject, answer, cases, check, random};
-use njoule_models::program::Program;
+use njoule_conformance::{
+    Answered, Case, Precision, Report, Subject, answer, answers, cases, check, random, root_mean_square, steps,
+};
+use njoule_models::program::{Op, Program};
 use njoule_models::weights::WeightSource;
+use njoule_runtime::backend::neuron::Profile;
 use njoule_runtime::backend::neuron::evaluated::EvaluatedBackend;
+use njoule_runtime::backend::neuron::profile::{CacheWrite, DotResult, Lookup, RopeAngles, RowRead, TopK};
 use njoule_runtime::backend::{Backend, Capacity, KvType, Quant};
 
 /// Random programs of a run.
@@ -51,4 +55,54 @@ fn modules_of_int8_weights_and_caches_keep_their_bound() {
     let all = |tp| EvaluatedBackend { kv: KvType::Int8, ..int8(tp) };
     let caches = EvaluatedBackend { kv: KvType::Int8, ..EvaluatedBackend::f32(1) };
     expect_clean([int8(1), int8(2), all(1), all(3), caches].map(|b| report(b, Precision::Int8Rows, &cases)).into());
+}
+
+/// The largest difference of rows.
+fn difference(a: &steps::Logits, b: &steps::Logits) -> f32 {
+    let each = a.rows().flatten().zip(b.rows().flatten()).map(|(a, b)| (a - b).abs());
+    each.fold(0.0, |worst, d| if d <= worst { worst } else { d })
+}
+
+#[test]
+fn each_form_of_an_idiom_gives_what_the_default_gives() {
+    let plain = Profile::default();
+    let exact = [
+        Profile { cache_write: CacheWrite::UpdateSlice, ..plain },
+        Profile { cache_write: CacheWrite::Select, ..plain },
+        Profile { row_read: RowRead::Gather, ..plain },
+        Profile { lookup: Lookup::OneHot, ..plain },
+        Profile { top_k: TopK::Custom, ..plain },
+        Profile { rope: RopeAngles::Table, ..plain },
+    ];
+    let rounded = Profile { dot_result: DotResult::Operand, ..plain };
+    let attends = |case: &Case| !case.program.caches.is_empty() && !case.program.ropes.is_empty();
+    let cases: Vec<Case> = cases().into_iter().filter(attends).step_by(6).collect();
+    assert!(cases.len() > 5);
+    for Case { name, program } in &cases {
+        for (backend, moves_bits) in [
+            (EvaluatedBackend::f32(2), false),
+            (EvaluatedBackend::bf16(1), true),
+            (EvaluatedBackend { weights: Quant::Int8, kv: KvType::Int8, ..EvaluatedBackend::bf16(2) }, false),
+        ] {
+            let run = |profile: Profile| {
+                let backend = EvaluatedBackend { profile, ..backend };
+                let load =
+                    |p: &Program, w: &dyn WeightSource, capacity: Capacity| Backend::load(&backend, p, w, capacity);
+                njoule_conformance::run(&load, program).unwrap_or_else(|e| panic!("{name}: {e}"))
+            };
+            let want = run(plain);
+            for profile in exact {
+                assert_eq!(difference(&run(profile), &want), 0.0, "{name}: {profile:?}");
+            }
+            if moves_bits {
+                let narrow = run(rounded);
+                let off = difference(&narrow, &want);
+                assert!(off > 0.0, "{name}: nothing was rounded");
+                let rms = root_mean_square(&answers(program, true));
+                let bound = 0.1 * (program.layers.len().max(1) as f32).sqrt();
+                let experts = program.ops.iter().any(|op| matches!(op, Op::Route { .. }));
+                assert!(experts || off / rms < bound, "{name}: {}", off / rms);
+            }
+        }
+    }
 }

@@ -5,7 +5,8 @@
 //! 2. `call`: one function per call, a [`Status`] becomes a `Result`; still unsafe where order or lifetime matters.
 //! 3. Handles that cannot be used wrongly: [`Library`] → [`Runtime`] → [`Model`], [`Tensor`], [`TensorSet`] → [`Run`].
 //!
-//! The Neuron runtime exists on 64-bit Linux only, and the layouts here are of that: elsewhere this crate is empty.
+//! The Neuron runtime exists on 64-bit Linux only, and the layouts here are of that: elsewhere only [`sysfs`] is there,
+//! which reads what the driver tells by files and needs no library.
 //!
 //! A handle keeps what it needs alive: dropped in any order, tensors go before their core and the runtime goes last.
 //! Nothing here has run on Neuron hardware: the tests use a stand-in library that they compile.
@@ -34,37 +35,63 @@
 //! # }
 //! ```
 
-#![cfg(all(target_os = "linux", target_pointer_width = "64"))]
+pub mod sysfs;
 
 // Generated: C's names, no documentation but the header's, unsafe operations without comments.
 #[rustfmt::skip]
 #[allow(missing_docs, missing_debug_implementations, non_camel_case_types, non_snake_case, rustdoc::all)]
 #[allow(clippy::undocumented_unsafe_blocks, clippy::missing_safety_doc, clippy::missing_const_for_fn, clippy::all)]
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 pub mod bindings;
 
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 mod call;
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 pub mod environment;
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 mod error;
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 mod instance;
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 mod lane;
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 mod layout;
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 mod library;
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 mod model;
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 mod run;
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 mod runtime;
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 mod status;
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 mod tensor;
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 mod tensor_set;
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 mod version;
 
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 pub use error::Error;
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 pub use instance::{Family, Instance};
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 pub use lane::Lane;
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 pub use library::{Library, LoadError, Origin, Tried};
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 pub use model::{DType, Model, TensorSpec};
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 pub use run::Run;
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 pub use runtime::{Core, MemoryStats, Runtime};
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 pub use status::{Action, Status};
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 pub use tensor::{Allocation, Tensor};
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 pub use tensor_set::TensorSet;
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 pub use version::Version;

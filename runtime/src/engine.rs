@@ -1,7 +1,8 @@
 //! Continuous batching: many requests, one model, one thread.
 //!
 //! [`Engine`] is a handle to the thread that owns the [`Executor`]. Each step the thread takes new requests in, drops
-//! cancelled ones, lets the scheduler fill the one reused batch, runs it and samples. In a step
+//! cancelled ones, lets the scheduler fill the one reused batch, runs it and samples. Where the executor computes by itself
+//! ([`Limits::overlaps`]) it sends the events of the last step and takes requests in meanwhile. In a step
 //! without arrivals and departures the engine's side allocates nothing but what leaves it: the events' text and
 //! log-probabilities and the channel's own nodes, outside `submit` and `collect`.
 //!
@@ -19,6 +20,7 @@ use crate::request::{CancelToken, EventSink, Request, RequestError, RequestHandl
 mod doorbell;
 mod inbox;
 mod job;
+mod outputs;
 mod stats;
 mod stop;
 mod worker;
@@ -88,6 +90,15 @@ impl EngineConfig {
                 return Err(StartError::Zero { field });
             }
         }
+        if !self.limits.paged {
+            let classes = &self.limits.classes;
+            let rows: usize = classes.iter().map(|class| class.rows).sum();
+            let longest = classes.last().map_or(0, |class| class.max_len);
+            let ordered = classes.is_sorted_by_key(|class| class.max_len);
+            if rows != capacity.blocks || longest > capacity.block_len || !ordered {
+                return Err(StartError::Rows { rows, longest, blocks: capacity.blocks, block_len: capacity.block_len });
+            }
+        }
         // Slots, positions, rows and ids are u32 in a batch.
         let slots = capacity.blocks.checked_mul(capacity.block_len);
         let widths = [
@@ -120,6 +131,21 @@ pub enum StartError {
     TooLarge {
         /// Field of the configuration.
         field: &'static str,
+    },
+    /// The capacity does not fit the backend's rows.
+    #[error(
+        "{rows} cache rows of up to {longest} tokens, in order of their length, are not the {blocks} of up to {block_len} \
+         that the executor was loaded for"
+    )]
+    Rows {
+        /// Rows of all classes.
+        rows: usize,
+        /// Tokens of the longest class.
+        longest: usize,
+        /// `capacity.blocks`.
+        blocks: usize,
+        /// `capacity.block_len`.
+        block_len: usize,
     },
     /// The thread could not be had.
     #[error("cannot start the engine thread: {0}")]
@@ -198,7 +224,9 @@ impl Engine {
     /// Figures as of the last step.
     pub fn stats(&self) -> EngineStats {
         let mut stats = *lock(&self.owner.shared.stats);
-        stats.queued = lock(&self.owner.shared.inbox).queued() + stats.preempted;
+        let inbox = lock(&self.owner.shared.inbox);
+        stats.queued = inbox.queued() + stats.preempted;
+        stats.queued_tokens = inbox.queued_tokens();
         stats
     }
 
@@ -258,8 +286,11 @@ impl Owner {
             return Err(SubmitError::EmptyPrompt);
         }
         let total = prompt.saturating_add(max_new);
-        if total > capacity.max_len {
-            return Err(SubmitError::TooLong { prompt, max_new, max_len: capacity.max_len });
+        let limits = &self.config.limits;
+        let row = if limits.paged { usize::MAX } else { limits.classes.last().map_or(0, |class| class.max_len) };
+        let max_len = capacity.max_len.min(row);
+        if total > max_len {
+            return Err(SubmitError::TooLong { prompt, max_new, max_len });
         }
         // The last token is never run, so it needs no slot.
         let needed = (total - max_new.min(1)).div_ceil(capacity.block_len);

@@ -1,11 +1,59 @@
-//! Which cache blocks are free and who uses the others.
+//! Which parts of the cache are free and who uses the others: blocks, or whole rows.
 //!
-//! The pool hands out indices; the bytes are the backend's. A block may have several owners (a shared prefix), who must
+//! The pools hand out indices; the bytes are the backend's. A block may have several owners (a shared prefix), who must
 //! not write to it.
 //!
 //! Invariant: a block is free if and only if its count is 0; every block is either on the free list or counted.
 
-use crate::backend::BlockId;
+use crate::backend::{BlockId, Capacity, Limits};
+
+mod rows;
+
+pub use rows::{RowPool, Wish};
+
+/// The cache of one executor.
+#[derive(Debug)]
+pub enum Kv {
+    /// Any block may hold any part of a sequence.
+    Blocks(BlockPool),
+    /// A row holds a sequence.
+    Rows(RowPool),
+}
+
+impl Kv {
+    /// The free cache of an executor that was loaded for `capacity`.
+    pub fn new(capacity: &Capacity, limits: &Limits) -> Self {
+        if limits.paged {
+            return Kv::Blocks(BlockPool::new(capacity.blocks, capacity.block_len));
+        }
+        Kv::Rows(RowPool::new(limits, capacity.block_len))
+    }
+
+    /// Tokens per block, or slots per row.
+    pub fn block_len(&self) -> usize {
+        match self {
+            Kv::Blocks(pool) => pool.block_len(),
+            Kv::Rows(pool) => pool.row_len(),
+        }
+    }
+
+    /// Blocks or rows that somebody owns.
+    pub fn used(&self) -> usize {
+        match self {
+            Kv::Blocks(pool) => pool.used(),
+            Kv::Rows(pool) => pool.used(),
+        }
+    }
+
+    /// Blocks or rows that nobody owns.
+    #[cfg(test)]
+    pub fn free(&self) -> usize {
+        match self {
+            Kv::Blocks(pool) => pool.free(),
+            Kv::Rows(pool) => pool.free(),
+        }
+    }
+}
 
 /// The cache blocks of one executor.
 #[derive(Debug)]

@@ -20,7 +20,7 @@ mod params;
 mod simd;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use candidates::Drawn;
 pub use draw::uniform;

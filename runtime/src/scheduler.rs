@@ -3,17 +3,22 @@
 //! Decodes (one row each) come first, then prefill chunks in order of priority and arrival, then waiting sequences, until
 //! the token budget is used up. Blocks are allocated when rows need them, in the same order; when none is left, the last
 //! running sequence gives up its cache, keeps its tokens and waits again in its old place. That never stops everybody:
-//! the first sequence can take the blocks of all others, and none is admitted that could not run alone.
+//! the first sequence can take the blocks of all others, and none is admitted that could not run alone. Where the cache
+//! consists of rows, a sequence gets one when it is admitted and keeps it: nobody is preempted.
 //!
-//! Invariant: a block belongs to one sequence; a sequence's rows continue exactly where its cache ends; `running` is in
+//! Invariant: a block or row belongs to one sequence; a sequence's rows continue exactly where its cache ends; `running` is in
 //! order of priority and arrival and no longer than any step can serve (sequences, rows and outputs), so that no decode
 //! ever waits for budget.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::backend::{Batch, BlockId, Capacity, SeqSpan};
-use crate::kv::BlockPool;
+use crate::backend::{Batch, BlockId, Capacity, Limits, SeqSpan};
+use crate::kv::Kv;
+
+mod admit;
+
+use admit::Room;
 
 #[cfg(test)]
 mod tests;
@@ -38,12 +43,16 @@ pub struct Sequence<J> {
     pub computed: usize,
     /// Its rows in this step.
     pub chunk: usize,
+    /// Its place among the batch's sequences in this step.
+    pub span: usize,
     /// Its part of the batch's outputs in this step.
     pub outputs: Range<usize>,
     /// Times it gave up its cache.
     pub preemptions: u32,
     /// Tokens of its prompt that it found in the cache.
     pub cached: usize,
+    /// Whose cached prefixes it shares.
+    pub salt: Option<String>,
     /// Its cache.
     blocks: Vec<BlockId>,
     /// The engine's data.
@@ -66,9 +75,11 @@ impl<J> Sequence<J> {
             prompt_allowance: usize::MAX,
             computed: 0,
             chunk: 0,
+            span: 0,
             outputs: 0..0,
             preemptions: 0,
             cached: 0,
+            salt: None,
             blocks: Vec::with_capacity(max_tokens.div_ceil(block_len)),
             job,
         }
@@ -135,19 +146,83 @@ pub struct StepLimits {
     pub running: usize,
     /// Whether chunks may stand beside decodes.
     pub mixed: bool,
+    /// Whether steps that return the prompt's logits stand alone.
+    pub apart: bool,
 }
 
 impl StepLimits {
     /// Limits within `capacity`. `running` is such that every running sequence can decode in the same step.
-    pub fn new(capacity: &Capacity, token_budget: usize, chunk: usize, mixed: bool) -> Self {
+    pub fn new(capacity: &Capacity, token_budget: usize, chunk: usize, limits: &Limits) -> Self {
         let rows = token_budget.min(capacity.max_rows);
         StepLimits {
             rows,
-            chunk: chunk.min(rows),
+            chunk: chunk.min(rows).min(limits.chunk.unwrap_or(usize::MAX)),
             outputs: capacity.max_outputs,
             running: capacity.max_seqs.min(rows).min(capacity.max_outputs),
-            mixed,
+            mixed: limits.mixed_batches,
+            apart: limits.candidates.is_some(),
         }
+    }
+}
+
+/// What a sequence's next rows are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// One row.
+    Decode,
+    /// A chunk.
+    Prefill,
+    /// A chunk whose logits are wanted, where those stand apart.
+    Score,
+}
+
+/// The kinds that a step may hold.
+#[derive(Clone, Copy, Debug)]
+struct Kinds {
+    decode: bool,
+    prefill: bool,
+    score: bool,
+}
+
+impl Kinds {
+    fn hold(self, kind: Kind) -> bool {
+        match kind {
+            Kind::Decode => self.decode,
+            Kind::Prefill => self.prefill,
+            Kind::Score => self.score,
+        }
+    }
+
+    /// Whether a sequence may be admitted; those count as chunks.
+    fn admits<J>(self, sequence: &Sequence<J>, limits: &StepLimits) -> bool {
+        if limits.apart && sequence.scores() { self.score } else { self.prefill }
+    }
+}
+
+impl StepLimits {
+    /// Which kinds share a step, as numbers of groups.
+    fn group(&self, kind: Kind) -> usize {
+        match kind {
+            Kind::Decode => 0,
+            Kind::Prefill => usize::from(!self.mixed),
+            Kind::Score if self.apart => 2,
+            Kind::Score => self.group(Kind::Prefill),
+        }
+    }
+
+    fn kind<J>(&self, sequence: &Sequence<J>) -> Kind {
+        if self.apart && sequence.scores() {
+            Kind::Score
+        } else if sequence.pending() == 1 {
+            Kind::Decode
+        } else {
+            Kind::Prefill
+        }
+    }
+
+    /// Number of groups.
+    fn groups(&self) -> usize {
+        1 + usize::from(!self.mixed) + usize::from(self.apart)
     }
 }
 
@@ -164,23 +239,23 @@ pub struct Plan {
 #[derive(Debug)]
 pub struct Scheduler<J> {
     limits: StepLimits,
-    pool: BlockPool,
+    kv: Kv,
     waiting: BTreeMap<Order, Box<Sequence<J>>>,
     running: Vec<Box<Sequence<J>>>,
-    /// Whether the last unmixed step held decodes.
-    decoded: bool,
+    /// Group of the last step.
+    last: usize,
     preemptions: u64,
     preempted_waiting: usize,
 }
 
 impl<J> Scheduler<J> {
-    pub fn new(limits: StepLimits, pool: BlockPool) -> Self {
+    pub fn new(limits: StepLimits, kv: Kv) -> Self {
         Scheduler {
             limits,
-            pool,
+            kv,
             waiting: BTreeMap::new(),
             running: Vec::with_capacity(limits.running),
-            decoded: false,
+            last: GROUPS - 1,
             preemptions: 0,
             preempted_waiting: 0,
         }
@@ -191,8 +266,8 @@ impl<J> Scheduler<J> {
         self.waiting.insert(sequence.order, sequence);
     }
 
-    pub fn pool(&self) -> &BlockPool {
-        &self.pool
+    pub fn kv(&self) -> &Kv {
+        &self.kv
     }
 
     pub fn running(&self) -> &[Box<Sequence<J>>] {
@@ -224,7 +299,7 @@ impl<J> Scheduler<J> {
     /// Ends the running sequence `i` and frees its blocks.
     pub fn remove_running(&mut self, i: usize) -> Box<Sequence<J>> {
         let mut sequence = self.running.remove(i);
-        self.pool.release(&mut sequence.blocks);
+        sequence.release(&mut self.kv);
         sequence
     }
 
@@ -238,7 +313,7 @@ impl<J> Scheduler<J> {
     /// Ends everything.
     pub fn drain(&mut self) -> impl Iterator<Item = Box<Sequence<J>>> {
         for sequence in &mut self.running {
-            self.pool.release(&mut sequence.blocks);
+            sequence.release(&mut self.kv);
         }
         self.preempted_waiting = 0;
         let waiting = std::mem::take(&mut self.waiting);
@@ -251,8 +326,11 @@ impl<J> Scheduler<J> {
         batch.clear();
         self.choose(&mut admitted);
         let mut plan = self.fill(batch);
-        if plan == Plan::default() && !self.limits.mixed {
-            // Nothing of one kind could run; it is the other kind's turn now.
+        for _ in 1..self.limits.groups() {
+            if plan != Plan::default() {
+                break;
+            }
+            // Nothing of one kind could run; it is another kind's turn now.
             self.choose(&mut admitted);
             plan = self.fill(batch);
         }
@@ -268,79 +346,69 @@ impl<J> Scheduler<J> {
     }
 
     fn choose(&mut self, admitted: &mut impl FnMut(&mut Sequence<J>)) {
-        let StepLimits { mut rows, chunk, mut outputs, .. } = self.limits;
-        let (decodes, prefills) = self.kinds();
-        for sequence in &mut self.running {
-            sequence.chunk = 0;
-            if sequence.pending() == 1 && decodes {
-                let taken = sequence.plan(1, outputs);
-                (rows, outputs) = (rows - taken.0, outputs - taken.1);
+        let limits = self.limits;
+        let mut room = Room { rows: limits.rows, outputs: limits.outputs };
+        let kinds = self.kinds();
+        for decodes in [true, false] {
+            for sequence in &mut self.running {
+                let kind = limits.kind(sequence);
+                if (kind == Kind::Decode) != decodes {
+                    continue;
+                }
+                sequence.chunk = 0;
+                if kinds.hold(kind) {
+                    room.take(sequence.plan(limits.chunk.min(room.rows), room.outputs));
+                }
             }
         }
-        for sequence in &mut self.running {
-            if sequence.pending() > 1 && prefills {
-                let taken = sequence.plan(chunk.min(rows), outputs);
-                (rows, outputs) = (rows - taken.0, outputs - taken.1);
-            }
-        }
-        let enough = self.allocate();
-        while enough && prefills && rows > 0 && self.running.len() < self.limits.running {
-            let Some(mut entry) = self.waiting.first_entry() else {
-                break;
-            };
-            let taken = entry.get_mut().plan(chunk.min(rows), outputs);
-            if taken.0 == 0 {
-                break;
-            }
-            // What the running ones will take soon is spoken for, and a block more lets them go on for a while.
-            let spoken: usize =
-                self.running.iter().map(|s| self.pool.blocks_for(s.tokens.len() + 1) - s.blocks.len()).sum();
-            let needed = self.pool.blocks_for(entry.get().tokens.len()) + spoken;
-            if !self.running.is_empty() && needed >= self.pool.free() {
-                break;
-            }
-            let mut sequence = entry.remove();
-            self.preempted_waiting -= usize::from(sequence.preemptions > 0);
-            let until = self.pool.blocks_for(sequence.chunk);
-            let grown = self.pool.grow(&mut sequence.blocks, until);
-            debug_assert!(grown, "the free blocks were counted");
-            (rows, outputs) = (rows - taken.0, outputs - taken.1);
-            admitted(&mut sequence);
-            let at = self.running.partition_point(|s| s.order < sequence.order);
-            self.running.insert(at, sequence);
+        if self.allocate() && (kinds.prefill || kinds.score) {
+            self.admit(kinds, room, admitted);
         }
     }
 
-    /// Which kinds of rows this step may hold: decodes, prefill.
-    fn kinds(&mut self) -> (bool, bool) {
-        if self.limits.mixed {
-            return (true, true);
+    /// Which kinds of rows this step may hold.
+    fn kinds(&mut self) -> Kinds {
+        let limits = self.limits;
+        if limits.groups() > 1 {
+            let mut present = [false; GROUPS];
+            for sequence in &self.running {
+                present[limits.group(limits.kind(sequence))] = true;
+            }
+            if self.running.len() < limits.running {
+                for kind in [Kind::Prefill, Kind::Score] {
+                    let fits = |s: &Sequence<J>| (limits.apart && s.scores()) == (kind == Kind::Score);
+                    present[limits.group(kind)] |= self.waiting.values().any(|s| fits(s));
+                }
+            }
+            // Taking turns starves none.
+            let turns = (1..=GROUPS).map(|i| (self.last + i) % GROUPS);
+            self.last = turns.into_iter().find(|group| present[*group]).unwrap_or(GROUPS - 1);
+        } else {
+            self.last = 0;
         }
-        let decodes = self.running.iter().any(|s| s.pending() == 1);
-        let prefills = self.running.iter().any(|s| s.pending() > 1)
-            || (!self.waiting.is_empty() && self.running.len() < self.limits.running);
-        // Taking turns starves neither.
-        let decode = decodes && (!prefills || !self.decoded);
-        self.decoded = decode;
-        (decode, !decode)
+        let hold = |kind| limits.group(kind) == self.last;
+        Kinds { decode: hold(Kind::Decode), prefill: hold(Kind::Prefill), score: hold(Kind::Score) }
     }
 
     /// Gives the planned rows their blocks, in order; false if somebody has to wait for some.
     fn allocate(&mut self) -> bool {
+        let Kv::Blocks(pool) = &mut self.kv else {
+            return true;
+        };
         let mut enough = true;
         let mut i = 0;
         while i < self.running.len() {
             let is_last = i + 1 == self.running.len();
             let sequence = &mut self.running[i];
-            let needed = self.pool.blocks_for(sequence.computed + sequence.chunk);
-            if self.pool.grow(&mut sequence.blocks, needed) {
+            let needed = pool.blocks_for(sequence.computed + sequence.chunk);
+            if pool.grow(&mut sequence.blocks, needed) {
                 i += 1;
                 continue;
             }
             enough = false;
             if !is_last {
                 let mut last = self.running.pop().expect("it is longer than i + 1");
-                self.pool.release(&mut last.blocks);
+                pool.release(&mut last.blocks);
                 (last.computed, last.chunk) = (0, 0);
                 self.preemptions += 1;
                 self.preempted_waiting += 1;
@@ -348,10 +416,10 @@ impl<J> Scheduler<J> {
                 self.waiting.insert(last.order, last);
             } else {
                 // The last one keeps what it has, takes what is left and waits for the others.
-                let all = sequence.blocks.len() + self.pool.free();
-                let fits = all * self.pool.block_len() - sequence.computed;
+                let all = sequence.blocks.len() + pool.free();
+                let fits = all * pool.block_len() - sequence.computed;
                 sequence.chunk = sequence.chunk.min(fits);
-                self.pool.grow(&mut sequence.blocks, all);
+                pool.grow(&mut sequence.blocks, all);
                 i += 1;
             }
         }
@@ -371,7 +439,7 @@ impl<J> Scheduler<J> {
                 } else {
                     plan.prefill += sequence.chunk;
                 }
-                sequence.write(batch, self.pool.block_len());
+                sequence.write(batch, self.kv.block_len());
             }
         }
         plan
@@ -394,6 +462,7 @@ impl<J> Sequence<J> {
             batch.slots.push(index(slot));
         }
         batch.tables.extend_from_slice(&self.blocks[..context.div_ceil(block_len)]);
+        self.span = batch.seqs.len();
         batch.seqs.push(SeqSpan {
             rows: rows..batch.rows(),
             context,
@@ -403,3 +472,6 @@ impl<J> Sequence<J> {
         self.outputs = outputs..batch.outputs.len();
     }
 }
+
+/// Groups of kinds there can be.
+const GROUPS: usize = 3;

@@ -9,8 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use njoule_runtime::backend::{Batch, Capacity, Cost, Executor, MemoryUse, StepError, StepOutput};
-use njoule_runtime::request::{EventSink, SinkClosed};
+use njoule_runtime::backend::{
+    Batch, Capacity, Cost, Executor, Limits, MemoryUse, Returned, RowClass, StepError, StepOutput,
+};
+use njoule_runtime::request::{EventSink, MaskError, MaskStream, SinkClosed, TokenMask};
 use njoule_runtime::{Engine, EngineConfig, Event, Request, SamplingParams};
 
 thread_local! {
@@ -46,8 +48,9 @@ static ALLOCATOR: Counting = Counting;
 
 const VOCAB: usize = 1000;
 
-/// Returns logits that depend on tokens and positions, from memory that it reserved at its start.
+/// Returns logits that depend on tokens and positions, or candidates, from memory that it reserved at its start.
 struct Flat {
+    candidates: Option<usize>,
     outputs: Vec<(u32, u32)>,
     /// Allocations since the step before, per step.
     counts: Arc<Mutex<Vec<(usize, u64)>>>,
@@ -70,6 +73,19 @@ impl Executor for Flat {
     fn collect(&mut self, out: &mut StepOutput) -> Result<(), StepError> {
         (out.vocab, out.stride, out.rows) = (VOCAB, VOCAB, self.outputs.len());
         out.logits.clear();
+        if let Some(count) = self.candidates {
+            out.returned = Returned::Candidates;
+            out.candidates.clear(count);
+            for (token, position) in &self.outputs {
+                let first = (token + position) % 900;
+                out.candidates.values.extend((0..count as u32).map(|i| 5.0 - i as f32 * 0.1));
+                out.candidates.ids.extend((0..count as u32).map(|i| (first + 7 * i) % VOCAB as u32));
+                out.candidates.log_sum_exp.push(8.0);
+                out.candidates.greedy.push(first);
+            }
+            self.last = ALLOCATIONS.with(Cell::get);
+            return Ok(());
+        }
         for (token, position) in &self.outputs {
             let mix = |i: u32| (i * 7919 + token * 104_729 + position * 1_299_709) % 1009;
             out.logits.extend((0..VOCAB as u32).map(|i| mix(i) as f32 * 0.01));
@@ -108,9 +124,35 @@ impl EventSink for Count {
 #[test]
 fn a_steady_decode_step_allocates_nothing() {
     let capacity = Capacity { blocks: 512, block_len: 16, max_rows: 64, max_seqs: 16, max_outputs: 16, max_len: 512 };
+    steady_steps(capacity, None, Limits::paged(16));
+    let rows = Capacity { blocks: 16, block_len: 512, ..capacity };
+    let classes = vec![RowClass { rows: 16, max_len: 512 }];
+    let limits = Limits { candidates: Some(64), biases: 8, masks: true, paged: false, classes, ..Limits::paged(512) };
+    steady_steps(rows, Some(64), Limits { overlaps: true, ..limits.clone() });
+    steady_steps(rows, Some(64), limits);
+}
+
+/// Allows the same tokens always.
+struct Half;
+
+impl TokenMask for Half {
+    fn start(self: Arc<Self>, _: &[u32]) -> Box<dyn MaskStream> {
+        Box::new(Half)
+    }
+}
+
+impl MaskStream for Half {
+    fn fill(&mut self, _: &[u32], allowed: &mut [u32]) -> Result<(), MaskError> {
+        allowed.fill(0x5555_ffff);
+        Ok(())
+    }
+}
+
+fn steady_steps(capacity: Capacity, candidates: Option<usize>, limits: Limits) {
     let counts = Arc::new(Mutex::new(Vec::with_capacity(4096)));
-    let executor = Flat { outputs: Vec::with_capacity(64), counts: counts.clone(), last: 0 };
-    let engine = Engine::start(Box::new(executor), VOCAB, EngineConfig::new(capacity)).unwrap();
+    let executor = Flat { candidates, outputs: Vec::with_capacity(64), counts: counts.clone(), last: 0 };
+    let engine =
+        Engine::start(Box::new(executor), VOCAB, EngineConfig { limits, ..EngineConfig::new(capacity) }).unwrap();
     let tokens = Arc::new(AtomicU64::new(0));
     let cases = [
         SamplingParams::default(),
@@ -132,8 +174,11 @@ fn a_steady_decode_step_allocates_nothing() {
             ..SamplingParams::default()
         },
     ];
-    for sampling in cases {
-        let request = Request { sampling, ..Request::new((0..20).collect(), 400) };
+    for (i, sampling) in cases.into_iter().enumerate() {
+        let mask: Option<Arc<dyn TokenMask>> = if i % 2 == 1 { Some(Arc::new(Half)) } else { None };
+        let request =
+            Request { sampling, mask, min_tokens: 400, eos_ids: vec![1], ..Request::new((0..20).collect(), 400) };
+        let request = Request { ignore_eos: i == 0, ..request };
         let sink = Count { tokens: tokens.clone(), ended: Arc::default() };
         engine.submit_to(request, Box::new(sink)).unwrap();
     }

@@ -30,7 +30,7 @@ pub struct RunArgs {
     #[arg(long, short = 't', value_name = "N")]
     threads: Option<NonZero<usize>>,
     /// Longest sequence in tokens, prompt and answer [default: what the model was made for, at most 8192]
-    #[arg(long, short = 'c', visible_alias = "max-len", value_name = "N")]
+    #[arg(long, short = 'c', visible_alias = "max-len", alias = "max-model-len", value_name = "N")]
     context: Option<NonZero<usize>>,
     /// Sequences that run together at most [default: as many as there are, at most 64]
     #[arg(long, visible_alias = "max-num-seqs", value_name = "N")]

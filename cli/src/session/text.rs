@@ -6,9 +6,9 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context, anyhow};
 use njoule_models::chat::{ChatInput, ChatTemplate};
-use njoule_models::tokenizer::{DecodeStream, Tokenizer};
+use njoule_models::tokenizer::Tokenizer;
 use njoule_models::weights::gguf::Gguf;
-use njoule_runtime::request::{TextStream, TokenText};
+use njoule_runtime::request::{TokenText, TokenizerText};
 use serde_json::Value;
 
 use super::timing;
@@ -62,35 +62,7 @@ impl Text {
     /// Source of an answer's text. Where the answer continues the prompt's own text its first token may begin with a
     /// space, and a character may have begun in the prompt.
     pub fn answers(&self, continues: bool) -> Arc<dyn TokenText> {
-        Arc::new(Answers { tokenizer: Arc::clone(&self.tokenizer), continues })
-    }
-}
-
-struct Answers {
-    tokenizer: Arc<Tokenizer>,
-    continues: bool,
-}
-
-impl TokenText for Answers {
-    fn start(self: Arc<Self>, prompt: &[u32]) -> Box<dyn TextStream> {
-        let mut stream = DecodeStream::new(Arc::clone(&self.tokenizer), true);
-        if self.continues {
-            let mut shown = String::new();
-            prompt[prompt.len().saturating_sub(REACH)..].iter().for_each(|id| stream.push(*id, &mut shown));
-        }
-        Box::new(Answer(stream))
-    }
-}
-
-struct Answer(DecodeStream<Arc<Tokenizer>>);
-
-impl TextStream for Answer {
-    fn push(&mut self, id: u32, out: &mut String) {
-        self.0.push(id, out);
-    }
-
-    fn finish(&mut self, out: &mut String) {
-        self.0.finish(out);
+        Arc::new(TokenizerText::new(Arc::clone(&self.tokenizer), true).continuing(continues))
     }
 }
 
@@ -113,6 +85,3 @@ impl TextLoader {
             .ok_or_else(|| anyhow!("the model has no tokenizer (tokenizer.json, or a GGUF's vocabulary); {instead}"))
     }
 }
-
-/// Tokens of the prompt that can matter to the text after it: more than the bytes of a character.
-const REACH: usize = 16;

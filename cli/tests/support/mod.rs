@@ -42,7 +42,7 @@ pub fn run_with(args: &[&str], input: &str) -> Ran {
     ran(child.wait_with_output().expect("it ends"))
 }
 
-fn ran(output: Output) -> Ran {
+pub fn ran(output: Output) -> Ran {
     Ran {
         code: output.status.code().unwrap_or(-1),
         stdout: String::from_utf8(output.stdout).expect("UTF-8 on stdout"),
@@ -128,3 +128,15 @@ pub fn asset(file: &str, test: &str) -> Option<String> {
 
 /// The default model's file.
 pub const SMOLLM2: &str = "smollm2-135m-instruct.Q4_1.gguf";
+
+/// The stand-in library of neuron-sys's own tests.
+#[cfg(target_os = "linux")]
+pub fn stand_in(dir: &Path, switch: &str) -> PathBuf {
+    let sys = Path::new(env!("CARGO_MANIFEST_DIR")).join("../neuron-sys");
+    let path = dir.join("libnrt.so.1");
+    let mut cc = Command::new("cc");
+    cc.args(["-std=gnu11", "-shared", "-fPIC", "-pthread", switch, "-I"]).arg(sys.join("include"));
+    let output = cc.arg(sys.join("tests/it/standin.c")).arg("-o").arg(&path).output().expect("cc");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    path
+}

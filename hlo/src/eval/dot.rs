@@ -33,16 +33,35 @@ pub(super) fn dot(a: &Tensor, b: &Tensor, d: &DotDims, shape: ArrayShape) -> Ten
             for i in 0..batch {
                 let (a, b) = (&a[i * m * k..(i + 1) * m * k], &b[i * k * n..(i + 1) * k * n]);
                 let out = &mut out[i * m * n..(i + 1) * m * n];
-                match (transposed, m <= FEW) {
-                    (true, false) => rows(out, a, b, n, k),
-                    (false, false) => columns(out, a, b, n, k),
-                    (true, true) => few_rows(out, a, b, n, k),
-                    (false, true) => few_columns(out, a, b, n, k),
-                }
+                multiply(out, a, b, n, k, transposed);
             }
         }
     });
     with_type!(shape.dtype(), T => Tensor::from_vec(shape, out.into_iter().map(T::from_float).collect()))
+}
+
+/// out [m, n] += a [m, k] · b, by parts of `a` on threads where there is much to do: a row's sums are its own.
+fn multiply<T: Number>(out: &mut [f32], a: &[f32], b: &[T], n: usize, k: usize, transposed: bool) {
+    let m = out.len() / n;
+    let threads = match m * n * k {
+        MUCH.. if m >= MANY => std::thread::available_parallelism().map_or(1, |p| p.get()),
+        _ => 1,
+    };
+    let kernel = match (transposed, m <= FEW) {
+        (true, false) => rows,
+        (false, false) => columns,
+        (true, true) => few_rows,
+        (false, true) => few_columns,
+    };
+    if threads == 1 {
+        return kernel(out, a, b, n, k);
+    }
+    let part = m.div_ceil(threads);
+    std::thread::scope(|s| {
+        for (out, a) in out.chunks_mut(part * n).zip(a.chunks(part * k)) {
+            s.spawn(move || kernel(out, a, b, n, k));
+        }
+    });
 }
 
 /// The operand with its dimensions in this order.
@@ -159,6 +178,10 @@ fn product<T: Number>(a: &[f32], b: &[T]) -> f32 {
 
 /// Elements of a tile along the rows of the right operand: 128 KB of f32 with the other.
 const TILE_LONG: usize = 512;
+
+/// Rows of the left operand, and multiplications, from which on threads are worth their start.
+const MANY: usize = 32;
+const MUCH: usize = 1 << 22;
 
 /// Rows of the left operand that use a tile too seldom.
 const FEW: usize = 2;

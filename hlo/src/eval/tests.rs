@@ -257,5 +257,7 @@ fn a_row_of_a_product_does_not_depend_on_how_many_there_are() {
         let of_three = product(3);
         assert_eq!(product(1), of_three[..70]);
         assert_eq!(product(2), of_three[..140]);
+        // As many as threads share.
+        assert_eq!(product(65)[..210], of_three);
     }
 }

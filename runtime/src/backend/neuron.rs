@@ -7,6 +7,7 @@
 //! * [`mod@lower`]: a module from a divided program;
 //! * [`weights`]: a core's bytes of each weight;
 //! * [`evaluated`]: modules run by the evaluator of `hlo`, what stands for a device in tests;
+//! * [`probe`]: finds that out on a device;
 //! * `compiler`: modules become NEFFs, each once; [`neff`]: what such a file says of itself;
 //! * [`artifact`]: all that serves a model, in a directory; `build`: how one is made;
 //! * `executor`: an artifact on cores.
@@ -26,6 +27,7 @@ pub mod interface;
 pub mod lower;
 pub mod neff;
 pub mod plan;
+pub mod probe;
 pub mod profile;
 pub mod shard;
 pub mod weights;

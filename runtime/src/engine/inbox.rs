@@ -99,6 +99,10 @@ impl Inbox {
         self.requests
     }
 
+    pub fn queued_tokens(&self) -> usize {
+        self.tokens
+    }
+
     pub fn close(&mut self) {
         if self.phase == Phase::Open {
             self.phase = Phase::Closed;

@@ -36,8 +36,18 @@ pub struct Job {
     eos_ids: Vec<u32>,
     stop_token_ids: Vec<u32>,
     text: Option<Text>,
+    /// A token whose event is still to be sent.
+    pending: Option<Pending>,
     /// Text that the terminal event will carry.
     tail: String,
+}
+
+struct Pending {
+    id: u32,
+    index: usize,
+    logprob: Option<TokenLogprob>,
+    /// Whether it has text: one that ends the answer has none.
+    spelled: bool,
 }
 
 struct Text {
@@ -116,11 +126,13 @@ impl Job {
             eos_ids,
             stop_token_ids: request.stop_token_ids,
             text,
+            pending: None,
             tail: String::new(),
         };
         let order = (request.priority, id);
         let block_len = config.capacity.block_len;
         let mut sequence = Sequence::new(order, request.prompt, request.max_new_tokens, block_len, job);
+        sequence.salt = request.cache_salt;
         if wants_prompt {
             sequence.next_prompt_output = 0;
         }
@@ -151,33 +163,46 @@ impl Job {
         }
     }
 
-    /// Takes in generated token number `index`; `last` says that the request's limit is reached with it.
+    /// Takes in generated token number `index`; `last` says that the request's limit is reached with it. Its event waits for
+    /// [`Job::deliver`], unless the text is looked through for stop strings.
     pub fn take(&mut self, id: u32, index: usize, last: bool, logprob: Option<TokenLogprob>, now: Instant) {
         self.first_token.get_or_insert(now);
         self.history.push(id);
-        let mut text = String::new();
-        let matched = if self.eos_ids.contains(&id) {
+        let mut matched = if self.eos_ids.contains(&id) {
             Some(StopMatch::Eos(id))
         } else if self.stop_token_ids.contains(&id) {
             Some(StopMatch::Token(id))
         } else {
-            self.text.as_mut().and_then(|state| {
-                state.stream.push(id, state.matcher.text());
-                let exempt = index < self.min_tokens;
-                let which = state.matcher.advance(exempt, &mut text)?;
-                Some(StopMatch::Text(state.stops[which].clone()))
-            })
+            None
         };
+        self.pending = Some(Pending { id, index, logprob, spelled: matched.is_none() });
+        if self.text.as_ref().is_some_and(|text| !text.stops.is_empty()) {
+            matched = matched.or(self.deliver());
+        }
         self.end = match matched {
             Some(matched) => Some(End::Finished(FinishReason::Stop, Some(matched))),
             None if last => Some(End::Finished(FinishReason::Length, None)),
             None => None,
         };
-        self.reply.send(Event::Token { id, index, text, logprob });
     }
 
-    /// Sends the terminal event; `end` must have been set.
+    /// Sends the event of the token that was taken in last, if it was not sent; the stop string that its text completes.
+    pub fn deliver(&mut self) -> Option<StopMatch> {
+        let Pending { id, index, logprob, spelled } = self.pending.take()?;
+        let mut text = String::new();
+        let matched = self.text.as_mut().filter(|_| spelled).and_then(|state| {
+            state.stream.push(id, state.matcher.text());
+            let exempt = index < self.min_tokens;
+            let which = state.matcher.advance(exempt, &mut text)?;
+            Some(StopMatch::Text(state.stops[which].clone()))
+        });
+        self.reply.send(Event::Token { id, index, text, logprob });
+        matched
+    }
+
+    /// Sends what is pending and the terminal event; `end` must have been set.
     pub fn finish(&mut self, spent: Spent, now: Instant) {
+        self.deliver();
         let Spent { prompt_tokens, generated_tokens, cached_tokens, preemptions } = spent;
         let event = match self.end.take() {
             None => Event::Failed(RequestError::ShutDown),

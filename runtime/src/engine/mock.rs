@@ -9,6 +9,10 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use crate::backend::{Batch, Capacity, Cost, Executor, MemoryUse, SeqSpan, StepError, StepOutput};
 
+mod device;
+
+pub use device::{DeviceFault, MockDevice};
+
 /// What goes wrong, and at which step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {

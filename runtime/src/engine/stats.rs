@@ -37,6 +37,8 @@ pub struct EngineStats {
     pub cancelled: u64,
     /// Requests that failed.
     pub failed: u64,
+    /// Prompt tokens of the requests that wait for their first step.
+    pub queued_tokens: usize,
     /// Requests that wait.
     pub queued: usize,
     /// Of these, requests that had started before.
@@ -68,6 +70,7 @@ impl EngineStats {
             finished: 0,
             cancelled: 0,
             failed: 0,
+            queued_tokens: 0,
             queued: 0,
             preempted: 0,
             running: 0,

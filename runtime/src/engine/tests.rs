@@ -8,6 +8,8 @@ use proptest::prelude::*;
 
 use super::mock::{Fault, Gate, MockExecutor, logits_after};
 use super::*;
+
+mod device;
 use crate::request::{Event, FinishReason, SinkClosed, StopMatch, TextStream, TokenText};
 use crate::sampler::{History, Pick, Sampler, SamplingParams};
 
@@ -30,11 +32,19 @@ fn expected(request: &Request) -> Vec<u32> {
     let (mut tokens, mut sampler) = (request.prompt.clone(), Sampler::new(VOCAB));
     let mut history = History::new(&request.sampling, &request.prompt, request.max_new_tokens);
     let rope_len = request.prompt.len() + request.max_new_tokens;
+    let mut mask = request.mask.clone().map(|mask| mask.start(&request.prompt));
     for index in 0..request.max_new_tokens {
         let mut logits = logits_after(&tokens, rope_len, VOCAB);
         let seed = request.sampling.seed.unwrap_or(0);
         let params = &request.sampling;
-        let pick = Pick { params, history: &history, forbidden: &[], mask: None, seed, index: index as u64 };
+        let forbidden = if index < request.min_tokens { &request.eos_ids[..] } else { &[] };
+        let allowed = mask.as_mut().map(|mask| {
+            let mut allowed = vec![0; VOCAB.div_ceil(32)];
+            mask.fill(&tokens[request.prompt.len()..], &mut allowed).unwrap();
+            allowed
+        });
+        let mask = allowed.as_deref();
+        let pick = Pick { params, history: &history, forbidden, mask, seed, index: index as u64 };
         let id = sampler.sample(&mut logits, &pick).unwrap();
         history.push(id);
         tokens.push(id);

@@ -10,12 +10,13 @@ use std::time::Instant;
 
 use super::inbox::{Phase, Submission, lock};
 use super::job::{End, Job, Spent};
+use super::outputs::{check_output, prompt_outputs, roomy_batch};
 use super::stats::EngineStats;
 use super::{EngineConfig, Shared};
-use crate::backend::{Batch, Bias, Executor, Masks, Returned, StepError, StepOutput, Wants};
-use crate::kv::BlockPool;
+use crate::backend::{Batch, Bias, Executor, Returned, StepError, StepOutput, Wants};
+use crate::kv::Kv;
 use crate::request::{Event, FinishReason, MaskError, RequestError};
-use crate::sampler::{Pick, Sampler, is_sound};
+use crate::sampler::{Pick, Sampler};
 use crate::scheduler::{Plan, Scheduler, Sequence, StepLimits};
 
 /// Body of the engine thread.
@@ -59,11 +60,11 @@ struct Worker {
 impl Worker {
     fn new(executor: Box<dyn Executor>, vocab: usize, config: EngineConfig) -> Self {
         let capacity = &config.capacity;
-        let limits = StepLimits::new(capacity, config.token_budget, config.prefill_chunk, config.limits.mixed_batches);
-        let pool = BlockPool::new(capacity.blocks, capacity.block_len);
+        let limits = StepLimits::new(capacity, config.token_budget, config.prefill_chunk, &config.limits);
+        let kv = Kv::new(capacity, &config.limits);
         Worker {
             executor,
-            scheduler: Scheduler::new(limits, pool),
+            scheduler: Scheduler::new(limits, kv),
             sampler: Sampler::new(vocab),
             vocab,
             stats: EngineStats::new(capacity.blocks),
@@ -81,16 +82,14 @@ impl Worker {
         loop {
             // Taken before looking, so that a ring during the look is not lost.
             let rung = shared.doorbell.take();
-            let phase = lock(&shared.inbox).take(&mut self.arrived);
-            for submission in self.arrived.drain(..) {
-                self.scheduler.add(Job::sequence(submission, &self.config, self.vocab));
-            }
+            let phase = self.receive(shared);
             if phase == Phase::Aborted {
                 return Ok(());
             }
             self.reap(shared, rung);
             let plan = self.plan(shared);
             if plan == Plan::default() {
+                self.deliver(shared);
                 self.publish(shared);
                 if phase == Phase::Closed && self.scheduler.is_empty() {
                     return Ok(());
@@ -103,9 +102,28 @@ impl Worker {
         }
     }
 
+    /// Takes new requests in.
+    fn receive(&mut self, shared: &Shared) -> Phase {
+        let phase = lock(&shared.inbox).take(&mut self.arrived);
+        for submission in self.arrived.drain(..) {
+            self.scheduler.add(Job::sequence(submission, &self.config, self.vocab));
+        }
+        phase
+    }
+
+    /// Sends the events of the last step that were put off.
+    fn deliver(&mut self, shared: &Shared) {
+        for sequence in self.scheduler.running_mut() {
+            sequence.job.deliver();
+        }
+        if !self.ended.is_empty() {
+            self.answer(shared, Instant::now());
+        }
+    }
+
     /// Ends what was cancelled or has run out of time. Waiting requests are looked at when somebody rang.
     fn reap(&mut self, shared: &Shared, rung: bool) {
-        let now = Instant::now();
+        let (now, before) = (Instant::now(), self.ended.len());
         for i in (0..self.scheduler.running().len()).rev() {
             if let Some(reason) = self.scheduler.running()[i].job.given_up(now) {
                 let mut sequence = self.scheduler.remove_running(i);
@@ -130,8 +148,8 @@ impl Worker {
                 }
             }
         }
-        if !self.ended.is_empty() {
-            self.stats.cancelled += self.ended.len() as u64;
+        if self.ended.len() > before {
+            self.stats.cancelled += (self.ended.len() - before) as u64;
             self.answer(shared, now);
         }
     }
@@ -143,11 +161,13 @@ impl Worker {
                 sequence.prompt_allowance = self.config.max_unread_rows.saturating_sub(unread);
             }
         }
+        let stats = &mut self.stats;
         let plan = self.scheduler.plan(&mut self.batch, |sequence| {
             if sequence.job.started.is_none() {
                 sequence.job.started = Some(Instant::now());
                 lock(&shared.inbox).left_queue(sequence.prompt_len);
             }
+            stats.cached_tokens += sequence.cached as u64;
         });
         self.steer();
         plan
@@ -193,11 +213,14 @@ impl Worker {
         }
         self.stats.step_started = Some(start);
         self.publish(shared);
-        let failed = |error: StepError| RequestError::Step(error.to_string());
-        self.executor.submit(&self.batch).map_err(failed)?;
-        self.executor.collect(&mut self.output).map_err(failed)?;
+        let done = self.execute(shared)?;
         let now = Instant::now();
         self.idle_since = Some(now);
+        if !done {
+            self.stats.step_started = None;
+            self.answer(shared, now);
+            return Ok(());
+        }
         self.count(plan, (now - start).as_secs_f64());
         check_output(&self.output, &self.batch, self.vocab)?;
         for i in 0..self.scheduler.running().len() {
@@ -218,15 +241,57 @@ impl Worker {
                 self.ended.push(sequence);
             }
         }
-        if !self.ended.is_empty() {
-            self.answer(shared, now);
+        if !self.config.limits.overlaps {
+            self.deliver(shared);
         }
         Ok(())
     }
 
+    /// Runs the planned step. False if the device refused some of its sequences: these have ended, and the others are to be
+    /// planned again, from where they were.
+    fn execute(&mut self, shared: &Shared) -> Result<bool, RequestError> {
+        let mut again = false;
+        loop {
+            let mut result = self.executor.submit(&self.batch);
+            if result.is_ok() {
+                if self.config.limits.overlaps {
+                    self.deliver(shared);
+                    self.receive(shared);
+                }
+                result = self.executor.collect(&mut self.output);
+            }
+            match result {
+                Ok(()) => return Ok(true),
+                Err(StepError::Busy(_)) if !again => again = true,
+                Err(StepError::OutOfBounds { seqs, what }) if self.refuse(seqs.clone(), &what) => {
+                    self.stats.retried_steps += 1;
+                    return Ok(false);
+                }
+                Err(error) => return Err(RequestError::Step(error.to_string())),
+            }
+            self.stats.retried_steps += 1;
+        }
+    }
+
+    /// Ends the sequences of the batch that the device refused; false if there are none.
+    fn refuse(&mut self, seqs: Range<usize>, what: &str) -> bool {
+        let before = self.ended.len();
+        for i in (0..self.scheduler.running().len()).rev() {
+            let sequence = &mut self.scheduler.running_mut()[i];
+            if sequence.chunk > 0 && seqs.contains(&sequence.span) {
+                // What its part of the cache holds is not known any more.
+                sequence.computed = 0;
+                sequence.job.end = Some(End::Failed(RequestError::Refused(what.to_owned())));
+                let sequence = self.scheduler.remove_running(i);
+                self.ended.push(sequence);
+            }
+        }
+        self.ended.len() > before
+    }
+
     /// Delivers the prompt outputs of running sequence `i` and samples its next token, as far as this step has them.
     fn advance(&mut self, i: usize, now: Instant) {
-        let Worker { scheduler, sampler, batch, output, stats, .. } = self;
+        let Worker { scheduler, sampler, batch, output, stats, config, .. } = self;
         let sequence = &mut scheduler.running_mut()[i];
         if sequence.job.end.is_some() {
             return;
@@ -282,6 +347,9 @@ impl Worker {
                 sequence.tokens.push(id);
                 let last = sequence.tokens.len() == sequence.max_tokens;
                 sequence.job.take(id, index, last, logprob, now);
+                if !config.limits.overlaps {
+                    sequence.job.deliver();
+                }
             }
             Err(_) => {
                 let position = sequence.tokens.len() - 1;
@@ -321,7 +389,7 @@ impl Worker {
         self.stats.preemptions = self.scheduler.preemptions();
         self.stats.preempted = self.scheduler.preempted_waiting();
         self.stats.running = self.scheduler.running().len();
-        self.stats.blocks_used = self.scheduler.pool().used();
+        self.stats.blocks_used = self.scheduler.kv().used();
         *lock(&shared.stats) = self.stats;
     }
 
@@ -363,102 +431,8 @@ impl Worker {
     }
 }
 
-/// An empty batch that never grows. No block stands in it twice, so all tables together have at most all blocks.
-fn roomy_batch(config: &EngineConfig, vocab: usize) -> Batch {
-    let (capacity, limits) = (&config.capacity, &config.limits);
-    let (rows, outputs) = (capacity.max_rows, capacity.max_outputs.min(capacity.max_rows));
-    let biases = if limits.candidates.is_some() { outputs.saturating_mul(limits.biases) } else { 0 };
-    Batch {
-        tokens: Vec::with_capacity(rows),
-        positions: Vec::with_capacity(rows),
-        slots: Vec::with_capacity(rows),
-        seqs: Vec::with_capacity(capacity.max_seqs.min(rows)),
-        tables: Vec::with_capacity(capacity.blocks),
-        outputs: Vec::with_capacity(outputs),
-        wants: Wants::Logits,
-        biases: Vec::with_capacity(biases.min(MAX_ROOM)),
-        masks: Masks { words: Masks::words_for(vocab), ..Masks::default() },
-    }
-}
-
-/// Sends the outputs of prompt positions from `first` on.
-fn prompt_outputs(
-    sequence: &mut Sequence<Job>,
-    first: usize,
-    outputs: Range<usize>,
-    output: &StepOutput,
-    sampler: &mut Sampler,
-) -> Result<(), RequestError> {
-    let job = &mut sequence.job;
-    let prompt = &sequence.tokens[..sequence.prompt_len];
-    if let Some(top) = job.prompt_logprobs {
-        let mut tokens = Vec::with_capacity(outputs.len());
-        for (position, i) in (first..).zip(outputs.clone()) {
-            let Some(&next) = prompt.get(position + 1) else {
-                break;
-            };
-            let logprob =
-                sampler.logprob(output.row(i), next, top).map_err(|_| RequestError::NonFiniteLogits { position })?;
-            tokens.push(logprob);
-        }
-        if !tokens.is_empty() {
-            job.reply.send(Event::PromptLogprobs { start: first + 1, tokens });
-        }
-    }
-    if job.prompt_logits {
-        let mut rows = Vec::with_capacity(outputs.len() * output.vocab);
-        for (position, i) in (first..).zip(outputs) {
-            if !is_sound(output.row(i)) {
-                return Err(RequestError::NonFiniteLogits { position });
-            }
-            rows.extend_from_slice(output.row(i));
-        }
-        job.reply.send(Event::PromptLogits { start: first, vocab: output.vocab, rows });
-    }
-    Ok(())
-}
-
-/// Refuses an output that does not hold the rows that were asked for.
-fn check_output(output: &StepOutput, batch: &Batch, vocab: usize) -> Result<(), RequestError> {
-    let (rows, got) = (batch.outputs.len(), output.rows);
-    let Some(last) = rows.checked_sub(1) else {
-        return Ok(());
-    };
-    match output.returned {
-        Returned::Logits => {
-            let StepOutput { logits, vocab: columns, stride, .. } = output;
-            if *columns == vocab && got == rows && *stride >= vocab && logits.len() >= last * stride + vocab {
-                return Ok(());
-            }
-            Err(RequestError::Step(format!(
-                "the backend returned {got} rows of {columns} logits, {stride} apart, {} in all, not {rows} rows of {vocab}",
-                logits.len(),
-            )))
-        }
-        Returned::Candidates => {
-            let c = &output.candidates;
-            let all = rows * c.count;
-            let whole = c.values.len() >= all && c.ids.len() >= all;
-            let single = c.log_sum_exp.len() >= rows && c.greedy.len() >= rows;
-            if batch.wants != Wants::Tokens || c.count == 0 || got != rows || !whole || !single {
-                return Err(RequestError::Step(format!(
-                    "the backend returned {got} rows of {} candidates, not {rows} rows of {:?}",
-                    c.count, batch.wants,
-                )));
-            }
-            match c.ids[..all].iter().chain(&c.greedy[..rows]).find(|id| **id as usize >= vocab) {
-                Some(id) => Err(RequestError::Step(format!("the backend returned token {id} of {vocab}"))),
-                None => Ok(()),
-            }
-        }
-    }
-}
-
 /// The text of a panic.
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
 }
-
-/// Biases for which room is reserved at the start; more take it when they come.
-const MAX_ROOM: usize = 1 << 16;

@@ -33,18 +33,30 @@ pub trait TextStream: Send {
 pub struct TokenizerText {
     tokenizer: Arc<Tokenizer>,
     skip_special: bool,
+    continues: bool,
 }
 
 impl TokenizerText {
     /// Text by `tokenizer`, without special tokens if `skip_special` is set.
     pub fn new(tokenizer: Arc<Tokenizer>, skip_special: bool) -> Self {
-        TokenizerText { tokenizer, skip_special }
+        TokenizerText { tokenizer, skip_special, continues: false }
+    }
+
+    /// Whether answers continue their prompt's own text: then the first token may begin with a space, and a character may
+    /// have begun in the prompt.
+    pub fn continuing(self, continues: bool) -> Self {
+        TokenizerText { continues, ..self }
     }
 }
 
 impl TokenText for TokenizerText {
-    fn start(self: Arc<Self>, _prompt: &[u32]) -> Box<dyn TextStream> {
-        Box::new(DecodeStream::new(self.tokenizer.clone(), self.skip_special))
+    fn start(self: Arc<Self>, prompt: &[u32]) -> Box<dyn TextStream> {
+        let mut stream = DecodeStream::new(self.tokenizer.clone(), self.skip_special);
+        if self.continues {
+            let mut shown = String::new();
+            prompt[prompt.len().saturating_sub(REACH)..].iter().for_each(|id| stream.push(*id, &mut shown));
+        }
+        Box::new(stream)
     }
 }
 
@@ -57,3 +69,6 @@ impl TextStream for DecodeStream<Arc<Tokenizer>> {
         DecodeStream::finish(self, out);
     }
 }
+
+/// Tokens of the prompt that can matter to the text after it: more than the bytes of a character.
+const REACH: usize = 16;

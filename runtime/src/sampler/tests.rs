@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-mod candidates;
+pub mod candidates;
 
 fn choose<'a>(params: &'a SamplingParams, history: &'a History, seed: u64, index: u64) -> Pick<'a> {
     Pick { params, history, forbidden: &[], mask: None, seed, index }

@@ -3,17 +3,20 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::kv::BlockPool;
+
+mod rows;
 
 fn scheduler(limits: StepLimits, blocks: usize, block_len: usize) -> Scheduler<()> {
-    Scheduler::new(limits, BlockPool::new(blocks, block_len))
+    Scheduler::new(limits, Kv::Blocks(BlockPool::new(blocks, block_len)))
 }
 
 fn limits() -> StepLimits {
-    StepLimits { rows: 16, chunk: 8, outputs: 8, running: 8, mixed: true }
+    StepLimits { rows: 16, chunk: 8, outputs: 8, running: 8, mixed: true, apart: false }
 }
 
 fn add(scheduler: &mut Scheduler<()>, id: u64, prompt: usize, max_new: usize) {
-    let block_len = scheduler.pool().block_len();
+    let block_len = scheduler.kv().block_len();
     let tokens = vec![0; prompt];
     scheduler.add(Box::new(Sequence::new((0, id), tokens, max_new, block_len, ())));
 }
@@ -78,7 +81,7 @@ fn a_full_cache_takes_the_blocks_of_the_last_sequence_and_gives_it_its_place_bac
         order.extend(step(&mut s).into_iter().filter(|(id, _)| *id > 0));
     }
     assert_eq!(order.first(), Some(&(1, 2)), "nobody overtakes");
-    assert_eq!(s.pool().used(), 0);
+    assert_eq!(s.kv().used(), 0);
 
     let mut s = scheduler(limits(), 6, 2);
     for id in 0..2 {
@@ -126,7 +129,7 @@ proptest! {
         let capacity = Capacity {
             blocks, block_len, max_rows: 64, max_seqs: running, max_outputs: outputs, max_len: longest,
         };
-        let limits = StepLimits::new(&capacity, rows, chunk, mixed);
+        let limits = StepLimits::new(&capacity, rows, chunk, &Limits { mixed_batches: mixed, ..Limits::paged(block_len) });
         let mut s = scheduler(limits, blocks, block_len);
         let mut batch = Batch::default();
         let (mut now, mut idle) = (0, 0);
@@ -154,11 +157,11 @@ proptest! {
             prop_assert!(s.running().len() <= limits.running);
             prop_assert!(s.running().is_sorted_by_key(|q| q.order));
             let held: usize = s.running().iter().map(|q| q.blocks.len()).sum();
-            prop_assert_eq!(held, s.pool().used());
+            prop_assert_eq!(held, s.kv().used());
             if mixed {
                 // Whoever decodes keeps decoding unless its blocks were taken or are lacking.
                 for q in s.running().iter().filter(|q| decoding.contains(&q.order)) {
-                    prop_assert!(q.chunk == 1 || s.pool().free() == 0);
+                    prop_assert!(q.chunk == 1 || s.kv().free() == 0);
                 }
             } else {
                 prop_assert!(plan.decode == 0 || plan.prefill == 0 || batch.seqs.iter().all(|q| q.rows.len() == 1));
@@ -170,7 +173,7 @@ proptest! {
             prop_assert!(now < 100 + work * 60, "too many steps");
         }
         prop_assert_eq!(idle, 0, "steps without rows although somebody waits");
-        prop_assert_eq!(s.pool().used(), 0);
+        prop_assert_eq!(s.kv().used(), 0);
         prop_assert_eq!(s.preempted_waiting(), 0);
     }
 }

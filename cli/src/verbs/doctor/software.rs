@@ -1,0 +1,164 @@
+//! What is installed beside the library: compiler, collectives, tools.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use njoule_neuron_sys::sysfs::Root;
+
+use super::library::is_stand_in;
+use crate::fetch::Env;
+
+/// neuronx-cc.
+pub struct Compiler {
+    /// Where it is.
+    pub path: Option<PathBuf>,
+    /// Whether `NJOULE_NEURONX_CC` names it.
+    pub named: bool,
+    /// Its version, or why it tells none.
+    pub version: Result<String, String>,
+    /// It says that it is no compiler of AWS.
+    pub stand_in: bool,
+}
+
+/// The library of collectives: any module of several cores needs it.
+pub struct Collectives {
+    /// Its file.
+    pub path: Option<PathBuf>,
+}
+
+/// A tool of AWS's.
+pub struct Tool {
+    /// Its name.
+    pub name: &'static str,
+    /// Where it is.
+    pub path: Option<PathBuf>,
+}
+
+impl Compiler {
+    /// Looks for it: `NJOULE_NEURONX_CC`, else the search path.
+    pub fn look(env: &Env) -> Compiler {
+        let named = env.path("NJOULE_NEURONX_CC");
+        let path = named.clone().or_else(|| on_path(env, "neuronx-cc"));
+        let version = match &path {
+            None => Err("neuronx-cc is not on PATH".to_owned()),
+            Some(path) => first_line(path, &["--version"]),
+        };
+        let stand_in = version.as_ref().is_ok_and(|text| is_stand_in(text));
+        Compiler { path, named: named.is_some(), version, stand_in }
+    }
+}
+
+impl Collectives {
+    /// Looks where AWS's package puts it.
+    pub fn look(root: &Root) -> Collectives {
+        let names = ["libnccom.so.2", "libnccom.so"];
+        let files = names.iter().map(|name| root.join(PACKAGE).join("lib").join(name));
+        Collectives { path: files.into_iter().find(|path| path.is_file()) }
+    }
+}
+
+impl Tool {
+    /// Looks for each where AWS's package puts it, and on the search path.
+    pub fn look_for_all(root: &Root, env: &Env) -> Vec<Tool> {
+        let packaged = |name| Some(root.join(PACKAGE).join("bin").join(name)).filter(|path| path.is_file());
+        TOOLS.iter().map(|name| Tool { name, path: packaged(name).or_else(|| on_path(env, name)) }).collect()
+    }
+}
+
+/// The first program of this name on the search path.
+fn on_path(env: &Env, name: &str) -> Option<PathBuf> {
+    let path = env.var("PATH")?;
+    std::env::split_paths(path).map(|dir| dir.join(name)).find(|path| is_program(path))
+}
+
+#[cfg(unix)]
+fn is_program(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(not(unix))]
+fn is_program(path: &Path) -> bool {
+    path.is_file()
+}
+
+/// The first line that a program prints and that is not empty; an error after [`PATIENCE`].
+pub fn first_line(program: &Path, args: &[&str]) -> Result<String, String> {
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| format!("cannot be run: {error}"))?;
+    let started = Instant::now();
+    let status = loop {
+        match child.try_wait().map_err(|error| error.to_string())? {
+            Some(status) => break status,
+            None if started.elapsed() > PATIENCE => {
+                // It has ended meanwhile, or ends now.
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(format!("did not answer within {} s", PATIENCE.as_secs()));
+            }
+            None => std::thread::sleep(Duration::from_millis(10)),
+        }
+    };
+    // What a pipe holds, which is all that such a program writes: a child of it may keep the pipe open.
+    let said = |pipe: Option<&mut dyn Read>| {
+        let mut bytes = vec![0; 4096];
+        let n = pipe.and_then(|pipe| pipe.read(&mut bytes).ok()).unwrap_or(0);
+        let text = String::from_utf8_lossy(&bytes[..n]).into_owned();
+        text.lines().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
+    };
+    if !status.success() {
+        let why = said(child.stderr.as_mut().map(|pipe| pipe as _)).unwrap_or_default();
+        return Err(format!("ended with {status}: {why}"));
+    }
+    // Python programs of old write their version to stderr.
+    let line = said(child.stdout.as_mut().map(|pipe| pipe as _));
+    line.or_else(|| said(child.stderr.as_mut().map(|pipe| pipe as _))).ok_or_else(|| "printed nothing".to_owned())
+}
+
+/// How to get the compiler.
+pub const INSTALL_COMPILER: &str =
+    "python3 -m pip install --extra-index-url https://pip.repos.neuron.amazonaws.com 'neuronx-cc==2.*'";
+const PACKAGE: &str = "/opt/aws/neuron";
+const TOOLS: [&str; 3] = ["neuron-ls", "neuron-top", "neuron-monitor"];
+/// A Python program's start on a cold disk.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn program(dir: &Path, script: &str) -> PathBuf {
+        let path = dir.join("neuronx-cc");
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_compiler_is_found_on_the_path_and_a_named_one_goes_first() {
+        let dir = tempfile::tempdir().unwrap();
+        program(dir.path(), "echo; echo NeuronX Compiler version 2.21.1");
+        let env = Env::from_pairs([("PATH", dir.path().as_os_str())]);
+        let found = Compiler::look(&env);
+        assert_eq!(found.version.as_deref(), Ok("NeuronX Compiler version 2.21.1"));
+        assert!(!found.named && !found.stand_in);
+        let env = Env::from_pairs([("PATH", dir.path().as_os_str()), ("NJOULE_NEURONX_CC", "/no/such/cc".as_ref())]);
+        let missing = Compiler::look(&env);
+        assert!(missing.named && missing.version.is_err_and(|why| why.contains("cannot be run")));
+        assert!(Compiler::look(&Env::default()).path.is_none());
+    }
+
+    #[test]
+    fn a_compiler_that_fails_says_how_and_a_stand_in_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let failing = program(dir.path(), "echo no module named neuronxcc >&2; exit 3");
+        let why = first_line(&failing, &["--version"]).unwrap_err();
+        assert!(why.contains('3') && why.contains("no module named neuronxcc"), "{why}");
+        let fake = program(dir.path(), "echo 'NeuronX Compiler version 2.0 (FAKE)'");
+        assert!(Compiler::look(&Env::from_pairs([("NJOULE_NEURONX_CC", fake.as_os_str())])).stand_in);
+    }
+}

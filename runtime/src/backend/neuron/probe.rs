@@ -1,0 +1,201 @@
+//! The first hour on a chip: what works there, step by step, and which form of each idiom in doubt to emit.
+//!
+//! Steps are data ([`STEPS`]): a name, what it proves, what to do if it fails, and modules whose results are compared with
+//! the evaluator's. Where an idiom has several forms all are tried, and the first in the order of the profile's defaults
+//! that compiles, runs and computes what it should is chosen; a step of which no form works is the last one.
+//!
+//! The runner knows a device only as [`ProbeDevice`]. Invariant: a profile comes out only of a run whose every step passed.
+
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+mod device;
+mod outcome;
+mod steps;
+#[cfg(test)]
+mod tests;
+mod trial;
+
+use std::path::Path;
+
+use njoule_hlo::{EvalError, EvalOptions, Executable, Module, Target, Tensor, encode};
+
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+pub use self::device::{Neffs, NeuronDevice};
+pub use self::outcome::{FormOutcome, Outcome, Redaction, StepOutcome};
+pub use self::steps::{Form, STEPS, Step, Work};
+pub use self::trial::Trial;
+use super::Profile;
+use super::profile::Lookup;
+
+/// What the probe needs of a device.
+pub trait ProbeDevice {
+    /// Opens library and core, and says what they are.
+    fn open(&mut self) -> Result<String, Fault>;
+
+    /// Compiles `module`, loads it, and runs it `runs` times on one set of tensors: an aliased result is the same tensor as
+    /// its parameter. The results of the last run, in tuple order.
+    fn run(&mut self, module: &Module, inputs: &[Tensor], runs: usize) -> Result<Vec<Tensor>, Fault>;
+
+    /// What the device tells of its power, in its own words.
+    fn power(&mut self) -> Result<String, Fault>;
+}
+
+/// Why a device did not do what it should.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {words}", .stage.name())]
+pub struct Fault {
+    /// Where it failed.
+    pub stage: Stage,
+    /// In its own words.
+    pub words: String,
+}
+
+/// How far a module came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// The library or the core could not be had.
+    Open,
+    /// The compiler refused it.
+    Compile,
+    /// The runtime refused it.
+    Load,
+    /// It did not run to its end.
+    Execute,
+    /// Its results are not what they should be.
+    Compare,
+    /// njoule's own evaluator refused it: a bug.
+    Evaluate,
+}
+
+impl Stage {
+    /// As in a report.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Open => "open",
+            Stage::Compile => "compile",
+            Stage::Load => "load",
+            Stage::Execute => "execute",
+            Stage::Compare => "compare",
+            Stage::Evaluate => "evaluate",
+        }
+    }
+}
+
+/// Takes the steps in order, and calls `heard` after each.
+pub fn run(
+    device: &mut dyn ProbeDevice,
+    target: Target,
+    steps: &[Step],
+    mut heard: impl FnMut(&StepOutcome),
+) -> Outcome {
+    let mut outcome = Outcome::new(target);
+    let mut profile = Profile::default();
+    for step in steps {
+        let done = take(device, target, step, &mut profile);
+        heard(&done);
+        let stop = !done.passed && !matches!(step.work, Work::Power);
+        outcome.steps.push(done);
+        if stop {
+            outcome.stopped_at = Some(step.name.to_owned());
+            return outcome;
+        }
+    }
+    outcome.profile = Some(profile);
+    outcome
+}
+
+/// The chip that neuronx-cc calls so.
+pub fn target(name: &str) -> Option<Target> {
+    Target::ALL.into_iter().find(|target| *target != Target::Xla && target.name() == name)
+}
+
+/// Writes every module as `DIR/NAME.pb`, to be compiled elsewhere to `DIR/NAME.neff`; their names.
+pub fn emit(steps: &[Step], dir: &Path) -> std::io::Result<Vec<String>> {
+    std::fs::create_dir_all(dir)?;
+    let write = |(name, module): (String, Module)| {
+        std::fs::write(dir.join(format!("{name}.pb")), encode(&module))?;
+        Ok(name)
+    };
+    modules(steps).into_iter().map(write).collect()
+}
+
+/// Every module of every form, with a name of its own, whatever is chosen on the way.
+pub fn modules(steps: &[Step]) -> Vec<(String, Module)> {
+    let ways = [Lookup::Gather, Lookup::OneHot].map(|lookup| Profile { lookup, ..Profile::default() });
+    let mut all: Vec<(String, Module)> = vec![];
+    for step in steps {
+        let Work::Forms(forms) = step.work else { continue };
+        for trial in forms.iter().flat_map(|form| ways.iter().flat_map(|way| (form.trials)(way))) {
+            if all.iter().all(|(name, _)| *name != trial.module.name) {
+                all.push((trial.module.name.clone(), trial.module));
+            }
+        }
+    }
+    all
+}
+
+fn take(device: &mut dyn ProbeDevice, target: Target, step: &Step, profile: &mut Profile) -> StepOutcome {
+    let mut done = StepOutcome::of(step);
+    let said = match step.work {
+        Work::Open => device.open(),
+        Work::Power => device.power(),
+        Work::Forms(forms) => {
+            for form in forms {
+                let tried = try_form(device, target, form, profile);
+                if tried.works && done.chosen.is_none() {
+                    done.chosen = Some(form.name.to_owned());
+                    (form.choose)(profile);
+                }
+                done.forms.push(tried);
+            }
+            done.passed = done.chosen.is_some();
+            return done;
+        }
+    };
+    done.passed = said.is_ok();
+    done.words = said.unwrap_or_else(|fault| fault.to_string());
+    done
+}
+
+fn try_form(device: &mut dyn ProbeDevice, target: Target, form: &Form, profile: &Profile) -> FormOutcome {
+    let mut tried =
+        FormOutcome { form: form.name.to_owned(), works: true, failed: None, words: String::new(), error: 0.0 };
+    for trial in (form.trials)(profile) {
+        match attempt(device, target, &trial) {
+            Ok(error) => tried.error = tried.error.max(error),
+            Err(fault) => {
+                tried.works = false;
+                tried.failed = Some(fault.stage);
+                tried.words = format!("{}: {}", trial.module.name, fault.words);
+                break;
+            }
+        }
+    }
+    tried
+}
+
+/// Runs a trial on the device and by the evaluator; the largest error, relative to the tolerance's scale.
+fn attempt(device: &mut dyn ProbeDevice, target: Target, trial: &Trial) -> Result<f64, Fault> {
+    let wanted = evaluate(target, trial).map_err(|e| Fault { stage: Stage::Evaluate, words: e.to_string() })?;
+    let got = device.run(&trial.module, &trial.inputs, trial.runs)?;
+    trial::compare(&wanted, &got, trial.tolerance).map_err(|words| Fault { stage: Stage::Compare, words })
+}
+
+/// What the trial should give: an aliased result is the next run's input.
+fn evaluate(target: Target, trial: &Trial) -> Result<Vec<Tensor>, EvalError> {
+    // A clamp within the module is part of what is tried: an index out of range is an error here as on the device.
+    let executable = Executable::with_options(trial.module.clone(), target, EvalOptions::default())?;
+    let mut inputs = trial.inputs.clone();
+    let mut results = vec![];
+    for _ in 0..trial.runs {
+        results = executable.run(inputs.clone())?;
+        for alias in &trial.module.aliases {
+            if let (Some(output), Some(input)) =
+                (alias.output.and_then(|o| results.get(o)), inputs.get_mut(alias.parameter))
+            {
+                *input = output.clone();
+            }
+        }
+    }
+    Ok(results)
+}

@@ -1,0 +1,208 @@
+//! The runner against a device that is the evaluator with faults: what is refused, what computes wrongly, what hangs on.
+
+use std::collections::BTreeSet;
+
+use njoule_hlo::op::Op;
+use njoule_hlo::{decode, encode, verify};
+use proptest::prelude::*;
+
+use super::super::profile::{CacheWrite, DotResult, Lookup, RopeAngles, RowRead, TopK};
+use super::*;
+
+/// Computes as the evaluator does, but for its faults.
+#[derive(Default)]
+struct Fake {
+    /// Operations that its compiler refuses, by HLO's name or a custom call's target.
+    refuses: Vec<&'static str>,
+    /// Modules whose results it spoils.
+    spoils: Vec<&'static str>,
+    /// It does not open.
+    closed: bool,
+    /// It tells no power.
+    silent: bool,
+    /// It forgets what aliased results were.
+    forgets: bool,
+    ran: BTreeSet<String>,
+}
+
+impl ProbeDevice for Fake {
+    fn open(&mut self) -> Result<String, Fault> {
+        let fault = Fault { stage: Stage::Open, words: "status 2 on /dev/neuron0".into() };
+        if self.closed { Err(fault) } else { Ok("fake, 1 core".into()) }
+    }
+
+    fn run(&mut self, module: &Module, inputs: &[Tensor], runs: usize) -> Result<Vec<Tensor>, Fault> {
+        for instruction in module.computations.iter().flat_map(|c| &c.instructions) {
+            let name = match &instruction.op {
+                Op::CustomCall(call) => call.target.clone(),
+                op => op.name().to_owned(),
+            };
+            if self.refuses.contains(&name.as_str()) {
+                return Err(Fault { stage: Stage::Compile, words: format!("NCC_EUOC002: {name} is not supported") });
+            }
+        }
+        let runs = if self.forgets { 1 } else { runs };
+        let trial = Trial { module: module.clone(), inputs: inputs.to_vec(), runs, tolerance: 0.0 };
+        let mut results =
+            evaluate(Target::Trn1, &trial).map_err(|e| Fault { stage: Stage::Execute, words: e.to_string() })?;
+        if self.spoils.contains(&module.name.as_str()) {
+            let bytes: Vec<u8> = results[0].to_bytes().iter().map(|byte| byte ^ 0x41).collect();
+            results[0] = Tensor::from_bytes(results[0].shape(), &bytes).unwrap();
+        }
+        self.ran.insert(module.name.clone());
+        Ok(results)
+    }
+
+    fn power(&mut self) -> Result<String, Fault> {
+        let fault = Fault { stage: Stage::Open, words: "absent".into() };
+        if self.silent { Err(fault) } else { Ok("Valid, mean 12.75 %".into()) }
+    }
+}
+
+fn probe(mut fake: Fake) -> Outcome {
+    run(&mut fake, Target::Trn1, STEPS, |_| {})
+}
+
+#[test]
+fn every_module_keeps_the_rules_of_every_chip_and_its_name_is_its_own() {
+    let all = modules(STEPS);
+    let names: BTreeSet<&str> = all.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names.len(), all.len());
+    assert!(all.len() >= 18, "{}", all.len());
+    for (name, module) in &all {
+        for target in [Target::Inf2, Target::Trn1, Target::Trn2] {
+            verify(module, target).unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+        assert_eq!(decode(&encode(module)).unwrap(), *module, "{name}");
+    }
+}
+
+#[test]
+fn a_device_that_takes_everything_has_the_default_profile() {
+    let mut fake = Fake::default();
+    let mut heard = vec![];
+    let outcome = run(&mut fake, Target::Trn1, STEPS, |step| heard.push(step.name.clone()));
+    assert_eq!(outcome.profile, Some(Profile::default()), "{outcome:#?}");
+    assert_eq!(outcome.stopped_at, None);
+    assert_eq!(heard, STEPS.iter().map(|step| step.name).collect::<Vec<_>>());
+    let emitted: BTreeSet<String> = modules(STEPS).into_iter().map(|(name, _)| name).collect();
+    assert!(fake.ran.is_subset(&emitted));
+    let other: Vec<_> = emitted.difference(&fake.ran).collect();
+    assert_eq!(
+        other,
+        ["probe_rope_table_one_hot", "probe_top_k_rounds_one_hot"],
+        "all forms are tried, not only the chosen"
+    );
+}
+
+#[test]
+fn each_refused_operation_leads_to_the_form_without_it() {
+    let of = |refuses: &[&'static str]| {
+        let outcome = probe(Fake { refuses: refuses.to_vec(), ..Fake::default() });
+        outcome.profile.unwrap_or_else(|| panic!("{refuses:?} stopped at {:?}", outcome.stopped_at))
+    };
+    let default = Profile::default();
+    assert_eq!(of(&["scatter"]), Profile { cache_write: CacheWrite::UpdateSlice, ..default });
+    assert_eq!(of(&["scatter", "dynamic-update-slice"]), Profile { cache_write: CacheWrite::Select, ..default });
+    assert_eq!(of(&["dynamic-slice"]), Profile { row_read: RowRead::Gather, ..default });
+    assert_eq!(of(&["gather"]), Profile { lookup: Lookup::OneHot, ..default });
+    assert_eq!(of(&["cosine"]), Profile { rope: RopeAngles::Table, ..default });
+    assert_eq!(of(&["AwsNeuronTopK"]), default);
+}
+
+#[test]
+fn a_form_that_computes_wrongly_is_not_chosen() {
+    for (module, profile) in [
+        ("probe_dot_f32", Profile { dot_result: DotResult::Operand, ..Profile::default() }),
+        ("probe_top_k_rounds", Profile { top_k: TopK::Custom, ..Profile::default() }),
+        ("probe_write_scatter_chunk", Profile { cache_write: CacheWrite::UpdateSlice, ..Profile::default() }),
+        ("probe_rope_computed", Profile { rope: RopeAngles::Table, ..Profile::default() }),
+    ] {
+        let outcome = probe(Fake { spoils: vec![module], ..Fake::default() });
+        assert_eq!(outcome.profile, Some(profile), "{module}");
+        let failed: Vec<_> = outcome.steps.iter().flat_map(|s| &s.forms).filter(|f| !f.works).collect();
+        assert_eq!(failed.iter().map(|f| f.failed).collect::<Vec<_>>(), [Some(Stage::Compare)], "{module}");
+        assert!(failed[0].words.starts_with(module), "{}", failed[0].words);
+    }
+}
+
+#[test]
+fn the_first_step_of_which_nothing_works_is_the_last_and_gives_no_profile() {
+    for (fake, name, steps) in [
+        (Fake { closed: true, ..Fake::default() }, "open", 1),
+        (Fake { refuses: vec!["add"], ..Fake::default() }, "add", 2),
+        (Fake { forgets: true, ..Fake::default() }, "alias", 3),
+        (Fake { refuses: vec!["dynamic-slice", "gather"], ..Fake::default() }, "row_read", 9),
+    ] {
+        let outcome = probe(fake);
+        assert_eq!(outcome.stopped_at.as_deref(), Some(name));
+        assert_eq!((outcome.steps.len(), outcome.profile), (steps, None));
+        let last = outcome.steps.last().unwrap();
+        assert!(!last.passed && !last.advice.is_empty());
+    }
+}
+
+#[test]
+fn a_device_that_tells_no_power_has_a_profile_all_the_same() {
+    let outcome = probe(Fake { silent: true, ..Fake::default() });
+    assert_eq!(outcome.profile, Some(Profile::default()));
+    assert!(!outcome.steps.last().unwrap().passed);
+}
+
+#[test]
+fn products_summed_in_bf16_are_found_out() {
+    // What a device gives that adds up in bf16: the sum stops growing.
+    let trial = &(STEPS.iter().find_map(|s| match s.work {
+        Work::Forms(forms) => forms.iter().find(|f| f.name == "f32"),
+        _ => None,
+    }))
+    .map(|form| (form.trials)(&Profile::default()))
+    .unwrap()[0];
+    let wanted = evaluate(Target::Trn1, trial).unwrap();
+    let [x, w] = [0, 1].map(|i| trial.inputs[i].as_slice::<half::bf16>().unwrap());
+    let coarse = Tensor::new(
+        &[32, 64],
+        (0..32 * 64)
+            .map(|at| {
+                let (row, column) = (at / 64, at % 64);
+                let terms = (0..512).map(|k| x[row * 512 + k].to_f32() * w[k * 64 + column].to_f32());
+                terms.fold(half::bf16::ZERO, |sum, term| half::bf16::from_f32(sum.to_f32() + term)).to_f32()
+            })
+            .collect(),
+    )
+    .unwrap();
+    assert!(trial::compare(&wanted, &[coarse], trial.tolerance).is_err());
+    assert_eq!(trial::compare(&wanted, &wanted, 0.0), Ok(0.0));
+    assert!(trial::compare(&wanted, &[], 1.0).is_err());
+    let nan = Tensor::new(&[32, 64], vec![f32::NAN; 2048]).unwrap();
+    assert!(trial::compare(&wanted, &[nan], f64::INFINITY).is_err());
+}
+
+#[test]
+fn a_report_names_no_machine() {
+    let redaction = Redaction { names: vec!["build-host".into(), "jane".into()] };
+    let secret = "cannot read /home/jane/x.neff (build-host:/tmp/a), ip-10-0-0-7, 10.0.0.7: serial 0123456789abcdef of \
+                  i-0abc123def4567890, log: /var/log/a.log; jane@example.com";
+    let told = redaction.of(secret);
+    for word in ["jane", "build-host", "/tmp", "/var", "10.0.0.7", "ip-10", "0123456789abcdef", "0abc123", "example"] {
+        assert!(!told.contains(word), "{word} in {told}");
+    }
+    for kept in ["cannot read <path>", "serial <id> of <id>", "log:"] {
+        assert!(told.contains(kept), "{kept} in {told}");
+    }
+    assert_eq!(
+        redaction.of("NCC_EUOC002: scatter is not supported, off by 2.00e-3"),
+        "NCC_EUOC002: scatter is not supported, off by 2.00e-3"
+    );
+    let outcome = probe(Fake { closed: true, ..Fake::default() }).redacted(&redaction);
+    assert_eq!(outcome.steps[0].words, "open: status 2 on <path>");
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_redacted_and_its_paths_are_gone(text in "(\\PC{0,6}|/[a-z/.]{1,8}|[0-9a-f]{12,20}| ){0,12}") {
+        let told = Redaction::default().of(&text);
+        let bare = |word: &str| word.replace("<path>", "");
+        prop_assert!(told.split_whitespace().all(|word| !bare(word).contains('/')), "{}", told);
+    }
+}

@@ -1,0 +1,186 @@
+//! `POST /v1/messages` and `/v1/messages/count_tokens`: Anthropic's interface over the same engine.
+
+mod blocks;
+mod stream;
+
+use std::sync::Arc;
+
+use njoule_models::chat::ChatInput;
+use njoule_runtime::FinishReason;
+use njoule_runtime::request::StopMatch;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::app::App;
+use crate::chat::{Answered, call_id, looks};
+use crate::error::ApiError;
+use crate::fields::{Field, Fields, wrong_type};
+use crate::generation::{Generation, Work};
+use crate::mailbox::Part;
+use crate::model::Model;
+use crate::output::{Format, Looks};
+use crate::params::{Ask, Params, stop_strings};
+use crate::respond::Reply;
+use crate::sse::EventStream;
+use crate::tools::Tools;
+
+/// A request for a message, ready to run.
+pub struct Messages {
+    model: Arc<Model>,
+    stream: bool,
+    prompt_tokens: usize,
+    looks: Looks,
+    work: Work,
+    id: String,
+}
+
+impl Messages {
+    /// Reads a body and encodes its messages.
+    pub fn prepare(app: &Arc<App>, model: &Arc<Model>, mut fields: Fields) -> Result<Messages, ApiError> {
+        let max_tokens = fields.count("max_tokens", 1..=usize::MAX)?;
+        let max_tokens = max_tokens.ok_or_else(|| ApiError::value("max_tokens", "max_tokens is needed"))?;
+        let stop = fields.array("stop_sequences", usize::MAX)?.unwrap_or_default();
+        let stop = stop_strings("stop_sequences", stop)?;
+        let stream = fields.flag("stream")?;
+        let mut params = Params::plain(model, max_tokens, stop, stream);
+        let sampling = params.sampling_mut();
+        sampling.temperature = fields.number("temperature", 0.0..=1.0)?.unwrap_or(sampling.temperature);
+        sampling.top_p = fields.number("top_p", 0.0..=1.0)?.unwrap_or(sampling.top_p);
+        let top_k = fields.count("top_k", 0..=usize::MAX)?;
+        sampling.top_k = top_k.map_or(sampling.top_k, |k| k.min(model.vocab()));
+        let (input, tools) = read(model, &mut fields)?;
+        let ids = model.encode_chat(None, &input)?;
+        let looks = looks(model, &tools, &ids);
+        if looks.format.is_some_and(Format::has_special_marks) {
+            params.show_special();
+        }
+        let ask = Ask { param: "messages", continues: false, logprobs: None, prompt_logprobs: None };
+        let requests = params.requests(app, model, &ids, max_tokens, ask)?;
+        app.admit_tokens(model, ids.len())?;
+        app.metrics.params_n.observe_count(1);
+        app.metrics.params_max_tokens.observe_count(max_tokens);
+        let work = Work { requests, layout: params.layout() };
+        let id = format!("msg_{}", app.unique());
+        Ok(Messages { model: model.clone(), stream, prompt_tokens: ids.len(), looks, work, id })
+    }
+
+    /// Runs it.
+    pub async fn run(self, app: &Arc<App>) -> Result<Reply, ApiError> {
+        let Messages { model, stream, prompt_tokens, looks, work, id } = self;
+        if stream {
+            let generation = Generation::start(app, &model, work, app.config.max_unread)?;
+            let render = stream::Stream::new(id, model.name().to_owned(), looks, prompt_tokens);
+            return Ok(Reply::Events(EventStream::new(generation, Box::new(render), app.config.ping_interval)));
+        }
+        let parts = Generation::start(app, &model, work, usize::MAX)?.finish().await?;
+        let part = parts.into_iter().next().unwrap_or_default();
+        let Answered { reasoning, content, calls } = Answered::new(&looks, &part.text);
+        let (stop_reason, stop_sequence) = stop_reason(&part, calls.len());
+        let mut all = Vec::new();
+        if !reasoning.is_empty() {
+            all.push(json!({"type": "thinking", "thinking": reasoning, "signature": ""}));
+        }
+        if !content.is_empty() || calls.is_empty() {
+            all.push(json!({"type": "text", "text": content}));
+        }
+        for (i, call) in calls.iter().enumerate() {
+            let input: Value = serde_json::from_str(&call.arguments).unwrap_or_default();
+            all.push(json!({"type": "tool_use", "id": tool_id(&id, i), "name": call.name, "input": input}));
+        }
+        let usage = json!({"input_tokens": prompt_tokens, "output_tokens": part.tokens});
+        Ok(Reply::json(
+            &Message { id: &id, model: model.name(), content: all, stop_reason, stop_sequence, usage }.json(),
+        ))
+    }
+}
+
+/// `count_tokens`.
+pub fn count_tokens(_app: &App, model: &Model, mut fields: Fields) -> Result<Reply, ApiError> {
+    let (input, _) = read(model, &mut fields)?;
+    Ok(Reply::json(&json!({"input_tokens": model.encode_chat(None, &input)?.len()})))
+}
+
+/// The conversation and its tools, in OpenAI's shapes, which is what templates read.
+fn read(model: &Model, fields: &mut Fields) -> Field<(ChatInput, Tools)> {
+    model.check_name(fields.string("model")?.as_deref())?;
+    let given = fields.take("messages").ok_or_else(|| ApiError::value("messages", "messages are needed"))?;
+    let mut messages = match fields.take("system") {
+        None => Vec::new(),
+        Some(system) => vec![json!({"role": "system", "content": blocks::text("system", &system)?})],
+    };
+    let Value::Array(list) = given else { return Err(wrong_type("messages", "an array", &given)) };
+    for message in list {
+        blocks::read(message, &mut messages)?;
+    }
+    let messages = crate::chat::messages::read(messages.into())?;
+    let tools = fields.array("tools", MAX_TOOLS)?.unwrap_or_default();
+    let tools = tools.iter().map(tool).collect::<Field<Vec<_>>>()?;
+    let choice = Fields::of_object(fields.object("tool_choice")?.unwrap_or_default());
+    let tools = tool_choice(choice, tools)?;
+    let mut input = ChatInput { tools: tools.shown(), ..ChatInput::new(messages) };
+    if let Some(mut thinking) = fields.object("thinking")?.map(Fields::of_object) {
+        let enabled = thinking.string("type")?.as_deref() == Some("enabled");
+        input.variables.insert("enable_thinking".into(), enabled.into());
+    }
+    Ok((input, tools))
+}
+
+fn tool(tool: &Value) -> Field<Value> {
+    match &tool["name"] {
+        Value::String(_) => Ok(json!({"type": "function", "function": {
+            "name": tool["name"], "description": tool["description"], "parameters": tool["input_schema"]}})),
+        _ => Err(ApiError::value("tools", "a tool needs a name and an input_schema")),
+    }
+}
+
+fn tool_choice(mut choice: Fields, tools: Vec<Value>) -> Field<Tools> {
+    let single = choice.flag("disable_parallel_tool_use")?;
+    match choice.string("type")?.as_deref() {
+        None | Some("auto") => Tools::auto(tools, single),
+        Some("none") => Ok(Tools::default()),
+        Some("any" | "tool") => {
+            Err(ApiError::unsupported("tool_choice", "a tool_choice that demands a call is not supported yet"))
+        }
+        Some(_) => Err(ApiError::value("tool_choice", "tool_choice.type must be auto, any, tool or none")),
+    }
+}
+
+struct Message<'a> {
+    id: &'a str,
+    model: &'a str,
+    content: Vec<Value>,
+    stop_reason: Option<&'static str>,
+    stop_sequence: Option<String>,
+    usage: Value,
+}
+
+impl Message<'_> {
+    fn json(&self) -> Value {
+        json!({
+            "id": self.id, "type": "message", "role": "assistant", "model": self.model, "content": self.content,
+            "stop_reason": self.stop_reason, "stop_sequence": self.stop_sequence, "usage": self.usage,
+        })
+    }
+}
+
+/// Why a message ended, and the sequence that ended it.
+fn stop_reason(part: &Part, calls: usize) -> (Option<&'static str>, Option<String>) {
+    let Some(end) = &part.end else { return (None, None) };
+    match (&end.reason, &end.matched) {
+        (FinishReason::Stop, Some(StopMatch::Text(text))) => (Some("stop_sequence"), Some(text.clone())),
+        (FinishReason::Stop, _) if calls > 0 => (Some("tool_use"), None),
+        (FinishReason::Stop, _) => (Some("end_turn"), None),
+        _ => (Some("max_tokens"), None),
+    }
+}
+
+fn tool_id(message: &str, i: usize) -> String {
+    format!("toolu_{}", call_id(message, 0, i))
+}
+
+/// An event of a stream.
+fn event(out: &mut Vec<u8>, name: &str, value: &impl Serialize) {
+    crate::sse::named(out, name, value);
+}
+
+const MAX_TOOLS: usize = 128;

@@ -1,0 +1,293 @@
+//! What all connections share: the phase of the server's life, the model, the figures, and who may come in.
+//!
+//! Invariant: [`Phase`] only moves forward, and a request that was admitted is answered.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+
+use crate::auth::{Hosts, Keys};
+use crate::config::ServerConfig;
+use crate::error::ApiError;
+use crate::mailbox::Mailbox;
+use crate::metrics::{Metrics, Scrape};
+use crate::model::Model;
+
+/// Where a server is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// The model is not there yet.
+    Loading,
+    /// New requests are taken.
+    Ready,
+    /// Those that run may finish, new ones are refused.
+    Draining,
+    /// The engine is lost.
+    Dead,
+    /// Everything ends now.
+    Ending,
+}
+
+/// What all connections share.
+pub struct App {
+    /// Settings.
+    pub config: ServerConfig,
+    /// Figures.
+    pub metrics: Arc<Metrics>,
+    pub(crate) keys: Keys,
+    pub(crate) hosts: Hosts,
+    model: OnceLock<Arc<Model>>,
+    phase: watch::Sender<Phase>,
+    mailboxes: Mutex<Vec<Weak<Mailbox>>>,
+    preparing: AtomicUsize,
+    in_flight: AtomicUsize,
+    /// Bytes of request bodies in memory.
+    buffered: AtomicUsize,
+    idle: Notify,
+    ids: RandomState,
+    next_id: AtomicUsize,
+}
+
+impl App {
+    /// The state of a server that listens, on the loopback interface if `loopback`.
+    pub fn new(config: ServerConfig, loopback: bool) -> App {
+        App {
+            keys: Keys::new(&config.api_keys),
+            hosts: Hosts::new(&config.allowed_hosts, loopback),
+            config,
+            metrics: Arc::default(),
+            model: OnceLock::new(),
+            phase: watch::Sender::new(Phase::Loading),
+            mailboxes: Mutex::default(),
+            preparing: AtomicUsize::new(0),
+            in_flight: AtomicUsize::new(0),
+            buffered: AtomicUsize::new(0),
+            idle: Notify::new(),
+            ids: RandomState::new(),
+            next_id: AtomicUsize::new(0),
+        }
+    }
+
+    /// Takes the model; requests are answered from now on.
+    pub fn serve_model(&self, model: Model) {
+        if self.model.set(Arc::new(model)).is_ok() {
+            self.advance(Phase::Ready);
+        }
+    }
+
+    /// The model, once it is there.
+    pub fn model(&self) -> Option<&Arc<Model>> {
+        self.model.get()
+    }
+
+    /// Moves on to `phase`, never back.
+    pub fn advance(&self, phase: Phase) {
+        self.phase.send_if_modified(|now| {
+            let later = *now < phase;
+            if later {
+                *now = phase;
+            }
+            later
+        });
+    }
+
+    /// Where the server is.
+    pub fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// Waits until the server is at `phase` or beyond, and says where.
+    pub async fn reached(&self, phase: Phase) -> Phase {
+        // The sender lives as long as `self`.
+        self.phase.subscribe().wait_for(|now| *now >= phase).await.map_or(Phase::Ending, |now| *now)
+    }
+
+    /// The model, if new requests are taken at all.
+    pub fn open(&self) -> Result<&Arc<Model>, ApiError> {
+        let model = match (self.phase(), self.model.get()) {
+            (Phase::Ready, Some(model)) => model,
+            (Phase::Loading | Phase::Ready, _) => return Err(ApiError::loading()),
+            (Phase::Draining | Phase::Ending, _) => {
+                self.metrics.rejected_draining.add(1);
+                return Err(ApiError::draining());
+            }
+            (Phase::Dead, _) => return Err(lost()),
+        };
+        match model.engine().failure() {
+            Some(failure) => Err(failure.into()),
+            None => Ok(model),
+        }
+    }
+
+    /// Lets a request for an answer in, or refuses it at once.
+    pub fn admit(self: &Arc<Self>) -> Result<(Arc<Model>, Preparing), ApiError> {
+        let model = self.open()?.clone();
+        let preparing = Preparing::new(self);
+        let waiting = model.engine().stats().queued + self.preparing.load(Ordering::Relaxed);
+        if waiting > self.config.max_queued_requests {
+            self.metrics.rejected_requests.add(1);
+            return Err(ApiError::overloaded(self.retry_after(&model, waiting)));
+        }
+        Ok((model, preparing))
+    }
+
+    /// Refuses prompts of `tokens` that would make the queue too long.
+    pub fn admit_tokens(&self, model: &Model, tokens: usize) -> Result<(), ApiError> {
+        let stats = model.engine().stats();
+        let queued = stats.queued_tokens;
+        if queued > 0 && queued.saturating_add(tokens) > self.config.max_queued_tokens {
+            self.metrics.rejected_tokens.add(1);
+            return Err(ApiError::overloaded(self.retry_after(model, stats.queued)));
+        }
+        Ok(())
+    }
+
+    /// When the queue will have gone down, about.
+    fn retry_after(&self, model: &Model, waiting: usize) -> Duration {
+        let together = model.engine().config().capacity.max_seqs.max(1);
+        let seconds = self.metrics.service_seconds() * waiting as f64 / together as f64;
+        Duration::from_secs_f64(seconds.clamp(1.0, 60.0))
+    }
+
+    /// Whether a load balancer may send requests here.
+    pub fn is_ready(&self) -> bool {
+        self.phase() == Phase::Ready
+            && self.model.get().is_some_and(|model| {
+                let waiting = model.engine().stats().queued;
+                model.engine().failure().is_none() && waiting < self.config.max_queued_requests
+            })
+    }
+
+    /// Whether the model is loaded and the engine alive, also while draining.
+    pub fn is_healthy(&self) -> bool {
+        let alive = self.model.get().is_some_and(|model| model.engine().failure().is_none());
+        alive && matches!(self.phase(), Phase::Ready | Phase::Draining)
+    }
+
+    /// The figures as text.
+    pub fn scrape(&self) -> String {
+        let model = self.model.get();
+        let config = model.map(|model| model.engine().config());
+        let scrape = Scrape {
+            model: model.map_or("", |model| model.name()),
+            stats: model.map(|model| model.engine().stats()),
+            block_len: config.map_or(0, |config| config.capacity.block_len),
+            preparing: self.preparing.load(Ordering::Relaxed),
+            in_flight: self.in_flight(),
+            ready: self.is_ready(),
+            load_seconds: model.map_or(0.0, |model| model.load().as_secs_f64()),
+        };
+        self.metrics.write(&scrape, self.config.metric_names)
+    }
+
+    /// A name that no other request has had.
+    pub fn unique(&self) -> String {
+        let next = self.next_id.fetch_add(1, Ordering::Relaxed);
+        format!("{:016x}{:08x}", self.ids.hash_one(next), next & 0xffff_ffff)
+    }
+
+    /// Remembers a mailbox so that it can be ended from outside.
+    pub fn register(&self, mailbox: &Arc<Mailbox>) {
+        let mut all = self.mailboxes.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() == all.capacity() {
+            all.retain(|mailbox| mailbox.strong_count() > 0);
+        }
+        all.push(Arc::downgrade(mailbox));
+    }
+
+    /// Ends every answer in the making by `error`.
+    pub fn fail_all(&self, error: &ApiError) {
+        let all = std::mem::take(&mut *self.mailboxes.lock().unwrap_or_else(PoisonError::into_inner));
+        all.iter().filter_map(Weak::upgrade).for_each(|mailbox| mailbox.fail(error.clone()));
+    }
+
+    /// Counts a request until the guard is dropped, which is after its last byte was handed to the connection.
+    pub fn enter(self: &Arc<Self>) -> InFlight {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        InFlight(self.clone())
+    }
+
+    /// Requests that are being answered.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Waits until nothing is being answered.
+    pub async fn idle(&self) {
+        loop {
+            // Made before looking, so that a change during the look is not lost.
+            let changed = self.idle.notified();
+            if self.in_flight() == 0 {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Room for `bytes` of a request body.
+    pub fn buffer(self: &Arc<Self>, bytes: usize) -> Result<Buffered, ApiError> {
+        let mut buffered = Buffered { app: self.clone(), bytes: 0 };
+        buffered.grow(bytes)?;
+        Ok(buffered)
+    }
+}
+
+/// The engine hangs or has failed.
+pub fn lost() -> ApiError {
+    ApiError::engine("engine_error", "the engine has stopped", true)
+}
+
+/// A request that is being read and tokenised.
+pub struct Preparing(Arc<App>);
+
+impl Preparing {
+    fn new(app: &Arc<App>) -> Preparing {
+        app.preparing.fetch_add(1, Ordering::Relaxed);
+        Preparing(app.clone())
+    }
+}
+
+impl Drop for Preparing {
+    fn drop(&mut self) {
+        self.0.preparing.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A request that is being answered.
+pub struct InFlight(Arc<App>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if self.0.in_flight.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.0.idle.notify_waiters();
+        }
+    }
+}
+
+/// Bytes of a request body in memory.
+pub struct Buffered {
+    app: Arc<App>,
+    bytes: usize,
+}
+
+impl Buffered {
+    /// Room for `bytes` more.
+    pub fn grow(&mut self, bytes: usize) -> Result<(), ApiError> {
+        self.bytes += bytes;
+        let total = self.app.buffered.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        // One alone always fits.
+        if total > self.app.config.max_buffered_bodies && total > self.bytes {
+            return Err(ApiError::overloaded(Duration::from_secs(1)));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Buffered {
+    fn drop(&mut self) {
+        self.app.buffered.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,144 @@
+//! Bodies: reading a request's within its limits, and what responses are made of.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::body::{Body as HttpBody, Bytes, Frame, Incoming, SizeHint};
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
+use hyper::{Request, StatusCode};
+use tokio::time::{Instant, timeout_at};
+
+use crate::app::{App, Buffered};
+use crate::error::ApiError;
+
+/// The body of a response.
+pub struct Body {
+    content: Content,
+    /// Kept until the body has been handed on: what counts and logs the request.
+    guard: Option<Box<dyn Send>>,
+}
+
+enum Content {
+    Whole(Option<Bytes>),
+    Stream(Box<dyn Chunks>),
+}
+
+/// A body that comes in pieces. Dropping it before its end says that the client has gone.
+pub trait Chunks: Send {
+    /// The next piece; `None` after the last.
+    fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>>;
+}
+
+impl Body {
+    /// A body that is there.
+    pub fn whole(bytes: impl Into<Bytes>) -> Body {
+        Body { content: Content::Whole(Some(bytes.into()).filter(|bytes: &Bytes| !bytes.is_empty())), guard: None }
+    }
+
+    /// A body in the making.
+    pub fn stream(chunks: Box<dyn Chunks>) -> Body {
+        Body { content: Content::Stream(chunks), guard: None }
+    }
+
+    /// Keeps `guard` until the body has been handed on.
+    pub fn with_guard(self, guard: Box<dyn Send>) -> Body {
+        Body { guard: Some(guard), ..self }
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let chunk = match &mut self.content {
+            Content::Whole(bytes) => Poll::Ready(bytes.take()),
+            Content::Stream(chunks) => chunks.poll_chunk(context),
+        };
+        if let Poll::Ready(None) = chunk {
+            self.guard = None;
+        }
+        chunk.map(|chunk| chunk.map(|bytes| Ok(Frame::data(bytes))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.content, Content::Whole(None))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Content::Stream(_) => SizeHint::default(),
+        }
+    }
+}
+
+/// Reads the body of a request for JSON, within size, memory and time.
+pub async fn read(request: Request<Incoming>, app: &Arc<App>) -> Result<(Vec<u8>, Buffered), ApiError> {
+    check_type(request.headers())?;
+    let limit = app.config.max_body;
+    let declared = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    if declared.is_some_and(|declared| declared > limit) {
+        return Err(too_large(limit));
+    }
+    let mut room = app.buffer(declared.unwrap_or(0))?;
+    let mut incoming = request.into_body();
+    let mut bytes = Vec::with_capacity(declared.unwrap_or(0).min(FIRST));
+    let start = Instant::now() + app.config.read_timeout;
+    loop {
+        // A body must come at a least speed, so that nobody holds memory by sending a byte now and then.
+        let allowed = Duration::from_secs_f64(bytes.len() as f64 / LEAST_BYTES_PER_SECOND);
+        let next = poll_fn(|context| Pin::new(&mut incoming).poll_frame(context));
+        let frame = match timeout_at(start + allowed, next).await {
+            Err(_) => return Err(too_slow()),
+            Ok(None) => return Ok((bytes, room)),
+            Ok(Some(Err(_))) => {
+                let message = "the body could not be read to its end";
+                return Err(ApiError {
+                    close: true,
+                    ..ApiError::new(StatusCode::BAD_REQUEST, "invalid_body", message)
+                });
+            }
+            Ok(Some(Ok(frame))) => frame,
+        };
+        let Ok(data) = frame.into_data() else { continue };
+        if bytes.len() + data.len() > limit {
+            return Err(too_large(limit));
+        }
+        if declared.is_none() {
+            room.grow(data.len())?;
+        }
+        bytes.extend_from_slice(&data);
+    }
+}
+
+fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    let Some(kind) = headers.get(CONTENT_TYPE) else { return Ok(()) };
+    let kind = kind.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    if kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json")) {
+        return Ok(());
+    }
+    let message = "the content type must be application/json";
+    Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "media_type", message))
+}
+
+fn too_large(limit: usize) -> ApiError {
+    let message = format!("the body is larger than {limit} bytes");
+    ApiError { close: true, ..ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message) }
+}
+
+fn too_slow() -> ApiError {
+    let message = "the body did not arrive in time";
+    ApiError { close: true, ..ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message) }
+}
+
+/// Memory for a body before any of it has arrived.
+const FIRST: usize = 64 << 10;
+const LEAST_BYTES_PER_SECOND: f64 = 65536.0;

@@ -1,0 +1,136 @@
+//! The sequences of one HTTP request on the engine.
+//!
+//! Invariant: dropping a [`Generation`] cancels what still runs, within one step. hyper drops a response when its client
+//! has gone, so this is all there is to cancellation.
+
+use std::future::poll_fn;
+use std::ops::Range;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use njoule_runtime::request::CancelToken;
+use njoule_runtime::{FinishReason, Request};
+
+use crate::app::App;
+use crate::error::ApiError;
+use crate::mailbox::{Mailbox, Part, Share};
+use crate::model::Model;
+
+/// What one HTTP request runs: `n` choices for each prompt.
+pub struct Work {
+    /// One per sequence, prompts in order.
+    pub requests: Vec<Request>,
+    /// How sequences and choices belong together.
+    pub layout: Layout,
+}
+
+/// How sequences and choices belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Choices of a prompt.
+    pub n: usize,
+    /// Choices of a sequence: `n` where all choices of a prompt are the same anyway, else 1.
+    pub copies: usize,
+}
+
+impl Layout {
+    /// The choices that `sequence` answers.
+    pub fn choices(&self, sequence: usize) -> Range<usize> {
+        sequence * self.copies..(sequence + 1) * self.copies
+    }
+
+    /// The prompt of `sequence`.
+    pub fn prompt(&self, sequence: usize) -> usize {
+        sequence * self.copies / self.n
+    }
+}
+
+/// The sequences of one HTTP request.
+pub struct Generation {
+    mailbox: Arc<Mailbox>,
+    tokens: Vec<CancelToken>,
+    /// Sequences that have not ended.
+    open: usize,
+}
+
+impl Generation {
+    /// Hands `work` to the engine; `unread` is the number of bytes that may wait for the client.
+    pub fn start(app: &App, model: &Model, work: Work, unread: usize) -> Result<Generation, ApiError> {
+        let open = work.requests.len();
+        let mailbox = Arc::new(Mailbox::new(open, unread));
+        let mut generation = Generation { mailbox, tokens: Vec::with_capacity(open), open };
+        for (index, request) in work.requests.into_iter().enumerate() {
+            let share = Share {
+                copies: work.layout.copies,
+                first: work.layout.choices(index).start.is_multiple_of(work.layout.n),
+            };
+            let sink = generation.mailbox.sink(index, share, &app.metrics);
+            // What was submitted before a refusal is cancelled by the drop.
+            let (_, token) = model.engine().submit_to(request, sink)?;
+            generation.tokens.push(token);
+        }
+        app.register(&generation.mailbox);
+        Ok(generation)
+    }
+
+    /// Whether every sequence has ended.
+    pub fn is_done(&self) -> bool {
+        self.open == 0
+    }
+
+    /// Moves what is new to `out`, with the number of its sequence.
+    pub fn poll(&mut self, context: &mut Context<'_>, out: &mut Vec<(usize, Part)>) -> Poll<Result<(), ApiError>> {
+        let first = out.len();
+        ready!(self.mailbox.poll(context, out))?;
+        for (_, part) in &out[first..] {
+            if let Some(end) = &part.end {
+                self.open -= 1;
+                match end.reason {
+                    FinishReason::Deadline => return Poll::Ready(Err(timed_out())),
+                    FinishReason::Cancelled => return Poll::Ready(Err(ApiError::draining())),
+                    _ => {}
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Waits for the end of all.
+    pub async fn finish(mut self) -> Result<Vec<Part>, ApiError> {
+        let mut all = Vec::new();
+        all.resize_with(self.open, Part::default);
+        let mut new = Vec::new();
+        while !self.is_done() {
+            poll_fn(|context| self.poll(context, &mut new)).await?;
+            for (index, part) in new.drain(..) {
+                all[index].merge(part);
+            }
+        }
+        Ok(all)
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        if self.open > 0 {
+            self.tokens.iter().for_each(CancelToken::cancel);
+        }
+    }
+}
+
+fn timed_out() -> ApiError {
+    ApiError::new(hyper::StatusCode::REQUEST_TIMEOUT, "request_timeout", "the request took too long")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choices_are_numbered_prompt_by_prompt() {
+        let sampled = Layout { n: 3, copies: 1 };
+        assert_eq!((sampled.choices(4), sampled.prompt(4)), (4..5, 1));
+        let greedy = Layout { n: 3, copies: 3 };
+        assert_eq!((greedy.choices(1), greedy.prompt(1)), (3..6, 1));
+    }
+}

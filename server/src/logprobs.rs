@@ -1,0 +1,142 @@
+//! Log-probabilities in the shapes of chat and of text completions.
+//!
+//! Invariant: a token's number is the same `f32` as itself and among the most likely, so that clients may compare them.
+
+use std::collections::BTreeMap;
+
+use njoule_runtime::sampler::TokenLogprob;
+use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
+
+use crate::model::Model;
+
+/// `choices[].logprobs` of chat.
+#[derive(Debug, Serialize)]
+pub struct ChatLogprobs {
+    /// One per token.
+    pub content: Vec<ChatToken>,
+    /// Of a refusal: there is none.
+    pub refusal: Option<()>,
+}
+
+/// A token of chat.
+#[derive(Debug, Serialize)]
+pub struct ChatToken {
+    token: String,
+    logprob: f32,
+    bytes: Vec<u8>,
+    top_logprobs: Vec<ChatAlternative>,
+}
+
+#[derive(Debug, Serialize)]
+struct ChatAlternative {
+    token: String,
+    logprob: f32,
+    bytes: Vec<u8>,
+}
+
+impl ChatLogprobs {
+    /// Of generated tokens.
+    pub fn new(model: &Model, tokens: &[TokenLogprob]) -> ChatLogprobs {
+        let spelled = |id: u32| {
+            let bytes = model.token_bytes(id);
+            (String::from_utf8_lossy(&bytes).into_owned(), bytes)
+        };
+        let token = |t: &TokenLogprob| {
+            let (token, bytes) = spelled(t.id);
+            let alternative = |&(id, logprob): &(u32, f32)| {
+                let (token, bytes) = spelled(id);
+                ChatAlternative { token, logprob, bytes }
+            };
+            ChatToken { token, logprob: t.logprob, bytes, top_logprobs: t.top.iter().map(alternative).collect() }
+        };
+        ChatLogprobs { content: tokens.iter().map(token).collect(), refusal: None }
+    }
+}
+
+/// `choices[].logprobs` of text completions.
+#[derive(Debug, Default, Serialize)]
+pub struct TextLogprobs {
+    tokens: Vec<String>,
+    token_logprobs: Vec<Option<f32>>,
+    top_logprobs: Vec<Option<Top>>,
+    text_offset: Vec<usize>,
+}
+
+/// The most likely tokens by their text, best first. Where two have the same text the better one counts.
+#[derive(Debug)]
+struct Top(Vec<(String, f32)>);
+
+impl Serialize for Top {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (token, logprob) in &self.0 {
+            map.serialize_entry(token, logprob)?;
+        }
+        map.end()
+    }
+}
+
+impl TextLogprobs {
+    /// Appends a token that has no log-probability: the first of a prompt.
+    pub fn push_first(&mut self, model: &Model, id: u32, offset: &mut usize) {
+        self.push(model.token_string(id), None, None, offset);
+    }
+
+    /// Appends a token; characters count from `offset`, which moves on.
+    pub fn push_token(&mut self, model: &Model, token: &TokenLogprob, offset: &mut usize) {
+        let text = model.token_string(token.id);
+        let mut top: Vec<(String, f32)> = Vec::with_capacity(token.top.len() + 1);
+        let own = (token.id, token.logprob);
+        let wanted = if token.top.is_empty() { &[][..] } else { std::slice::from_ref(&own) };
+        for &(id, logprob) in token.top.iter().chain(wanted) {
+            let text = model.token_string(id);
+            if !top.iter().any(|(other, _)| *other == text) {
+                top.push((text, logprob));
+            }
+        }
+        self.push(text, Some(token.logprob), Some(Top(top)), offset);
+    }
+
+    fn push(&mut self, text: String, logprob: Option<f32>, top: Option<Top>, offset: &mut usize) {
+        self.text_offset.push(*offset);
+        *offset += text.chars().count();
+        self.tokens.push(text);
+        self.token_logprobs.push(logprob);
+        self.top_logprobs.push(top);
+    }
+}
+
+/// `prompt_logprobs` of vLLM: null for the first token, then the tokens by their ids.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub struct PromptLogprobs(Vec<Option<BTreeMap<u32, PromptToken>>>);
+
+/// A token of a prompt, or one that could have stood there.
+#[derive(Debug, Serialize)]
+pub struct PromptToken {
+    logprob: f32,
+    /// Place among the most likely, from 1, where it is known.
+    rank: Option<usize>,
+    decoded_token: String,
+}
+
+impl PromptLogprobs {
+    /// Of a prompt whose tokens but the first are `tokens`.
+    pub fn new(model: &Model, tokens: &[TokenLogprob]) -> PromptLogprobs {
+        let token = |t: &TokenLogprob| {
+            let mut all = BTreeMap::new();
+            for (rank, &(id, logprob)) in t.top.iter().enumerate() {
+                let decoded_token = model.token_string(id);
+                all.insert(id, PromptToken { logprob, rank: Some(rank + 1), decoded_token });
+            }
+            all.entry(t.id).or_insert_with(|| PromptToken {
+                logprob: t.logprob,
+                rank: None,
+                decoded_token: model.token_string(t.id),
+            });
+            Some(all)
+        };
+        PromptLogprobs(std::iter::once(None).chain(tokens.iter().map(token)).collect())
+    }
+}

@@ -1,0 +1,256 @@
+//! From the engine's thread to a connection: what the answers of one HTTP request have become since it was last looked at.
+//!
+//! The engine never waits: an event is merged into its sequence's part under a short lock. A client that does not read
+//! piles up text and log-probabilities, no events, and only up to a limit: then its sequences are cancelled.
+//!
+//! Invariant: every sequence has at most one [`End`], and after [`Mailbox::fail`] nothing more arrives.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use njoule_runtime::request::{EventSink, SinkClosed, StopMatch, Usage};
+use njoule_runtime::sampler::TokenLogprob;
+use njoule_runtime::{Event, FinishReason};
+
+use crate::error::ApiError;
+use crate::metrics::Metrics;
+
+/// What one sequence has become.
+#[derive(Debug, Default, PartialEq)]
+pub struct Part {
+    /// New text.
+    pub text: String,
+    /// Number of new tokens.
+    pub tokens: usize,
+    /// Of the new tokens, if asked for.
+    pub logprobs: Vec<TokenLogprob>,
+    /// Of further prompt tokens, if asked for.
+    pub prompt_logprobs: Vec<TokenLogprob>,
+    /// The end.
+    pub end: Option<End>,
+}
+
+/// How a sequence ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct End {
+    /// Why.
+    pub reason: FinishReason,
+    /// What matched.
+    pub matched: Option<StopMatch>,
+    /// Figures.
+    pub usage: Usage,
+}
+
+impl Part {
+    /// Appends `more`.
+    pub fn merge(&mut self, more: Part) {
+        self.text.push_str(&more.text);
+        self.tokens += more.tokens;
+        self.logprobs.extend(more.logprobs);
+        self.prompt_logprobs.extend(more.prompt_logprobs);
+        self.end = more.end.or(self.end.take());
+    }
+}
+
+/// What a sequence stands for in the figures.
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    /// Choices that it answers.
+    pub copies: usize,
+    /// Whether it is the first of its prompt, which counts once.
+    pub first: bool,
+}
+
+/// The parts of all sequences of one HTTP request.
+#[derive(Debug)]
+pub struct Mailbox(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    parts: Vec<Part>,
+    /// Sequences with something new.
+    changed: Vec<usize>,
+    failure: Option<ApiError>,
+    /// Bytes unread, about.
+    bytes: usize,
+    limit: usize,
+    waker: Option<Waker>,
+}
+
+impl Mailbox {
+    /// For `sequences` sequences that may leave `limit` bytes unread.
+    pub fn new(sequences: usize, limit: usize) -> Mailbox {
+        let mut parts = Vec::new();
+        parts.resize_with(sequences, Part::default);
+        Mailbox(Mutex::new(State { parts, changed: Vec::new(), failure: None, bytes: 0, limit, waker: None }))
+    }
+
+    /// Where sequence `index` sends its events, and how they are counted.
+    pub fn sink(self: &Arc<Self>, index: usize, share: Share, metrics: &Arc<Metrics>) -> Box<dyn EventSink> {
+        Box::new(Sink { mailbox: self.clone(), index, share, metrics: metrics.clone(), last: None })
+    }
+
+    /// Ends all of it by `error`, unless it has been ended before.
+    pub fn fail(&self, error: ApiError) {
+        let mut state = self.lock();
+        state.failure.get_or_insert(error);
+        wake(state);
+    }
+
+    /// Moves what is new to `out`.
+    pub fn poll(&self, context: &mut Context<'_>, out: &mut Vec<(usize, Part)>) -> Poll<Result<(), ApiError>> {
+        let mut state = self.lock();
+        let State { parts, changed, bytes, .. } = &mut *state;
+        if !changed.is_empty() {
+            out.extend(changed.drain(..).map(|index| (index, std::mem::take(&mut parts[index]))));
+            *bytes = 0;
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(failure) = &state.failure {
+            return Poll::Ready(Err(failure.clone()));
+        }
+        if !state.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+            state.waker = Some(context.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Whole at any point where a thread could panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Wakes who waits, without the lock.
+fn wake(mut state: MutexGuard<'_, State>) {
+    let waker = state.waker.take();
+    drop(state);
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
+struct Sink {
+    mailbox: Arc<Mailbox>,
+    index: usize,
+    share: Share,
+    metrics: Arc<Metrics>,
+    /// When the last token came.
+    last: Option<Instant>,
+}
+
+impl EventSink for Sink {
+    fn send(&mut self, event: Event) -> Result<(), SinkClosed> {
+        self.count(&event);
+        let mut state = self.mailbox.lock();
+        if state.failure.is_some() {
+            return Err(SinkClosed);
+        }
+        let bytes = weight(&event);
+        if let Err(error) = put(&mut state.parts[self.index], event) {
+            state.failure = Some(error);
+            wake(state);
+            return Err(SinkClosed);
+        }
+        if !state.changed.contains(&self.index) {
+            state.changed.push(self.index);
+        }
+        state.bytes += bytes;
+        if state.bytes > state.limit {
+            state.failure = Some(ApiError::engine("slow_reader", "the answer was not read in time", false));
+            self.metrics.slow_readers.add(1);
+            wake(state);
+            return Err(SinkClosed);
+        }
+        wake(state);
+        Ok(())
+    }
+}
+
+impl Sink {
+    fn count(&mut self, event: &Event) {
+        match event {
+            Event::Token { .. } => {
+                let now = Instant::now();
+                if let Some(last) = self.last.replace(now) {
+                    self.metrics.inter_token.observe((now - last).as_secs_f64());
+                }
+                self.metrics.generation_tokens.add(self.share.copies);
+            }
+            Event::Finished { reason, usage, .. } => self.metrics.finished(*reason, usage, self.share.first),
+            Event::Failed(_) => self.metrics.failed(),
+            Event::PromptLogits { .. } | Event::PromptLogprobs { .. } => {}
+        }
+    }
+}
+
+fn put(part: &mut Part, event: Event) -> Result<(), ApiError> {
+    match event {
+        Event::Token { text, logprob, .. } => {
+            part.text.push_str(&text);
+            part.tokens += 1;
+            part.logprobs.extend(logprob);
+        }
+        Event::PromptLogprobs { tokens, .. } => part.prompt_logprobs.extend(tokens),
+        Event::Finished { reason, matched, text, usage } => {
+            part.text.push_str(&text);
+            part.end = Some(End { reason, matched, usage });
+        }
+        Event::Failed(error) => return Err(error.into()),
+        Event::PromptLogits { .. } => {}
+    }
+    Ok(())
+}
+
+/// Bytes that an event leaves in its part, about.
+fn weight(event: &Event) -> usize {
+    let logprob = |l: &TokenLogprob| size_of::<TokenLogprob>() + l.top.len() * size_of::<(u32, f32)>();
+    match event {
+        Event::Token { text, logprob: l, .. } => text.len() + l.as_ref().map_or(0, logprob),
+        Event::PromptLogprobs { tokens, .. } => tokens.iter().map(logprob).sum(),
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: Share = Share { copies: 1, first: true };
+
+    fn token(text: &str) -> Event {
+        Event::Token { id: 1, index: 0, text: text.into(), logprob: None }
+    }
+
+    fn poll(mailbox: &Mailbox) -> Poll<Result<Vec<(usize, Part)>, ApiError>> {
+        let mut out = Vec::new();
+        mailbox.poll(&mut Context::from_waker(Waker::noop()), &mut out).map_ok(|()| out)
+    }
+
+    #[test]
+    fn unread_tokens_are_merged_per_sequence() {
+        let mailbox = Arc::new(Mailbox::new(2, 1000));
+        let metrics = Arc::new(Metrics::default());
+        let (mut a, mut b) = (mailbox.sink(0, ONE, &metrics), mailbox.sink(1, ONE, &metrics));
+        assert!(poll(&mailbox).is_pending());
+        a.send(token("x")).unwrap();
+        b.send(token("1")).unwrap();
+        a.send(token("y")).unwrap();
+        let Poll::Ready(Ok(parts)) = poll(&mailbox) else { panic!("nothing arrived") };
+        let seen: Vec<_> = parts.iter().map(|(i, p)| (*i, p.text.as_str(), p.tokens)).collect();
+        assert_eq!(seen, [(0, "xy", 2), (1, "1", 1)]);
+        assert!(poll(&mailbox).is_pending());
+    }
+
+    #[test]
+    fn who_does_not_read_is_cut_off_after_what_was_there() {
+        let mailbox = Arc::new(Mailbox::new(1, 10));
+        let mut sink = mailbox.sink(0, ONE, &Arc::new(Metrics::default()));
+        assert!((0..10).all(|_| sink.send(token("x")).is_ok()));
+        assert_eq!(sink.send(token("x")), Err(SinkClosed));
+        assert!(matches!(poll(&mailbox), Poll::Ready(Ok(_))));
+        assert!(matches!(poll(&mailbox), Poll::Ready(Err(e)) if e.code == "slow_reader"));
+        assert_eq!(sink.send(token("x")), Err(SinkClosed));
+    }
+}

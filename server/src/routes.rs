@@ -1,0 +1,298 @@
+//! Which path does what, and what holds for all of them: ids, keys, limits, the log.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, HeaderName, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use serde_json::json;
+
+use crate::anthropic::{self, Messages};
+use crate::app::{App, InFlight, Phase, lost};
+use crate::body::{self, Body};
+use crate::chat::Chat;
+use crate::completions::Completions;
+use crate::error::ApiError;
+use crate::fields::Fields;
+use crate::model::{Model, shorten};
+use crate::respond::{self, Dialect, Reply};
+use crate::tokenize;
+
+/// Answers a request.
+pub async fn handle(app: Arc<App>, request: Request<Incoming>) -> Response<Body> {
+    let id = request_id(&app, &request);
+    let path = request.uri().path().to_owned();
+    let mut access = Access {
+        _in_flight: app.enter(),
+        start: Instant::now(),
+        id: id.clone(),
+        method: request.method().clone(),
+        path,
+        status: 0,
+    };
+    let route = Route::of(&access.path);
+    let dialect = route.map_or(Dialect::OpenAi, Route::dialect);
+    let mut response = match refuse_early(&app, &request, route) {
+        Err(error) => respond::response(Err(error), dialect),
+        Ok(route) if !route.allows(request.method()) => not_allowed(route, dialect),
+        Ok(route) => respond::response(answer(&app, route, request).await, dialect),
+    };
+    let status = response.status().as_u16();
+    if let Some(count) = app.metrics.responses.get(usize::from(status / 100)) {
+        count.add(1);
+    }
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(HeaderName::from_static("x-request-id"), id);
+    }
+    access.status = status;
+    response.map(|body| body.with_guard(Box::new(access)))
+}
+
+/// What there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Route {
+    Live,
+    Ready,
+    Health,
+    Ping,
+    Version,
+    Metrics,
+    Models,
+    OneModel,
+    Chat,
+    Completions,
+    Tokenize,
+    Detokenize,
+    Invocations,
+    Messages,
+    CountTokens,
+}
+
+impl Route {
+    fn of(path: &str) -> Option<Route> {
+        Some(match path {
+            "/live" => Route::Live,
+            "/ready" => Route::Ready,
+            "/health" | "/v1/health" => Route::Health,
+            "/ping" => Route::Ping,
+            "/version" => Route::Version,
+            "/metrics" => Route::Metrics,
+            "/v1/models" => Route::Models,
+            "/v1/chat/completions" => Route::Chat,
+            "/v1/completions" => Route::Completions,
+            "/tokenize" => Route::Tokenize,
+            "/detokenize" => Route::Detokenize,
+            "/invocations" => Route::Invocations,
+            "/v1/messages" => Route::Messages,
+            "/v1/messages/count_tokens" => Route::CountTokens,
+            _ if path.strip_prefix(MODELS).is_some_and(|name| !name.is_empty()) => Route::OneModel,
+            _ => return None,
+        })
+    }
+
+    fn dialect(self) -> Dialect {
+        match self {
+            Route::Messages | Route::CountTokens => Dialect::Anthropic,
+            _ => Dialect::OpenAi,
+        }
+    }
+
+    /// Whether it is open to everybody.
+    fn is_open(self) -> bool {
+        use Route::*;
+        matches!(self, Live | Ready | Health | Ping | Version | Metrics)
+    }
+
+    fn methods(self) -> &'static str {
+        use Route::*;
+        match self {
+            Live | Ready | Health | Version | Metrics | Models | OneModel => "GET, HEAD",
+            Ping => "GET, HEAD, POST",
+            _ => "POST",
+        }
+    }
+
+    fn allows(self, method: &Method) -> bool {
+        self.methods().split(", ").any(|allowed| allowed == method.as_str())
+    }
+}
+
+/// What is refused whatever else a request says.
+fn refuse_early(app: &App, request: &Request<Incoming>, route: Option<Route>) -> Result<Route, ApiError> {
+    let headers = request.headers();
+    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    if bytes > app.config.max_headers {
+        let message = format!("the headers are larger than {} bytes", app.config.max_headers);
+        let error = ApiError::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", message);
+        return Err(ApiError { close: true, ..error });
+    }
+    app.hosts.check(headers, request.uri())?;
+    if !route.is_some_and(Route::is_open) {
+        app.keys.check(headers)?;
+    }
+    route.ok_or_else(|| {
+        let message = format!("there is no {}", shorten(request.uri().path()));
+        ApiError::new(StatusCode::NOT_FOUND, "unknown_url", message)
+    })
+}
+
+fn not_allowed(route: Route, dialect: Dialect) -> Response<Body> {
+    let message = format!("the method must be one of {}", route.methods());
+    let error = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method", message);
+    let mut response = respond::refusal(&error, dialect);
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(route.methods()));
+    response
+}
+
+async fn answer(app: &Arc<App>, route: Route, request: Request<Incoming>) -> Result<Reply, ApiError> {
+    match route {
+        Route::Live if app.phase() == Phase::Dead => Err(unavailable("dead", "the engine is lost")),
+        Route::Live => Ok(Reply::Empty),
+        Route::Ready if app.is_ready() => Ok(Reply::Empty),
+        Route::Ready => Err(match app.phase() {
+            Phase::Loading => ApiError::loading(),
+            Phase::Draining | Phase::Ending => ApiError { close: false, ..ApiError::draining() },
+            Phase::Dead => unavailable("dead", "the engine is lost"),
+            Phase::Ready => unavailable("overloaded", "the queue is full"),
+        }),
+        Route::Health | Route::Ping if app.is_healthy() => Ok(Reply::Empty),
+        Route::Health | Route::Ping if app.phase() == Phase::Loading => Err(ApiError::loading()),
+        Route::Health | Route::Ping => Err(unavailable("dead", "the engine is lost")),
+        Route::Version => Ok(Reply::json(&json!({"version": env!("CARGO_PKG_VERSION")}))),
+        Route::Metrics => Ok(Reply::Metrics(app.scrape())),
+        Route::Models => {
+            let model = loaded(app)?;
+            let data: Vec<_> = model.names().iter().map(|name| model.describe(name)).collect();
+            Ok(Reply::json(&json!({"object": "list", "data": data})))
+        }
+        Route::OneModel => {
+            let model = loaded(app)?;
+            let name = request.uri().path().strip_prefix(MODELS).unwrap_or_default();
+            let name = name.replace("%2F", "/").replace("%2f", "/");
+            model.check_name(Some(&name))?;
+            Ok(Reply::json(&model.describe(&name)))
+        }
+        Route::Tokenize | Route::Detokenize | Route::CountTokens => {
+            let model = loaded(app)?.clone();
+            let (body, room) = body::read(request, app).await?;
+            let app = app.clone();
+            aside(move || {
+                let _room = room;
+                let fields = Fields::of_body(&body)?;
+                match route {
+                    Route::Tokenize => tokenize::tokenize(&app, &model, fields),
+                    Route::Detokenize => tokenize::detokenize(&model, fields),
+                    _ => anthropic::count_tokens(&app, &model, fields),
+                }
+            })
+            .await
+        }
+        Route::Chat | Route::Completions | Route::Invocations | Route::Messages => {
+            // Looked at before the body is read: a server that goes away says so at once.
+            app.open()?;
+            let (body, room) = body::read(request, app).await?;
+            let (model, preparing) = app.admit()?;
+            let work = {
+                let app = app.clone();
+                aside(move || {
+                    let _room = room;
+                    prepare(&app, &model, route, &body)
+                })
+                .await?
+            };
+            // From here on the engine counts it.
+            let reply = match work {
+                Prepared::Chat(chat) => Box::pin(counted(chat.run(app), preparing)).await,
+                Prepared::Completions(completions) => Box::pin(counted(completions.run(app), preparing)).await,
+                Prepared::Messages(messages) => Box::pin(counted(messages.run(app), preparing)).await,
+            };
+            // What the engine refuses it refuses without knowing how long the queue will take.
+            reply.map_err(|error| if app.phase() == Phase::Dead { lost() } else { error })
+        }
+    }
+}
+
+/// Runs what submits at its first poll, and lets `preparing` go when it has.
+async fn counted<T>(run: impl Future<Output = T>, preparing: crate::app::Preparing) -> T {
+    let mut run = std::pin::pin!(run);
+    let mut preparing = Some(preparing);
+    std::future::poll_fn(|context| {
+        let polled = run.as_mut().poll(context);
+        preparing = None;
+        polled
+    })
+    .await
+}
+
+enum Prepared {
+    Chat(Box<Chat>),
+    Completions(Box<Completions>),
+    Messages(Box<Messages>),
+}
+
+fn prepare(app: &Arc<App>, model: &Arc<Model>, route: Route, body: &[u8]) -> Result<Prepared, ApiError> {
+    let mut fields = Fields::of_body(body)?;
+    let route = match route {
+        Route::Invocations if fields.has("messages") => Route::Chat,
+        Route::Invocations if fields.has("prompt") => Route::Completions,
+        Route::Invocations if fields.take("input").is_some() => {
+            return Err(ApiError::unsupported("input", "embeddings are not supported"));
+        }
+        Route::Invocations => return Err(ApiError::value("messages", "messages or a prompt are needed")),
+        other => other,
+    };
+    Ok(match route {
+        Route::Chat => Prepared::Chat(Box::new(Chat::prepare(app, model, fields)?)),
+        Route::Messages => Prepared::Messages(Box::new(Messages::prepare(app, model, fields)?)),
+        _ => Prepared::Completions(Box::new(Completions::prepare(app, model, fields)?)),
+    })
+}
+
+/// Does what takes a while where it delays no connection.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T, ApiError> + Send + 'static) -> Result<T, ApiError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(_) => Err(ApiError::engine("internal_error", "the request could not be handled", false)),
+    }
+}
+
+fn loaded(app: &App) -> Result<&Arc<Model>, ApiError> {
+    app.model().ok_or_else(ApiError::loading)
+}
+
+fn unavailable(code: &'static str, message: &str) -> ApiError {
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, message)
+}
+
+/// The client's id for a request, if it can stand in a header and a log, else a new one.
+fn request_id(app: &App, request: &Request<Incoming>) -> String {
+    let given = request.headers().get("x-request-id").and_then(|id| id.to_str().ok());
+    let sound = |id: &&str| !id.is_empty() && id.len() <= MAX_ID && id.bytes().all(|b| b.is_ascii_graphic());
+    given.filter(sound).map_or_else(|| app.unique(), str::to_owned)
+}
+
+/// A line of the log, written when the response has been handed on or given up.
+struct Access {
+    _in_flight: InFlight,
+    start: Instant,
+    id: String,
+    method: Method,
+    path: String,
+    status: u16,
+}
+
+impl Drop for Access {
+    fn drop(&mut self) {
+        let milliseconds = self.start.elapsed().as_secs_f64() * 1e3;
+        let (id, method, path, status) = (&*self.id, self.method.as_str(), &*self.path, self.status);
+        if status == 0 {
+            tracing::info!(request_id = id, method, path, milliseconds, "client gone before the response");
+        } else {
+            tracing::info!(request_id = id, method, path, status, milliseconds, "request");
+        }
+    }
+}
+
+const MODELS: &str = "/v1/models/";
+const MAX_ID: usize = 128;

@@ -1,0 +1,34 @@
+//! `usage` of OpenAI's answers.
+
+use serde::Serialize;
+
+/// Tokens of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Usage {
+    /// Of its prompts, each once.
+    pub prompt_tokens: usize,
+    /// Of all its choices.
+    pub completion_tokens: usize,
+    /// Both.
+    pub total_tokens: usize,
+}
+
+impl Usage {
+    /// Their sum.
+    pub fn new(prompt_tokens: usize, completion_tokens: usize) -> Usage {
+        Usage { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens }
+    }
+}
+
+/// What identifies an answer: the same in all its chunks.
+#[derive(Clone, Debug, Serialize)]
+pub struct Head {
+    /// `chatcmpl-...` or `cmpl-...`.
+    pub id: String,
+    /// Kind of the object.
+    pub object: &'static str,
+    /// Unix time.
+    pub created: u64,
+    /// Name of the model.
+    pub model: String,
+}

@@ -1,0 +1,8 @@
+//! A live server on a tiny checkpoint, spoken to over TCP by a client that knows HTTP/1.1 and nothing of the server.
+
+mod answers;
+mod anthropic;
+mod hostile;
+mod http;
+mod life;
+mod support;
