@@ -8,7 +8,7 @@ use njoule_kernels::isa::Kernels;
 #[cfg(feature = "candle")]
 use njoule_runtime::backend::candle::CandleBackend;
 use njoule_runtime::backend::cpu::{CpuBackend, StoredWeights};
-use njoule_runtime::backend::{Backend, Capacity, Executor, KvType, LoadError};
+use njoule_runtime::backend::{Backend, Capacity, Executor, KvType, Limits, LoadError};
 
 use super::Model;
 use super::options::RunOptions;
@@ -96,9 +96,9 @@ impl AnyBackend {
         }
     }
 
-    /// Tokens of a cache block of `model`.
-    pub fn block_len(&self, model: &Model) -> usize {
-        self.backend().limits(&model.program).block_len
+    /// What it can do with `model`.
+    pub fn limits(&self, model: &Model) -> Limits {
+        self.backend().limits(&model.program)
     }
 
     /// Bytes of `model`'s matrices per stored type.
