@@ -77,6 +77,7 @@ fn candle_refuses_a_batch_that_breaks_the_contract() {
         seqs: vec![SeqSpan { rows: 0..3, context: 3, table: 0..1, rope_len: 8 }],
         tables: vec![BlockId(2)],
         outputs: vec![2],
+        ..Batch::default()
     };
     type Break = fn(&mut Batch);
     let breaks: [(Break, &str); 13] = [
@@ -114,6 +115,7 @@ fn candle_refuses_a_batch_that_breaks_the_contract() {
         seqs: vec![SeqSpan { rows: 0..1, context: 129, table: 0..5, rope_len: 8 }],
         tables: (0..5).map(BlockId).collect(),
         outputs: vec![],
+        ..Batch::default()
     };
     assert!(matches!(executor.submit(&far), Err(StepError::Batch(what)) if what.contains("position")));
     executor.submit(&Batch::default()).unwrap();

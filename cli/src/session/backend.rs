@@ -8,9 +8,13 @@ use njoule_kernels::isa::Kernels;
 #[cfg(feature = "candle")]
 use njoule_runtime::backend::candle::CandleBackend;
 use njoule_runtime::backend::cpu::{CpuBackend, StoredWeights};
+<<<<<<< HEAD
 #[cfg(target_os = "linux")]
 use njoule_runtime::backend::neuron::{NeuronBackend, plan::Wish};
 use njoule_runtime::backend::{Backend, Capacity, Executor, KvType, Limits, LoadError, Quant};
+=======
+use njoule_runtime::backend::{Backend, Capacity, Executor, KvType, Limits, LoadError};
+>>>>>>> w-eng
 
 use super::Model;
 #[cfg(target_os = "linux")]
@@ -113,9 +117,9 @@ impl AnyBackend {
         }
     }
 
-    /// Tokens of a cache block of `model`.
-    pub fn block_len(&self, model: &Model) -> usize {
-        self.backend().limits(&model.program).block_len
+    /// What it can do with `model`.
+    pub fn limits(&self, model: &Model) -> Limits {
+        self.backend().limits(&model.program)
     }
 
     /// What it can do with `model`.

@@ -64,7 +64,7 @@ impl Args {
         }
         let widest = cases.iter().map(|c| c.batch).max().unwrap_or(1);
         let capacity = |backend: &AnyBackend| {
-            let block_len = backend.block_len(&model);
+            let block_len = backend.limits(&model).block_len;
             Capacity {
                 blocks: cases.iter().map(|c| c.batch * c.len().div_ceil(block_len)).max().unwrap_or(1),
                 block_len,

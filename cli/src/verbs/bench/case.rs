@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use njoule_runtime::backend::{Batch, BlockId, Capacity, Cost, Executor, SeqSpan, StepError, StepOutput};
+use njoule_runtime::backend::{Batch, BlockId, Capacity, Cost, Executor, SeqSpan, StepError, StepOutput, Wants};
 use rustix::time::{ClockId, clock_gettime};
 
 /// What is measured.
@@ -122,6 +122,7 @@ impl<'a> Bench<'a> {
     }
 
     fn step(&mut self, total: &mut Cost) -> Result<(), StepError> {
+        self.batch.wants = Wants::Tokens;
         self.executor.submit(&self.batch)?;
         self.executor.collect(&mut self.out)?;
         let cost = self.executor.cost(&self.batch);

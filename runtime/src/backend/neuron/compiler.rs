@@ -101,10 +101,11 @@ impl Compiler {
         &self.path
     }
 
-    /// Its version: the first line of what it says, without the compiler's name.
+    /// Its version: what follows that word in the first line that it says, or that line.
     pub fn version(&self) -> &str {
         let line = self.banner.lines().next().unwrap_or_default().trim();
-        line.rsplit_once(' ').map_or(line, |(_, version)| version)
+        let after = line.split_once("version ").map_or(line, |(_, after)| after);
+        after.split(' ').next().unwrap_or(after)
     }
 
     /// Compiles every unit that `cache` does not hold; the results are in the order of `units`. `on_event` hears of each
