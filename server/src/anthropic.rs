@@ -22,7 +22,7 @@ use crate::output::{Format, Looks};
 use crate::params::{Ask, Params, stop_strings};
 use crate::respond::Reply;
 use crate::sse::EventStream;
-use crate::tools::Tools;
+use crate::tools::{Choice, Tools};
 
 /// A request for a message, ready to run.
 pub struct Messages {
@@ -42,7 +42,7 @@ impl Messages {
         let stop = fields.array("stop_sequences", usize::MAX)?.unwrap_or_default();
         let stop = stop_strings("stop_sequences", stop)?;
         let stream = fields.flag("stream")?;
-        let mut params = Params::plain(model, max_tokens, stop, stream);
+        let mut params = Params::plain(&fields, model, max_tokens, stop, stream);
         let sampling = params.sampling_mut();
         sampling.temperature = fields.number("temperature", 0.0..=1.0)?.unwrap_or(sampling.temperature);
         sampling.top_p = fields.number("top_p", 0.0..=1.0)?.unwrap_or(sampling.top_p);
@@ -54,7 +54,9 @@ impl Messages {
         if looks.format.is_some_and(Format::has_special_marks) {
             params.show_special();
         }
-        let ask = Ask { param: "messages", continues: false, logprobs: None, prompt_logprobs: None };
+        let spec = tools.demand(looks.format)?;
+        let mask = spec.map(|spec| model.mask(&spec, looks.thinking)).transpose()?;
+        let ask = Ask { param: "messages", continues: false, logprobs: None, prompt_logprobs: None, mask };
         let requests = params.requests(app, model, &ids, max_tokens, ask)?;
         app.admit_tokens(model, ids.len())?;
         app.metrics.params_n.observe_count(1);
@@ -136,10 +138,13 @@ fn tool(tool: &Value) -> Field<Value> {
 fn tool_choice(mut choice: Fields, tools: Vec<Value>) -> Field<Tools> {
     let single = choice.flag("disable_parallel_tool_use")?;
     match choice.string("type")?.as_deref() {
-        None | Some("auto") => Tools::auto(tools, single),
+        None | Some("auto") => Tools::new(tools, Choice::Auto, single),
         Some("none") => Ok(Tools::default()),
-        Some("any" | "tool") => {
-            Err(ApiError::unsupported("tool_choice", "a tool_choice that demands a call is not supported yet"))
+        Some("any") => Tools::new(tools, Choice::Required, single),
+        Some("tool") => {
+            let name =
+                choice.string("name")?.ok_or_else(|| ApiError::value("tool_choice", "tool_choice.name is needed"))?;
+            Tools::new(tools, Choice::Named(name), single)
         }
         Some(_) => Err(ApiError::value("tool_choice", "tool_choice.type must be auto, any, tool or none")),
     }

@@ -19,10 +19,11 @@ impl Keys {
         Keys(keys.iter().map(|key| hash(key.as_bytes())).collect())
     }
 
-    /// Refuses a request that carries none of the keys, as `Authorization: Bearer` or as `X-Api-Key`.
-    pub fn check(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+    /// Refuses a request that carries none of the keys, as `Authorization: Bearer` or as `X-Api-Key`, and says which
+    /// one it was.
+    pub fn check(&self, headers: &HeaderMap) -> Result<Option<usize>, ApiError> {
         if self.0.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let bearer = headers.get(AUTHORIZATION).map(|value| value.as_bytes()).and_then(|value| {
             let (scheme, key) = value.split_at_checked(7)?;
@@ -33,8 +34,9 @@ impl Keys {
             return Err(denied("an API key is needed, as `Authorization: Bearer` or `X-Api-Key`"));
         };
         let given = hash(given);
-        let found = self.0.iter().fold(false, |found, key| same(key, &given) | found);
-        if found { Ok(()) } else { Err(denied("the API key is not known")) }
+        let looked = self.0.iter().enumerate();
+        let found = looked.fold(None, |found, (i, key)| if same(key, &given) { Some(i) } else { found });
+        found.map(Some).ok_or_else(|| denied("the API key is not known"))
     }
 }
 
@@ -99,13 +101,14 @@ mod tests {
     fn either_header_opens_and_a_wrong_key_does_not() {
         let keys = Keys::new(&["one".into(), "two".into()]);
         for good in [("authorization", "Bearer two"), ("authorization", "bearer one"), ("x-api-key", "one")] {
-            assert_eq!(keys.check(&headers(&[good])), Ok(()), "{good:?}");
+            assert!(matches!(keys.check(&headers(&[good])), Ok(Some(_))), "{good:?}");
         }
         for bad in [("authorization", "Bearer three"), ("authorization", "one"), ("x-api-key", ""), ("x-other", "one")]
         {
             assert_eq!(keys.check(&headers(&[bad])).unwrap_err().status, 401, "{bad:?}");
         }
-        assert_eq!(Keys::new(&[]).check(&headers(&[])), Ok(()));
+        assert_eq!(keys.check(&headers(&[("x-api-key", "two")])), Ok(Some(1)));
+        assert_eq!(Keys::new(&[]).check(&headers(&[])), Ok(None));
     }
 
     #[test]

@@ -78,6 +78,12 @@ impl Chat {
         if looks.format.is_some_and(Format::has_special_marks) {
             params.show_special();
         }
+        let demanded = tools.demand(looks.format)?;
+        if params.structure.is_some() && looks.format.is_some() {
+            return Err(ApiError::value("tools", "tools that may be called and structured output exclude each other"));
+        }
+        let spec = demanded.as_ref().or(params.structure.as_ref());
+        let mask = spec.map(|spec| model.mask(spec, looks.thinking)).transpose()?;
         let room = model.max_len.saturating_sub(ids.len());
         let max_new = params.max_tokens.unwrap_or(room.max(1));
         let ask = Ask {
@@ -85,6 +91,7 @@ impl Chat {
             continues: input.continue_final_message,
             logprobs: logprobs.then(|| top.unwrap_or(0)),
             prompt_logprobs: None,
+            mask,
         };
         let requests = params.requests(app, model, &ids, max_new, ask)?;
         app.admit_tokens(model, ids.len())?;
@@ -116,10 +123,11 @@ impl Chat {
         }
         let parts = Generation::start(app, &model, work, usize::MAX)?.finish().await?;
         let mut prompt_logprobs = None;
-        let mut completion_tokens = 0;
+        let (mut completion_tokens, mut cached) = (0, 0);
         let mut choices = Vec::new();
         for (sequence, part) in parts.iter().enumerate() {
             completion_tokens += part.tokens * layout.copies;
+            cached += if layout.is_first(sequence) { part.cached() } else { 0 };
             if params.prompt_logprobs.is_some() && sequence == 0 {
                 prompt_logprobs = Some(PromptLogprobs::new(&model, &part.prompt_logprobs));
             }
@@ -133,7 +141,7 @@ impl Chat {
                 });
             }
         }
-        let usage = Usage::new(prompt_tokens, completion_tokens);
+        let usage = Usage::new(prompt_tokens, completion_tokens).cached(cached);
         Ok(Reply::json(&Completion { head, choices, usage, prompt_logprobs }))
     }
 }
@@ -146,10 +154,15 @@ pub fn looks(model: &Model, tools: &Tools, ids: &[u32]) -> Looks {
     let tail = &ids[ids.len().saturating_sub(PROMPT_TAIL)..];
     let thinking = thinks && output::ends_thinking(&model.tokenizer().decode(tail, false));
     let callable = tools.callable();
+    let format = match Format::of_template(&source) {
+        // What a grammar demands has no mark there.
+        Format::Mistral if tools.demands() => Format::Bare,
+        format => format,
+    };
     Looks {
         thinks,
         thinking,
-        format: (!callable.is_empty()).then(|| Format::of_template(&source)),
+        format: (!callable.is_empty()).then_some(format),
         tools: callable,
         max_calls: tools.max_calls(),
     }

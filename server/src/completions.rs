@@ -55,14 +55,15 @@ impl Completions {
         let add_special = fields.boolean("add_special_tokens")?.unwrap_or(true);
         let given = fields.take("prompt").ok_or_else(|| ApiError::value("prompt", "a prompt is needed"))?;
         let max_new = params.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
-        let ask = Ask { param: "prompt", continues: true, logprobs, prompt_logprobs: logprobs.filter(|_| echo) };
+        let mask = params.structure.as_ref().map(|spec| model.mask(spec, false)).transpose()?;
+        let ask = Ask { param: "prompt", continues: true, logprobs, prompt_logprobs: logprobs.filter(|_| echo), mask };
         let (mut requests, mut ids, mut texts) = (Vec::new(), Vec::new(), Vec::new());
         for prompt in prompts(given, model.vocab())? {
             let encoded = match &prompt {
                 Prompt::Text(text) => model.encode(text, add_special)?,
                 Prompt::Ids(ids) => ids.clone(),
             };
-            requests.extend(params.requests(app, model, &encoded, max_new, ask)?);
+            requests.extend(params.requests(app, model, &encoded, max_new, ask.clone())?);
             if echo {
                 texts.push(match prompt {
                     Prompt::Text(text) => text,
@@ -106,9 +107,10 @@ impl Completions {
         }
         let parts = Generation::start(app, &model, work, usize::MAX)?.finish().await?;
         let mut choices = Vec::new();
-        let mut completion_tokens = 0;
+        let (mut completion_tokens, mut cached) = (0, 0);
         for (sequence, mut part) in parts.into_iter().enumerate() {
             completion_tokens += part.tokens * layout.copies;
+            cached += if layout.is_first(sequence) { part.cached() } else { 0 };
             let prompt_logprobs = params.prompt_logprobs.map(|_| PromptLogprobs::new(&model, &part.prompt_logprobs));
             let mut state = State::default();
             let (text, logprobs) = writer.write(sequence, &mut part, &mut state, true);
@@ -121,7 +123,7 @@ impl Completions {
             };
             choices.extend(layout.choices(sequence).map(|index| Choice { index, ..choice.clone() }));
         }
-        let usage = Usage::new(writer.prompt_tokens(), completion_tokens);
+        let usage = Usage::new(writer.prompt_tokens(), completion_tokens).cached(cached);
         Ok(Reply::json(&Answer { head, choices, usage }))
     }
 }

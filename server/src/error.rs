@@ -150,6 +150,9 @@ impl From<RequestError> for ApiError {
             RequestError::NonFiniteLogits { .. } => {
                 ApiError::engine("non_finite_logits", "the model's output is not finite", false)
             }
+            RequestError::Mask(error) => {
+                ApiError::new(StatusCode::BAD_REQUEST, "grammar_error", format!("the grammar fails here: {error}"))
+            }
             RequestError::ShutDown => ApiError::draining(),
             // What failed inside may name files or addresses: it goes to the log, not to the client.
             _ => ApiError::engine("engine_error", "the engine failed", true),

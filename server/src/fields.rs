@@ -11,7 +11,10 @@ use crate::error::ApiError;
 
 /// The fields that have not been taken yet.
 #[derive(Debug)]
-pub struct Fields(Map<String, Value>);
+pub struct Fields {
+    map: Map<String, Value>,
+    owner: Option<usize>,
+}
 
 /// A field or why it is refused.
 pub type Field<T> = Result<T, ApiError>;
@@ -21,7 +24,7 @@ impl Fields {
     pub fn of_body(body: &[u8]) -> Field<Fields> {
         let invalid = |message: String| ApiError::new(hyper::StatusCode::BAD_REQUEST, "invalid_json", message);
         match serde_json::from_slice(body) {
-            Ok(Value::Object(map)) => Ok(Fields(map)),
+            Ok(Value::Object(map)) => Ok(Fields::of_object(map)),
             Ok(_) => Err(invalid("the body is not a JSON object".into())),
             Err(error) => Err(invalid(format!("the body is not JSON: {error}"))),
         }
@@ -29,17 +32,27 @@ impl Fields {
 
     /// The fields of a nested object.
     pub fn of_object(map: Map<String, Value>) -> Fields {
-        Fields(map)
+        Fields { map, owner: None }
+    }
+
+    /// The same, sent by the owner of this API key.
+    pub fn owned_by(self, owner: Option<usize>) -> Fields {
+        Fields { owner, ..self }
+    }
+
+    /// The API key that they came with.
+    pub fn owner(&self) -> Option<usize> {
+        self.owner
     }
 
     /// The field, unless it is absent or null.
     pub fn take(&mut self, name: &str) -> Option<Value> {
-        self.0.remove(name).filter(|value| !value.is_null())
+        self.map.remove(name).filter(|value| !value.is_null())
     }
 
     /// Whether the field is there and not null.
     pub fn has(&self, name: &str) -> bool {
-        self.0.get(name).is_some_and(|value| !value.is_null())
+        self.map.get(name).is_some_and(|value| !value.is_null())
     }
 
     /// `true` or `false`.

@@ -39,6 +39,11 @@ impl Layout {
         sequence * self.copies..(sequence + 1) * self.copies
     }
 
+    /// Whether `sequence` is the first of its prompt.
+    pub fn is_first(&self, sequence: usize) -> bool {
+        self.choices(sequence).start.is_multiple_of(self.n)
+    }
+
     /// The prompt of `sequence`.
     pub fn prompt(&self, sequence: usize) -> usize {
         sequence * self.copies / self.n
@@ -60,10 +65,7 @@ impl Generation {
         let mailbox = Arc::new(Mailbox::new(open, unread));
         let mut generation = Generation { mailbox, tokens: Vec::with_capacity(open), open };
         for (index, request) in work.requests.into_iter().enumerate() {
-            let share = Share {
-                copies: work.layout.copies,
-                first: work.layout.choices(index).start.is_multiple_of(work.layout.n),
-            };
+            let share = Share { copies: work.layout.copies, first: work.layout.is_first(index) };
             let sink = generation.mailbox.sink(index, share, &app.metrics);
             // What was submitted before a refusal is cancelled by the drop.
             let (_, token) = model.engine().submit_to(request, sink)?;

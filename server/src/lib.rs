@@ -29,6 +29,7 @@ mod params;
 mod respond;
 mod routes;
 mod sse;
+mod structured;
 mod tokenize;
 mod tools;
 mod usage;

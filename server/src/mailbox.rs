@@ -43,6 +43,11 @@ pub struct End {
 }
 
 impl Part {
+    /// Tokens of its prompt that were in the cache; known at the end.
+    pub fn cached(&self) -> usize {
+        self.end.as_ref().map_or(0, |end| end.usage.cached_tokens)
+    }
+
     /// Appends `more`.
     pub fn merge(&mut self, more: Part) {
         self.text.push_str(&more.text);

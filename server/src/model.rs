@@ -6,11 +6,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use njoule_models::chat::{ChatError, ChatInput, ChatTemplate};
 use njoule_models::checkpoint::GenerationDefaults;
 use njoule_models::tokenizer::{Tokenizer, TokenizerError};
-use njoule_runtime::request::{TokenText, TokenizerText};
+use njoule_runtime::request::{TokenMask, TokenText, TokenizerText};
 use njoule_runtime::{Engine, SamplingParams};
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
+use crate::output::END_THINK;
+use crate::structured::{Grammars, Spec};
 
 /// What a server is given to serve.
 #[derive(Clone)]
@@ -34,6 +36,7 @@ pub struct ModelParts {
 /// The model that is served.
 pub struct Model {
     parts: ModelParts,
+    grammars: Grammars,
     /// When it was loaded, in seconds of Unix time.
     pub created: u64,
     /// Prompt and answer together.
@@ -48,7 +51,7 @@ impl Model {
         let capacity = parts.engine.config().capacity;
         let max_len = capacity.max_len.min(capacity.blocks * capacity.block_len);
         let sampling = defaults(parts.defaults.as_ref());
-        Model { parts, created: unix_seconds(), max_len, sampling }
+        Model { parts, grammars: Grammars::default(), created: unix_seconds(), max_len, sampling }
     }
 
     /// The engine.
@@ -125,6 +128,13 @@ impl Model {
     /// Source of an answer's text.
     pub fn text(&self, skip_special: bool, continues: bool) -> Arc<dyn TokenText> {
         Arc::new(TokenizerText::new(self.parts.tokenizer.clone(), skip_special).continuing(continues))
+    }
+
+    /// The masks of answers that look like `spec`; where the prompt has begun thoughts, behind their end.
+    pub fn mask(&self, spec: &Spec, thinking: bool) -> Result<Arc<dyn TokenMask>, ApiError> {
+        let tokenizer = &self.parts.tokenizer;
+        let after = if thinking { tokenizer.token_id(END_THINK) } else { None };
+        self.grammars.compile(spec, tokenizer, self.vocab(), self.eos(), after)
     }
 
     /// A token's bytes; an id without a token has none.

@@ -268,7 +268,8 @@ fn partial(text: &str, mark: &str) -> usize {
 }
 
 const THINK: &str = "<think>";
-const END_THINK: &str = "</think>";
+/// What ends thoughts.
+pub const END_THINK: &str = "</think>";
 const TOOL_CALL: &str = "<tool_call>";
 const END_TOOL_CALL: &str = "</tool_call>";
 const TOOL_CALLS: &str = "[TOOL_CALLS]";

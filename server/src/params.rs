@@ -3,6 +3,9 @@
 //! Invariant: limits are those of the table in docs/serving.md; a [`Params`] can be handed to the engine as it is, but for
 //! the limits that depend on the prompt.
 
+use std::sync::Arc;
+
+use njoule_runtime::request::TokenMask;
 use njoule_runtime::{Request, SamplingParams};
 use serde_json::{Map, Value};
 
@@ -11,6 +14,7 @@ use crate::error::ApiError;
 use crate::fields::{Field, Fields, integer, number, wrong_type};
 use crate::generation::Layout;
 use crate::model::Model;
+use crate::structured::Spec;
 
 /// How answers are generated and delivered.
 #[derive(Clone, Debug)]
@@ -23,6 +27,10 @@ pub struct Params {
     pub stream: Option<StreamOptions>,
     /// Log-probabilities of prompt tokens, beside those of that many of the most likely ones.
     pub prompt_logprobs: Option<usize>,
+    /// What the answer must look like.
+    pub structure: Option<Spec>,
+    /// Whose cached prefixes may be used.
+    scope: Option<String>,
     sampling: SamplingParams,
     min_tokens: usize,
     ignore_eos: bool,
@@ -64,8 +72,10 @@ impl Params {
         if prompt_logprobs.is_some() && stream.is_some() {
             return Err(ApiError::value("prompt_logprobs", "prompt_logprobs cannot be streamed"));
         }
-        cache_salt(fields)?;
+        let structure = Spec::take(fields)?;
         Ok(Params {
+            structure,
+            scope: scope(fields)?,
             n,
             max_tokens,
             stream,
@@ -82,9 +92,11 @@ impl Params {
     }
 
     /// The parameters of an API that has few of them.
-    pub fn plain(model: &Model, max_tokens: usize, stop: Vec<String>, stream: bool) -> Params {
+    pub fn plain(fields: &Fields, model: &Model, max_tokens: usize, stop: Vec<String>, stream: bool) -> Params {
         Params {
             n: 1,
+            structure: None,
+            scope: fields.owner().map(|owner| format!("{owner}/")),
             max_tokens: Some(max_tokens),
             stream: stream.then(StreamOptions::default),
             prompt_logprobs: None,
@@ -147,6 +159,8 @@ impl Params {
             logprobs: ask.logprobs,
             prompt_logprobs: ask.prompt_logprobs.or(self.prompt_logprobs),
             priority: self.priority,
+            cache_salt: self.scope.clone(),
+            mask: ask.mask,
             deadline,
             ..Request::new(prompt.to_vec(), max_new)
         };
@@ -165,7 +179,7 @@ impl Params {
 }
 
 /// What an endpoint asks of its sequences.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Ask {
     /// The field that the prompt came in.
     pub param: &'static str,
@@ -175,6 +189,8 @@ pub struct Ask {
     pub logprobs: Option<usize>,
     /// Log-probabilities of prompt tokens.
     pub prompt_logprobs: Option<usize>,
+    /// Which tokens may come.
+    pub mask: Option<Arc<dyn TokenMask>>,
 }
 
 fn max_tokens(fields: &mut Fields, least: usize) -> Field<Option<usize>> {
@@ -261,13 +277,15 @@ fn stream(fields: &mut Fields) -> Field<Option<StreamOptions>> {
     Ok(stream.then_some(options))
 }
 
-/// Checked though nothing is shared between requests yet: a client that relies on it must not learn later that it was wrong.
-fn cache_salt(fields: &mut Fields) -> Field<()> {
-    let Some(salt) = fields.string("cache_salt")? else { return Ok(()) };
+/// Cached prefixes are shared between requests of one API key and one salt, so that nobody can time another's prompt.
+fn scope(fields: &mut Fields) -> Field<Option<String>> {
+    let owner = fields.owner();
+    let Some(salt) = fields.string("cache_salt")? else { return Ok(owner.map(|owner| format!("{owner}/"))) };
     let bad = salt.is_empty() || salt.chars().count() > 128 || salt.contains(['@', '/', '\\', '\0']);
     match bad {
         true => Err(ApiError::value("cache_salt", "cache_salt must be 1 to 128 characters without @ / \\ and NUL")),
-        false => Ok(()),
+        // A salt holds no slash.
+        false => Ok(Some(owner.map_or(salt.clone(), |owner| format!("{owner}/{salt}")))),
     }
 }
 
@@ -284,17 +302,7 @@ fn refuse_unsupported(fields: &mut Fields) -> Field<()> {
             return Err(ApiError::unsupported(name, format!("{name} is not supported")));
         }
     }
-    if fields.has("structured_outputs") {
-        return Err(ApiError::unsupported("structured_outputs", "structured_outputs is not supported yet"));
-    }
-    let Some(format) = fields.object("response_format")? else { return Ok(()) };
-    match format.get("type") {
-        Some(Value::String(kind)) if kind == "text" => Ok(()),
-        Some(Value::String(kind)) if kind == "json_object" || kind == "json_schema" => {
-            Err(ApiError::unsupported("response_format", format!("response_format {kind} is not supported yet")))
-        }
-        _ => Err(ApiError::value("response_format", "response_format.type must be text, json_object or json_schema")),
-    }
+    Ok(())
 }
 
 /// An integer that is a count of alternatives.

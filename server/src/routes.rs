@@ -35,8 +35,8 @@ pub async fn handle(app: Arc<App>, request: Request<Incoming>) -> Response<Body>
     let dialect = route.map_or(Dialect::OpenAi, Route::dialect);
     let mut response = match refuse_early(&app, &request, route) {
         Err(error) => respond::response(Err(error), dialect),
-        Ok(route) if !route.allows(request.method()) => not_allowed(route, dialect),
-        Ok(route) => respond::response(answer(&app, route, request).await, dialect),
+        Ok((route, _)) if !route.allows(request.method()) => not_allowed(route, dialect),
+        Ok((route, owner)) => respond::response(answer(&app, route, owner, request).await, dialect),
     };
     let status = response.status().as_u16();
     if let Some(count) = app.metrics.responses.get(usize::from(status / 100)) {
@@ -118,8 +118,12 @@ impl Route {
     }
 }
 
-/// What is refused whatever else a request says.
-fn refuse_early(app: &App, request: &Request<Incoming>, route: Option<Route>) -> Result<Route, ApiError> {
+/// What is refused whatever else a request says; what is left has a route, and the number of its API key.
+fn refuse_early(
+    app: &App,
+    request: &Request<Incoming>,
+    route: Option<Route>,
+) -> Result<(Route, Option<usize>), ApiError> {
     let headers = request.headers();
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
     if bytes > app.config.max_headers {
@@ -128,10 +132,8 @@ fn refuse_early(app: &App, request: &Request<Incoming>, route: Option<Route>) ->
         return Err(ApiError { close: true, ..error });
     }
     app.hosts.check(headers, request.uri())?;
-    if !route.is_some_and(Route::is_open) {
-        app.keys.check(headers)?;
-    }
-    route.ok_or_else(|| {
+    let owner = if route.is_some_and(Route::is_open) { None } else { app.keys.check(headers)? };
+    route.map(|route| (route, owner)).ok_or_else(|| {
         let message = format!("there is no {}", shorten(request.uri().path()));
         ApiError::new(StatusCode::NOT_FOUND, "unknown_url", message)
     })
@@ -145,7 +147,12 @@ fn not_allowed(route: Route, dialect: Dialect) -> Response<Body> {
     response
 }
 
-async fn answer(app: &Arc<App>, route: Route, request: Request<Incoming>) -> Result<Reply, ApiError> {
+async fn answer(
+    app: &Arc<App>,
+    route: Route,
+    owner: Option<usize>,
+    request: Request<Incoming>,
+) -> Result<Reply, ApiError> {
     match route {
         Route::Live if app.phase() == Phase::Dead => Err(unavailable("dead", "the engine is lost")),
         Route::Live => Ok(Reply::Empty),
@@ -197,7 +204,7 @@ async fn answer(app: &Arc<App>, route: Route, request: Request<Incoming>) -> Res
                 let app = app.clone();
                 aside(move || {
                     let _room = room;
-                    prepare(&app, &model, route, &body)
+                    prepare(&app, &model, route, Fields::of_body(&body)?.owned_by(owner))
                 })
                 .await?
             };
@@ -231,8 +238,7 @@ enum Prepared {
     Messages(Box<Messages>),
 }
 
-fn prepare(app: &Arc<App>, model: &Arc<Model>, route: Route, body: &[u8]) -> Result<Prepared, ApiError> {
-    let mut fields = Fields::of_body(body)?;
+fn prepare(app: &Arc<App>, model: &Arc<Model>, route: Route, mut fields: Fields) -> Result<Prepared, ApiError> {
     let route = match route {
         Route::Invocations if fields.has("messages") => Route::Chat,
         Route::Invocations if fields.has("prompt") => Route::Completions,

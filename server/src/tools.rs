@@ -4,14 +4,30 @@ use serde_json::Value;
 
 use crate::error::ApiError;
 use crate::fields::{Field, Fields, wrong_type};
+use crate::output::Format;
+use crate::structured::Spec;
 
 /// `tools`, `tool_choice` and `parallel_tool_calls`.
 #[derive(Clone, Debug, Default)]
 pub struct Tools {
     tools: Vec<Value>,
     names: Vec<String>,
-    none: bool,
+    choice: Choice,
     single: bool,
+}
+
+/// `tool_choice`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// As the model likes.
+    #[default]
+    Auto,
+    /// No calls.
+    None,
+    /// At least one call.
+    Required,
+    /// A call of this one.
+    Named(String),
 }
 
 impl Tools {
@@ -21,51 +37,66 @@ impl Tools {
         if given.as_ref().is_some_and(Vec::is_empty) {
             return Err(ApiError::value("tools", "tools is empty"));
         }
-        let tools = given.unwrap_or_default();
-        let names = tools.iter().map(name).collect::<Field<Vec<_>>>()?;
         let single = fields.boolean("parallel_tool_calls")? == Some(false);
-        let none = match fields.take("tool_choice") {
-            None => false,
-            Some(Value::String(choice)) if choice == "none" => true,
-            Some(_) if tools.is_empty() => return Err(ApiError::value("tool_choice", "tool_choice needs tools")),
-            Some(Value::String(choice)) if choice == "auto" => false,
-            Some(Value::String(choice)) if choice == "required" => {
-                return Err(ApiError::unsupported("tool_choice", "tool_choice required is not supported yet"));
-            }
-            Some(Value::Object(choice)) => {
-                let named = choice.get("function").and_then(|function| function.get("name")).and_then(Value::as_str);
-                return Err(match named {
-                    Some(name) if names.iter().any(|known| known == name) => {
-                        ApiError::unsupported("tool_choice", "a named tool_choice is not supported yet")
-                    }
-                    Some(_) => ApiError::value("tool_choice", "tool_choice names no tool of the request"),
-                    None => ApiError::value("tool_choice", "tool_choice.function.name is needed"),
-                });
-            }
-            Some(other) => {
-                return Err(match other {
-                    Value::String(_) => ApiError::value("tool_choice", "tool_choice must be none, auto or required"),
-                    other => wrong_type("tool_choice", "a string or an object", &other),
-                });
-            }
+        let choice = match fields.take("tool_choice") {
+            None => Choice::Auto,
+            Some(Value::String(choice)) => match choice.as_str() {
+                "none" => Choice::None,
+                _ if given.is_none() => return Err(ApiError::value("tool_choice", "tool_choice needs tools")),
+                "auto" => Choice::Auto,
+                "required" => Choice::Required,
+                _ => return Err(ApiError::value("tool_choice", "tool_choice must be none, auto or required")),
+            },
+            Some(Value::Object(choice)) => match choice.get("function").and_then(|function| function.get("name")) {
+                Some(Value::String(name)) => Choice::Named(name.clone()),
+                _ => return Err(ApiError::value("tool_choice", "tool_choice.function.name is needed")),
+            },
+            Some(other) => return Err(wrong_type("tool_choice", "a string or an object", &other)),
         };
-        Ok(Tools { tools, names, none, single })
+        Tools::new(given.unwrap_or_default(), choice, single)
     }
 
-    /// Tools in OpenAI's shape that the model may call as it likes.
-    pub fn auto(tools: Vec<Value>, single: bool) -> Field<Tools> {
+    /// Tools in OpenAI's shape, one call of them at most if `single`.
+    pub fn new(tools: Vec<Value>, choice: Choice, single: bool) -> Field<Tools> {
         let names = tools.iter().map(name).collect::<Field<Vec<_>>>()?;
-        Ok(Tools { tools, names, none: false, single })
+        match &choice {
+            Choice::Named(name) if !names.contains(name) => {
+                return Err(ApiError::value("tool_choice", "tool_choice names no tool of the request"));
+            }
+            Choice::Required if names.is_empty() => {
+                return Err(ApiError::value("tool_choice", "tool_choice needs tools"));
+            }
+            _ => {}
+        }
+        Ok(Tools { tools, names, choice, single })
+    }
+
+    /// Whether a call must come.
+    pub fn demands(&self) -> bool {
+        matches!(self.choice, Choice::Required | Choice::Named(_))
+    }
+
+    /// What an answer must look like so that it is a call, written in `format`, where one must come.
+    pub fn demand(&self, format: Option<Format>) -> Field<Option<Spec>> {
+        let Some(format) = format.filter(|_| self.demands()) else { return Ok(None) };
+        let wanted = |name: &String| match &self.choice {
+            Choice::Named(wanted) => name == wanted,
+            _ => true,
+        };
+        let named = self.tools.iter().zip(&self.names).filter(|(_, name)| wanted(name));
+        let tools: Vec<Value> = named.map(|(tool, _)| tool.clone()).collect();
+        let single = self.single || matches!(self.choice, Choice::Named(_));
+        Spec::calls(&tools, format, single).map(Some)
     }
 
     /// What the chat template is given.
     pub fn shown(&self) -> Option<Vec<Value>> {
-        (!self.none && !self.tools.is_empty()).then(|| self.tools.clone())
+        (self.choice != Choice::None && !self.tools.is_empty()).then(|| self.tools.clone())
     }
 
     /// Names of the tools that may be called.
     pub fn callable(&self) -> Vec<String> {
-        if self.none { Vec::new() } else { self.names.clone() }
+        if self.choice == Choice::None { Vec::new() } else { self.names.clone() }
     }
 
     /// Calls at most.

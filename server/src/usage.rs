@@ -11,12 +11,26 @@ pub struct Usage {
     pub completion_tokens: usize,
     /// Both.
     pub total_tokens: usize,
+    prompt_tokens_details: PromptDetails,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+struct PromptDetails {
+    /// In the cache already, and not run.
+    cached_tokens: usize,
 }
 
 impl Usage {
     /// Their sum.
     pub fn new(prompt_tokens: usize, completion_tokens: usize) -> Usage {
-        Usage { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens }
+        let total_tokens = prompt_tokens + completion_tokens;
+        Usage { prompt_tokens, completion_tokens, total_tokens, prompt_tokens_details: PromptDetails::default() }
+    }
+
+    /// The same, with what was in the cache.
+    pub fn cached(mut self, tokens: usize) -> Usage {
+        self.prompt_tokens_details.cached_tokens = tokens;
+        self
     }
 }
 

@@ -24,6 +24,7 @@ pub struct Stream {
     logprobs: Option<Arc<Model>>,
     prompt_tokens: usize,
     completion_tokens: usize,
+    cached: usize,
     /// By sequence.
     sequences: Vec<Sequence>,
 }
@@ -76,7 +77,7 @@ impl Stream {
     ) -> Stream {
         let sequence = || Sequence { parser: Parser::new(looks.clone()), begun: false, tokens: 0 };
         let sequences = (0..layout.n / layout.copies).map(|_| sequence()).collect();
-        Stream { head, options, layout, logprobs, prompt_tokens, completion_tokens: 0, sequences }
+        Stream { head, options, layout, logprobs, prompt_tokens, completion_tokens: 0, cached: 0, sequences }
     }
 
     fn send(
@@ -115,6 +116,7 @@ impl Render for Stream {
         }
         let begun = std::mem::replace(&mut state.begun, true);
         self.completion_tokens += part.tokens * self.layout.copies;
+        self.cached += if self.layout.is_first(sequence) { part.cached() } else { 0 };
         if !begun {
             let first = |_| Delta { role: Some("assistant"), content: Some(""), ..Delta::default() };
             self.send(sequence, &first, None, None, None, out);
@@ -149,7 +151,7 @@ impl Render for Stream {
 
     fn end(&mut self, out: &mut Vec<u8>) {
         if self.options.include_usage {
-            let usage = Usage::new(self.prompt_tokens, self.completion_tokens);
+            let usage = Usage::new(self.prompt_tokens, self.completion_tokens).cached(self.cached);
             sse::data(out, &Chunk { head: &self.head, choices: &[], usage: Some(Some(usage)) });
         }
         sse::done(out);

@@ -17,6 +17,7 @@ pub struct Stream {
     /// By sequence.
     states: Vec<Sequence>,
     completion_tokens: usize,
+    cached: usize,
 }
 
 #[derive(Clone, Default)]
@@ -39,7 +40,7 @@ struct Chunk<'a> {
 impl Stream {
     pub fn new(writer: Writer, head: Head, options: StreamOptions) -> Stream {
         let sequences = writer.prompts.len() * writer.layout.n / writer.layout.copies;
-        Stream { writer, head, options, states: vec![Sequence::default(); sequences], completion_tokens: 0 }
+        Stream { writer, head, options, states: vec![Sequence::default(); sequences], completion_tokens: 0, cached: 0 }
     }
 
     fn usage(&self, sequence: usize) -> Option<Option<Usage>> {
@@ -54,6 +55,7 @@ impl Render for Stream {
         let state = &mut self.states[sequence];
         state.tokens += part.tokens;
         self.completion_tokens += part.tokens * self.writer.layout.copies;
+        self.cached += if self.writer.layout.is_first(sequence) { part.cached() } else { 0 };
         if !state.state.echoed && self.writer.echo.is_some() {
             // The prompt goes out in one piece, before the first token.
             state.waiting.append(&mut part.prompt_logprobs);
@@ -76,7 +78,7 @@ impl Render for Stream {
 
     fn end(&mut self, out: &mut Vec<u8>) {
         if self.options.include_usage {
-            let usage = Usage::new(self.writer.prompt_tokens(), self.completion_tokens);
+            let usage = Usage::new(self.writer.prompt_tokens(), self.completion_tokens).cached(self.cached);
             sse::data(out, &Chunk { head: &self.head, choices: &[], usage: Some(Some(usage)) });
         }
         sse::done(out);

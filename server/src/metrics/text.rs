@@ -117,6 +117,8 @@ impl Metrics {
             ("kind=\"host\"", stats.host_seconds),
         ];
         out.counter("njoule_engine_seconds_total", "Time in steps (by rows) and between them", &steps);
+        let cached = [("", stats.cached_tokens as f64)];
+        out.counter("njoule_prompt_tokens_cached_total", "Prompt tokens that were in the cache", &cached);
         out.counter("njoule_steps_total", "Steps run", &[("", stats.steps as f64)]);
         out.counter(
             "njoule_num_preemptions_total",
@@ -131,6 +133,7 @@ impl Metrics {
             out.gauge("vllm:kv_cache_usage_perc", "Share of the cache's blocks in use, 0 to 1", usage);
             let info = format!("block_size=\"{}\",num_gpu_blocks=\"{}\"", scrape.block_len, stats.blocks_total);
             out.family("vllm:cache_config_info", "The cache", "gauge", &[(&info, 1.0)]);
+            out.counter("vllm:prompt_tokens_cached_total", "Prompt tokens that were in the cache", &cached);
             let preemptions = [("", stats.preemptions as f64)];
             out.counter("vllm:num_preemptions_total", "Sequences that gave up their cache", &preemptions);
         }

@@ -265,3 +265,57 @@ fn figures_add_up_to_the_usage_of_the_answers() {
     assert_eq!(live.metric("njoule_generation_tokens_total"), generated as f64);
     assert_eq!(live.metric("vllm:num_requests_running"), 0.0);
 }
+
+#[test]
+fn structured_answers_are_what_was_asked_for() {
+    let live = plain();
+    let schema = json!({"type": "object", "properties": {"ok": {"type": "boolean"}, "kind": {"enum": ["a", "b"]}},
+        "required": ["ok", "kind"], "additionalProperties": false});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "x", "strict": true, "schema": schema}});
+    for seed in 0..8 {
+        let body = chat(json!({"response_format": format, "seed": seed, "max_tokens": 200}));
+        let whole = live.ok("/v1/chat/completions", &body);
+        let choice = &whole["choices"][0];
+        assert_eq!(choice["finish_reason"], "stop", "{choice}");
+        let text = choice["message"]["content"].as_str().unwrap();
+        let value: Value = serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text:?}"));
+        assert!(value["ok"].is_boolean() && (value["kind"] == "a" || value["kind"] == "b"), "{value}");
+        let events = live.post("/v1/chat/completions", &with(body, "stream", json!(true))).events();
+        assert_eq!(gather(&events, |choice| choice["delta"]["content"].as_str())[0].0, text);
+        let outputs = json!({"choice": ["yes", "no"]});
+        let body = json!({"prompt": "Hi", "structured_outputs": outputs, "seed": seed, "max_tokens": 20});
+        let text = live.ok("/v1/completions", &body)["choices"][0]["text"].clone();
+        assert!(text == "yes" || text == "no", "{text}");
+    }
+    let bad = chat(json!({"structured_outputs": {"regex": "("}}));
+    assert_eq!(live.post("/v1/chat/completions", &bad).is_error(400, "grammar_error")["param"], "structured_outputs");
+}
+
+#[test]
+fn demanded_calls_come_and_others_are_free_beside_them() {
+    let live = plain();
+    let parameters = json!({"type": "object", "properties": {"x": {"type": "boolean"}}, "required": ["x"],
+        "additionalProperties": false});
+    let tool = |name: &str| json!({"type": "function", "function": {"name": name, "parameters": parameters}});
+    let named = json!({"type": "function", "function": {"name": "g"}});
+    for seed in 0..4 {
+        let body =
+            chat(json!({"tools": [tool("f"), tool("g")], "tool_choice": named, "seed": seed, "max_tokens": 300}));
+        let whole = live.ok("/v1/chat/completions", &body);
+        let choice = &whole["choices"][0];
+        assert_eq!((&choice["finish_reason"], &choice["message"]["content"]), (&json!("tool_calls"), &Value::Null));
+        let calls = choice["message"]["tool_calls"].as_array().unwrap();
+        assert_eq!((calls.len(), &calls[0]["function"]["name"]), (1, &json!("g")));
+        let arguments: Value = serde_json::from_str(calls[0]["function"]["arguments"].as_str().unwrap()).unwrap();
+        assert!(arguments["x"].is_boolean());
+        let events = live.post("/v1/chat/completions", &with(body, "stream", json!(true))).events();
+        let of_stream: Vec<&Value> = events
+            .iter()
+            .flat_map(|e| e["choices"][0]["delta"]["tool_calls"].as_array().into_iter().flatten())
+            .collect();
+        assert_eq!(of_stream.len(), 1);
+        assert_eq!((&of_stream[0]["function"], &of_stream[0]["index"]), (&calls[0]["function"], &json!(0)));
+    }
+    let unknown = chat(json!({"tools": [tool("f")], "tool_choice": {"type": "function", "function": {"name": "h"}}}));
+    assert_eq!(live.post("/v1/chat/completions", &unknown).is_error(400, "invalid_value")["param"], "tool_choice");
+}

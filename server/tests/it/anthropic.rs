@@ -61,3 +61,15 @@ fn errors_have_its_own_shape() {
         assert_eq!((&error["type"], &error["error"]["type"]), (&json!("error"), &json!(kind)), "{error}");
     }
 }
+
+#[test]
+fn a_demanded_use_of_a_tool_comes() {
+    let live = plain();
+    let schema = json!({"type": "object", "properties": {"x": {"type": "boolean"}}, "required": ["x"], "additionalProperties": false});
+    let body = body(json!({"max_tokens": 300, "tools": [{"name": "f", "description": "d", "input_schema": schema}],
+        "tool_choice": {"type": "tool", "name": "f"}}));
+    let whole = live.ok("/v1/messages", &body);
+    assert_eq!(whole["stop_reason"], "tool_use", "{whole}");
+    assert_eq!((&whole["content"][0]["type"], &whole["content"][0]["name"]), (&json!("tool_use"), &json!("f")));
+    assert!(whole["content"][0]["input"]["x"].is_boolean());
+}

@@ -1,0 +1,93 @@
+//! `njoule serve` as a process: its lines, its signals, its exit codes. What it answers is tested in the server's own crate.
+
+mod support;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use support::{njoule, run, testdata};
+
+/// A server, ended with its test.
+struct Running(Child);
+
+impl Running {
+    fn code_after(&mut self, signal: Signal) -> Option<i32> {
+        let id = i32::try_from(self.0.id()).expect("a process id");
+        kill_process(Pid::from_raw(id).expect("not 0"), signal).expect("it runs");
+        self.0.wait().expect("it ends").code()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Of one that has ended there is nothing to end.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A server on a free port, its log, and its address.
+fn start(args: &[&str]) -> (Running, BufReader<std::process::ChildStderr>, String) {
+    let model = testdata("qwen3");
+    let mut all = vec!["serve", &model, "--port", "0", "--threads", "1"];
+    all.extend(args);
+    let child = njoule(&all).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+    let mut child = Running(child);
+    let mut lines = BufReader::new(child.0.stderr.take().expect("piped"));
+    let mut seen = String::new();
+    loop {
+        let mut line = String::new();
+        assert!(lines.read_line(&mut line).expect("stderr") > 0, "no listening line in {seen}");
+        if let Some(address) = line.trim().strip_prefix("listening on http://") {
+            return (child, lines, address.to_owned());
+        }
+        seen.push_str(&line);
+    }
+}
+
+fn ask(address: &str, request: &str, body: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    let head =
+        format!("{request} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-type: application/json\r\n");
+    stream.write_all(format!("{head}content-length: {}\r\n\r\n{body}", body.len()).as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn it_answers_and_a_signal_ends_it_with_code_0() {
+    for how in [Signal::TERM, Signal::INT] {
+        let (mut child, mut log, address) = start(&["--served-model-name", "a", "b", "--log-format", "json"]);
+        let answer = ask(&address, "POST /v1/completions", r#"{"model": "b", "prompt": "Hi", "max_tokens": 3}"#);
+        assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains(r#""model":"a""#), "{answer}");
+        assert_eq!(child.code_after(how), Some(0));
+        let mut rest = String::new();
+        log.read_to_string(&mut rest).unwrap();
+        for line in rest.lines() {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+            assert!(line["level"].is_string() && line["message"].is_string());
+        }
+        assert!(rest.contains("\"path\":\"/v1/completions\""), "{rest}");
+    }
+}
+
+#[test]
+fn what_cannot_be_served_is_refused_with_a_reason() {
+    let model = testdata("qwen3");
+    run(&["serve", &model, "--tensor-parallel-size", "2"]).fails_with(2, &["--tensor-parallel-size"]);
+    run(&["serve", &model, "--port", "0", "--api-key", ""]).fails_with(2, &["API key is empty"]);
+    run(&["serve", &model, "--host", "256.1.1.1"]).fails_with(1, &["cannot listen on 256.1.1.1:8000"]);
+    run(&["serve", &testdata("qwen2_moe"), "--port", "0"]).fails_with(1, &["no tokenizer"]);
+}
+
+#[test]
+fn the_names_that_vllm_has_for_flags_are_taken() {
+    let (mut child, _log, address) =
+        start(&["--max-model-len", "99", "--max-num-seqs", "3", "--tensor-parallel-size", "1"]);
+    let models = ask(&address, "GET /v1/models", "");
+    assert!(models.contains(r#""max_model_len":99"#), "{models}");
+    assert_eq!(child.code_after(Signal::TERM), Some(0));
+}

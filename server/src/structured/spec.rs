@@ -1,0 +1,190 @@
+//! `response_format`, `structured_outputs` and demanded calls of tools, as grammars.
+
+use llguidance::api::TopLevelGrammar;
+use serde_json::{Map, Value, json};
+
+use crate::error::ApiError;
+use crate::fields::{Field, Fields, wrong_type};
+use crate::output::Format;
+
+/// What an answer must look like.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spec {
+    kind: Kind,
+    param: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Kind {
+    Json(Value),
+    Regex(String),
+    Lark(String),
+}
+
+impl Spec {
+    /// Takes `response_format` and `structured_outputs`, of which one may be given.
+    pub fn take(fields: &mut Fields) -> Field<Option<Spec>> {
+        let format = match fields.object("response_format")? {
+            None => None,
+            Some(format) => response_format(format)?,
+        };
+        let outputs = fields.object("structured_outputs")?.map(structured_outputs).transpose()?;
+        if format.is_some() && outputs.is_some() {
+            return Err(ApiError::value("structured_outputs", "give response_format or structured_outputs, not both"));
+        }
+        Ok(format.or(outputs))
+    }
+
+    /// An answer that is one call of one of these tools, or several, as the model writes them.
+    pub fn calls(tools: &[Value], format: Format, single: bool) -> Field<Spec> {
+        let key = if format == Format::Bare { "parameters" } else { "arguments" };
+        let one = |tool: &Value| {
+            let function = &tool["function"];
+            let arguments = match &function["parameters"] {
+                Value::Null => json!({"type": "object"}),
+                schema => schema.clone(),
+            };
+            json!({"type": "object", "properties": {"name": {"const": function["name"]}, key: arguments},
+                "required": ["name", key], "additionalProperties": false})
+        };
+        let schema = json!({"anyOf": tools.iter().map(one).collect::<Vec<_>>()});
+        check_schema("tools", &schema)?;
+        let kind = match format {
+            Format::Tagged => {
+                let more = if single { "" } else { " (\"\\n\" call)*" };
+                let schema = spaced(schema);
+                Kind::Lark(format!(
+                    "start: call{more}\ncall: \"<tool_call>\\n\" body \"\\n</tool_call>\"\nbody: %json {schema}\n"
+                ))
+            }
+            // Their marks are special tokens, which a grammar does not write; the object alone says as much.
+            Format::Bare | Format::Mistral => Kind::Json(schema),
+        };
+        Ok(Spec { kind, param: "tool_choice" })
+    }
+
+    /// The field that it came in.
+    pub fn param(&self) -> &'static str {
+        self.param
+    }
+
+    pub fn grammar(&self) -> Result<TopLevelGrammar, String> {
+        Ok(match &self.kind {
+            Kind::Json(schema) => TopLevelGrammar::from_json_schema(spaced(schema.clone())),
+            Kind::Regex(regex) => TopLevelGrammar::from_regex(regex),
+            Kind::Lark(lark) => TopLevelGrammar::from_lark(lark.clone()),
+        })
+    }
+}
+
+/// A schema whose answers have room to be indented, but none to be white space for ever, which small models run into.
+fn spaced(mut schema: Value) -> Value {
+    if let Value::Object(map) = &mut schema {
+        map.entry("x-guidance").or_insert_with(|| json!({"whitespace_pattern": WHITE_SPACE}));
+    }
+    schema
+}
+
+fn response_format(mut format: Map<String, Value>) -> Field<Option<Spec>> {
+    let param = "response_format";
+    let kind = match format.get("type") {
+        Some(Value::String(kind)) => kind.clone(),
+        _ => return Err(ApiError::value(param, "response_format.type must be text, json_object or json_schema")),
+    };
+    let schema = match kind.as_str() {
+        "text" => return Ok(None),
+        "json_object" => json!({"type": "object"}),
+        "json_schema" => match format.remove("json_schema") {
+            Some(Value::Object(mut inner)) => match inner.remove("schema") {
+                Some(schema @ Value::Object(_)) => schema,
+                Some(other) => return Err(wrong_type(param, "an object with a schema", &other)),
+                None => json!({"type": "object"}),
+            },
+            other => return Err(wrong_type(param, "an object with json_schema", &other.unwrap_or(Value::Null))),
+        },
+        _ => return Err(ApiError::value(param, "response_format.type must be text, json_object or json_schema")),
+    };
+    check_schema(param, &schema)?;
+    Ok(Some(Spec { kind: Kind::Json(schema), param }))
+}
+
+fn structured_outputs(outputs: Map<String, Value>) -> Field<Spec> {
+    let param = "structured_outputs";
+    let mut given = outputs.into_iter().filter(|(name, value)| KINDS.contains(&name.as_str()) && !value.is_null());
+    let (Some((name, value)), None) = (given.next(), given.next()) else {
+        return Err(ApiError::value(
+            param,
+            "structured_outputs needs exactly one of json, json_object, regex, choice, grammar",
+        ));
+    };
+    let kind = match (name.as_str(), value) {
+        ("json_object", Value::Bool(true)) => Kind::Json(json!({"type": "object"})),
+        ("json", schema @ Value::Object(_)) => {
+            check_schema(param, &schema)?;
+            Kind::Json(schema)
+        }
+        ("json", Value::String(text)) => {
+            let schema =
+                serde_json::from_str(&text).map_err(|e| ApiError::value(param, format!("json is no schema: {e}")))?;
+            check_schema(param, &schema)?;
+            Kind::Json(schema)
+        }
+        ("regex", Value::String(regex)) => Kind::Regex(sized(param, regex)?),
+        ("grammar", Value::String(grammar)) => Kind::Lark(sized(param, grammar)?),
+        ("choice", Value::Array(choices)) => choice(param, &choices)?,
+        (_, other) => return Err(wrong_type(param, &format!("of the right type in {name}"), &other)),
+    };
+    Ok(Spec { kind, param })
+}
+
+fn choice(param: &'static str, choices: &[Value]) -> Field<Kind> {
+    if choices.is_empty() || choices.len() > MAX_CHOICES {
+        return Err(ApiError::value(param, format!("choice must have 1 to {MAX_CHOICES} strings")));
+    }
+    let quoted = |choice: &Value| match choice {
+        // Lark's strings are written as JSON's are.
+        Value::String(text) if !text.is_empty() => Ok(sized(param, Value::String(text.clone()).to_string())?),
+        _ => Err(ApiError::value(param, "choice must hold strings that are not empty")),
+    };
+    let all = choices.iter().map(quoted).collect::<Field<Vec<_>>>()?;
+    Ok(Kind::Lark(format!("start: {}\n", sized(param, all.join(" | "))?)))
+}
+
+fn sized(param: &'static str, text: String) -> Field<String> {
+    match text.is_empty() || text.len() > MAX_BYTES {
+        true => Err(ApiError::coded("grammar_error", param, format!("a grammar must have 1 to {MAX_BYTES} bytes"))),
+        false => Ok(text),
+    }
+}
+
+fn check_schema(param: &'static str, schema: &Value) -> Field<()> {
+    let (mut values, mut level) = (vec![schema], 0);
+    while !values.is_empty() {
+        level += 1;
+        if level > MAX_NESTING {
+            let message = format!("a schema may be nested {MAX_NESTING} deep at most");
+            return Err(ApiError::coded("grammar_error", param, message));
+        }
+        let inner = |value: &'_ &Value| matches!(value, Value::Array(_) | Value::Object(_));
+        values = values
+            .into_iter()
+            .flat_map(|value| match value {
+                Value::Array(values) => values.iter().collect::<Vec<_>>(),
+                Value::Object(map) => map.values().collect(),
+                _ => Vec::new(),
+            })
+            .filter(inner)
+            .collect();
+    }
+    let bytes = schema.to_string().len();
+    if bytes > MAX_BYTES {
+        return Err(ApiError::coded("grammar_error", param, format!("a schema may have {MAX_BYTES} bytes at most")));
+    }
+    Ok(())
+}
+
+const KINDS: [&str; 5] = ["json", "json_object", "regex", "choice", "grammar"];
+const WHITE_SPACE: &str = "[ \\t\\n]{1,20}";
+const MAX_BYTES: usize = 1 << 20;
+const MAX_NESTING: usize = 64;
+const MAX_CHOICES: usize = 1024;
