@@ -3,6 +3,7 @@
 
 mod assets;
 mod bindings;
+mod xla_check;
 
 use std::process::ExitCode;
 
@@ -14,6 +15,8 @@ fn main() -> ExitCode {
         ["assets", "--check"] => assets::check(),
         ["bindings"] => bindings::write(),
         ["bindings", "--check"] => bindings::check(),
+        ["xla-check"] => xla_check::run(false),
+        ["xla-check", "--all"] => xla_check::run(true),
         [] | ["help" | "--help" | "-h"] => {
             print!("{HELP}");
             Ok(())
@@ -40,5 +43,8 @@ cargo xtask TASK
   bindings          make neuron-sys/src/bindings.rs from its header (needs libclang)
   bindings --check  only say whether it is what the header gives, and unedited (by hashes; with the cargo feature
                     `bindings` also by making it anew)
+  xla-check         run modules for Neuron on XLA (jaxlib, in target/xla-venv or by NJOULE_XLA_PYTHON) and compare what they
+                    compute with candle: some families, and layers of SmolLM2's size
+  xla-check --all   the same of every family, in f32 and bf16, on 1, 2 and 4 cores
   help              this list
 ";

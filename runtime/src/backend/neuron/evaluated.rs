@@ -1,15 +1,16 @@
 //! Modules run by the evaluator of `hlo` in this process: what stands for the device where lowering is tested.
 //!
 //! One class of rows and a few buckets; a module is lowered when it is first needed. Sequences of one row run as decode
-//! steps, those whose last logits alone are wanted as prefill steps, the others as score steps. Where every token is a
-//! candidate, candidates are logits in another order, so that all three kinds answer with logits.
+//! steps, those whose last logits alone are wanted as prefill steps, the others as score steps. Every token is a candidate
+//! unless [`Evaluated::spec_mut`] says otherwise, so that all three kinds answer with logits; of what is no candidate the
+//! logit is `f32::MIN`.
 //!
 //! Caches begin with values that would be seen in a result, were they read.
 
 use std::collections::HashMap;
 
 use half::bf16;
-use njoule_hlo::{ArrayShape, DType, Executable, Target, Tensor};
+use njoule_hlo::{ArrayShape, DType, Executable, Module, Target, Tensor};
 use njoule_models::program::{Program, WeightId};
 use njoule_models::weights::WeightSource;
 
@@ -100,6 +101,7 @@ impl EvaluatedBackend {
             rows: HashMap::new(),
             logits: vec![],
             memory,
+            engine: None,
         })
     }
 }
@@ -135,6 +137,14 @@ pub struct Evaluated {
     rows: HashMap<BlockId, usize>,
     logits: Vec<f32>,
     memory: MemoryUse,
+    /// What runs modules in the evaluator's place.
+    engine: Option<Box<dyn Engine>>,
+}
+
+/// Something else that runs modules, such as XLA.
+pub trait Engine: Send + std::fmt::Debug {
+    /// Results of each replica, from its inputs; what is wrong, in words.
+    fn run(&mut self, module: &Module, inputs: Vec<Vec<Tensor>>) -> Result<Vec<Vec<Tensor>>, String>;
 }
 
 #[derive(Debug)]
@@ -148,6 +158,11 @@ struct Runnable {
 pub type Outputs = HashMap<Output, Tensor>;
 
 impl Evaluated {
+    /// Lets `engine` run all modules from here on.
+    pub fn run_by(&mut self, engine: Box<dyn Engine>) {
+        self.engine = Some(engine);
+    }
+
     /// Class of the rows.
     pub fn class(&self) -> CacheShape {
         self.class
@@ -185,7 +200,10 @@ impl Evaluated {
             }
             of_ranks.push(tensors);
         }
-        let results = executable.run_replicas(of_ranks).map_err(|e| failed(&e))?;
+        let results = match &mut self.engine {
+            None => executable.run_replicas(of_ranks).map_err(|e| failed(&e))?,
+            Some(engine) => engine.run(executable.module(), of_ranks).map_err(|e| failed(&e))?,
+        };
         let mut given_back: Option<Outputs> = None;
         for (caches, results) in self.caches.iter_mut().zip(results) {
             let mut found = HashMap::new();
@@ -205,9 +223,9 @@ impl Evaluated {
         Ok(given_back.unwrap_or_default())
     }
 
-    /// A cache of one core, if a step has written it.
-    pub fn cache(&self, rank: usize, role: Input) -> Option<&Tensor> {
-        self.caches[rank].get(&role)
+    /// Caches of each core, as the steps so far have left them.
+    pub fn caches(&self) -> &[HashMap<Input, Tensor>] {
+        &self.caches
     }
 
     fn run(&mut self, batch: &Batch) -> Result<(), StepError> {
@@ -330,21 +348,22 @@ impl Executor for Evaluated {
     }
 }
 
-/// Logits of each row from as many candidates as there are tokens; what else the step says of them must agree.
+/// Logits of each row from its candidates, `f32::MIN` where a token is none; what else the step says of them must agree.
 fn candidates(results: &Outputs, vocab: usize) -> Result<Vec<Vec<f32>>, StepError> {
     let missing = || StepError::Device("a step without candidates".into());
     let get = |role| results.get(&role).ok_or_else(missing);
     let values = floats(get(Output::CandidateValues)?)?;
     let (ids, greedy) = (integers(get(Output::CandidateIds)?)?, integers(get(Output::Greedy)?)?);
     let sums = floats(get(Output::LogSumExp)?)?;
+    let k = values.len() / sums.len();
     let row = |(row, values): (usize, &[f32])| {
-        let ids = &ids[row * vocab..][..vocab];
-        let mut logits = vec![f32::NAN; vocab];
+        let ids = &ids[row * k..][..k];
+        let mut logits = vec![f32::MIN; vocab];
         for (id, value) in ids.iter().zip(values) {
             logits[*id as usize] = *value;
         }
         let wrong = |what: &str| Err(StepError::Device(format!("row {row}: {what}")));
-        if logits.iter().any(|x| x.is_nan()) {
+        if logits.iter().filter(|x| **x > f32::MIN).count() != k {
             return wrong("a token is twice among the candidates, or is no number");
         }
         if ids.windows(2).zip(values.windows(2)).any(|(i, v)| v[0] < v[1] || (v[0] == v[1] && i[0] > i[1])) {
@@ -355,12 +374,14 @@ fn candidates(results: &Outputs, vocab: usize) -> Result<Vec<Vec<f32>>, StepErro
         }
         let sum: f64 = values.iter().map(|v| f64::from(v - values[0]).exp()).sum();
         let sum = f64::from(values[0]) + sum.ln();
-        if (f64::from(sums[row]) - sum).abs() > 1e-4 * sum.abs().max(1.0) {
+        // Of all tokens, so at least that of some.
+        let off = sum - f64::from(sums[row]);
+        if off > 1e-4 * sum.abs().max(1.0) || (k == vocab && -off > 1e-4 * sum.abs().max(1.0)) {
             return wrong("the log-sum-exp is not that of the candidates");
         }
         Ok(logits)
     };
-    values.chunks_exact(vocab).enumerate().map(row).collect()
+    values.chunks_exact(k).enumerate().map(row).collect()
 }
 
 fn tensor(dtype: DType, dims: &[usize], bytes: &[u8]) -> Result<Tensor, LoadError> {
