@@ -27,7 +27,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::buffer::{Buffer, OutOfMemory};
+use crate::buffer::{Arena, Buffer, OutOfMemory};
 
 /// Rows of a panel.
 pub const PANEL: usize = 16;
@@ -162,17 +162,17 @@ pub enum PackError {
 impl Packed {
     /// Packs all of `source`, in parallel over panels.
     pub fn pack(source: &dyn Source, stored: Stored) -> Result<Self, PackError> {
-        Packed::pack_stack(source, 1, stored)
+        Packed::pack_stack(source, 1, stored, &mut Arena::default())
     }
 
-    /// Packs `source` as `count` matrices of equally many rows.
-    pub fn pack_stack(source: &dyn Source, count: usize, stored: Stored) -> Result<Self, PackError> {
+    /// Packs `source` as `count` matrices of equally many rows, in memory of `arena`.
+    pub fn pack_stack(source: &dyn Source, count: usize, stored: Stored, arena: &mut Arena) -> Result<Self, PackError> {
         let (all_rows, cols) = source.shape();
         assert!(count > 0 && all_rows.is_multiple_of(count), "matrices of a stack have one shape");
         let rows = all_rows / count;
         let panels = rows.next_multiple_of(GROUP) / PANEL;
         let panel_bytes = stored.panel_bytes(cols);
-        let mut data = Buffer::zeroed(count * panels * panel_bytes)?;
+        let mut data = arena.zeroed(count * panels * panel_bytes)?;
         // Source rows of a panel, of all the stack's; none where it is padding alone.
         let rows_of = |panel: usize| {
             let (matrix, first) = (panel / panels, (panel % panels * PANEL).min(rows));
