@@ -259,8 +259,8 @@ unsafe fn stream<S: Simd, const LINES: usize>(p: *const u8) {
     }
 }
 
-/// Bytes ahead of the group in work: some 100 ns of streaming.
-const AHEAD: usize = 4096;
+/// Bytes ahead of the group in work: some 200 ns of streaming.
+const AHEAD: usize = 6144;
 
 /// Packs one row as token `t` of a tile of `nt`; `fine` lets a group have fine codes. `x` holds zeros from `cols` up to a multiple of [`GROUP`].
 #[inline(always)]
