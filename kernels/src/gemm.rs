@@ -163,11 +163,11 @@ unsafe fn accumulate<S: Simd, const STORED: u8, const NT: usize>(a: &TileArgs, r
                 }
             }
         } else if STORED == Stored::Int8 as u8 {
-            let scales = a.panel.add(groups * PANEL * GROUP).cast::<u16>().add(row);
             for g in 0..groups {
-                let w = a.panel.add(g * PANEL * GROUP + row * 4);
-                stream::<S, 9>(a.panel.add(g * (PANEL * GROUP + 2 * PANEL)));
-                let scale = S::load_f16(scales.add(g * PANEL));
+                let at = Stored::Int8.group(g);
+                stream::<S, 9>(a.panel.add(g * Stored::Int8.pair_bytes() / 2));
+                let w = a.panel.add(at.codes + row * 4);
+                let scale = S::load_f16(a.panel.add(at.scales).cast::<u16>().add(row));
                 let mut part = Codes::of(a, g, NT);
                 loop {
                     let dots = S::dot_i8::<NT>(w, part.codes, part.meta.add(3 * NT).cast());
@@ -180,11 +180,12 @@ unsafe fn accumulate<S: Simd, const STORED: u8, const NT: usize>(a: &TileArgs, r
                 }
             }
         } else {
-            let scales = a.panel.add(groups * PANEL * GROUP / 2).cast::<u16>().add(row);
+            let stored = if STORED == Stored::Int4 as u8 { Stored::Int4 } else { Stored::Int4Min };
             for g in 0..groups {
-                let w = a.panel.add(g * PANEL * GROUP / 2 + row * 4);
-                stream::<S, 5>(a.panel.add(g * (PANEL * GROUP / 2 + 2 * PANEL)));
-                let scale = S::load_f16(scales.add(g * PANEL));
+                let at = stored.group(g);
+                stream::<S, 5>(a.panel.add(g * stored.pair_bytes() / 2));
+                let w = a.panel.add(at.codes + row * 4);
+                let scale = S::load_f16(a.panel.add(at.scales).cast::<u16>().add(row));
                 let mut part = Codes::of(a, g, NT);
                 loop {
                     if STORED == Stored::Int4 as u8 {
@@ -195,7 +196,7 @@ unsafe fn accumulate<S: Simd, const STORED: u8, const NT: usize>(a: &TileArgs, r
                     } else {
                         let zeros = [0; NT];
                         let dots = S::dot_i4::<NT>(w, part.codes, zeros.as_ptr());
-                        let min = S::load_f16(scales.add((groups + g) * PANEL));
+                        let min = S::load_f16(a.panel.add(at.minima).cast::<u16>().add(row));
                         for t in 0..NT {
                             acc[t] = S::fma(S::mul(S::to_f32(dots[t]), S::splat(*part.meta.add(t))), scale, acc[t]);
                         }
@@ -249,8 +250,7 @@ impl Codes {
     }
 }
 
-/// Asks for the `LINES` lines that lie [`AHEAD`] of `p`, so that bandwidth and not latency bounds a tile of few tokens:
-/// a panel is codes, then scales, and a hardware prefetcher loses the thread at each turn.
+/// Asks for the `LINES` lines that lie [`AHEAD`] of `p`, so that bandwidth and not latency bounds a tile of few tokens.
 #[inline(always)]
 unsafe fn stream<S: Simd, const LINES: usize>(p: *const u8) {
     for line in 0..LINES {
@@ -259,8 +259,8 @@ unsafe fn stream<S: Simd, const LINES: usize>(p: *const u8) {
     }
 }
 
-/// Bytes ahead of the group in work: some 100 ns of streaming.
-const AHEAD: usize = 4096;
+/// Bytes ahead of the group in work: some 200 ns of streaming.
+const AHEAD: usize = 6144;
 
 /// Packs one row as token `t` of a tile of `nt`; `fine` lets a group have fine codes. `x` holds zeros from `cols` up to a multiple of [`GROUP`].
 #[inline(always)]

@@ -6,14 +6,18 @@
 //! ```text
 //! F32          [col][16 rows] f32                      F16  [col][16 rows] f16
 //! Bf16         [col/2][16 rows][2 cols] bf16
-//! Int8   [group][8 quads][16 rows][4 cols] u8 (code + 128), then [group][16 rows] f16 scales
-//! Int4         [group][4 steps][16 rows][4 cols] u8: low nibble quad j, high nibble quad j + 4;
-//!              then [group][16 rows] f16 scales; value = scale * (code - 8)
-//! Int4Min      as Int4, then [group][16 rows] f16 minima; value = scale * code + minimum
+//! Int8, Int4, Int4Min: per pair of groups
+//!   [2 groups][16 rows] f16 scales; Int4Min then [2 groups][16 rows] f16 minima; then the codes of both:
+//!   Int8       [2 groups][8 quads][16 rows][4 cols] u8; value = scale * (code - 128)
+//!   Int4       [2 groups][4 steps][16 rows][4 cols] u8: low nibble quad j, high nibble quad j + 4;
+//!              value = scale * (code - 8)
+//!   Int4Min    as Int4; value = scale * code + minimum
 //! ```
 //!
-//! A group is [`GROUP`] columns, a quad four. Q8_0, Q4_0 and Q4_1 blocks are held bit for bit. The layout is the same
-//! for every instruction set. The panel count is even, so that `rows` rounds up to [`GROUP`] like activations do.
+//! A group is [`GROUP`] columns, a quad four. Scales stand before the codes they belong to, so that a panel is one
+//! stream of memory, and two groups' together, so that every part is whole cache lines. Q8_0, Q4_0 and Q4_1 blocks are
+//! held bit for bit. The layout is the same for every instruction set. The panel count is even, so that `rows` rounds up
+//! to [`GROUP`] like activations do.
 //!
 //! A stack of matrices of one shape (experts) is the panels of the first, then those of the second, and so on: one run
 //! of memory, of which a step reads the matrices it uses.
@@ -23,7 +27,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::buffer::{Buffer, OutOfMemory};
+use crate::buffer::{Arena, Buffer, OutOfMemory};
 
 /// Rows of a panel.
 pub const PANEL: usize = 16;
@@ -75,11 +79,44 @@ impl Stored {
             Stored::F32 => cols * PANEL * 4,
             Stored::F16 => cols * PANEL * 2,
             Stored::Bf16 => pairs * PANEL * 4,
-            Stored::Int8 => (groups * PANEL * (GROUP + 2)).next_multiple_of(64),
-            Stored::Int4 => (groups * PANEL * (GROUP / 2 + 2)).next_multiple_of(64),
-            Stored::Int4Min => groups * PANEL * (GROUP / 2 + 4),
+            Stored::Int8 | Stored::Int4 | Stored::Int4Min => groups.div_ceil(2) * self.pair_bytes(),
         }
     }
+
+    /// Bytes of the codes of a panel's group (integer types).
+    pub(crate) const fn code_bytes(self) -> usize {
+        if matches!(self, Stored::Int8) { PANEL * GROUP } else { PANEL * GROUP / 2 }
+    }
+
+    /// Bytes of the scales and minima of a pair of groups.
+    const fn header_bytes(self) -> usize {
+        if matches!(self, Stored::Int4Min) { 8 * PANEL } else { 4 * PANEL }
+    }
+
+    /// Bytes of a pair of groups of a panel.
+    pub(crate) const fn pair_bytes(self) -> usize {
+        self.header_bytes() + 2 * self.code_bytes()
+    }
+
+    /// Where group `g` of an integer type lies in its panel.
+    #[inline(always)]
+    pub(crate) const fn group(self, g: usize) -> GroupAt {
+        let (pair, second) = (g / 2 * self.pair_bytes(), g % 2);
+        let scales = pair + second * 2 * PANEL;
+        let codes = pair + self.header_bytes() + second * self.code_bytes();
+        GroupAt { scales, minima: scales + 4 * PANEL, codes }
+    }
+}
+
+/// Offsets in a panel's bytes, of the first row of a group.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GroupAt {
+    /// f16 scales, one per row.
+    pub scales: usize,
+    /// f16 minima, one per row ([`Stored::Int4Min`]).
+    pub minima: usize,
+    /// Codes.
+    pub codes: usize,
 }
 
 /// Rows of a matrix to pack, read in chunks.
@@ -125,17 +162,17 @@ pub enum PackError {
 impl Packed {
     /// Packs all of `source`, in parallel over panels.
     pub fn pack(source: &dyn Source, stored: Stored) -> Result<Self, PackError> {
-        Packed::pack_stack(source, 1, stored)
+        Packed::pack_stack(source, 1, stored, &mut Arena::default())
     }
 
-    /// Packs `source` as `count` matrices of equally many rows.
-    pub fn pack_stack(source: &dyn Source, count: usize, stored: Stored) -> Result<Self, PackError> {
+    /// Packs `source` as `count` matrices of equally many rows, in memory of `arena`.
+    pub fn pack_stack(source: &dyn Source, count: usize, stored: Stored, arena: &mut Arena) -> Result<Self, PackError> {
         let (all_rows, cols) = source.shape();
         assert!(count > 0 && all_rows.is_multiple_of(count), "matrices of a stack have one shape");
         let rows = all_rows / count;
         let panels = rows.next_multiple_of(GROUP) / PANEL;
         let panel_bytes = stored.panel_bytes(cols);
-        let mut data = Buffer::zeroed(count * panels * panel_bytes)?;
+        let mut data = arena.zeroed(count * panels * panel_bytes)?;
         // Source rows of a panel, of all the stack's; none where it is padding alone.
         let rows_of = |panel: usize| {
             let (matrix, first) = (panel / panels, (panel % panels * PANEL).min(rows));
@@ -211,17 +248,14 @@ impl Packed {
         let data = &self.data.as_slice()[panel * self.panel_bytes..][..self.panel_bytes];
         let r = row % PANEL;
         let out = &mut out[..self.cols];
-        let groups = self.cols.div_ceil(GROUP);
         let u16_at = |at: usize| u16::from_le_bytes([data[at], data[at + 1]]);
         let f32_at = |at: usize| f32::from_le_bytes([data[at], data[at + 1], data[at + 2], data[at + 3]]);
-        // Scales and minima follow the codes: [group][16] f16 each.
-        let f16_at = |codes: usize, section: usize, g: usize| {
-            f16::from_bits(u16_at(codes + ((section * groups + g) * PANEL + r) * 2)).to_f32()
-        };
-        let code8 = |c: usize| f32::from(data[c / 4 * 64 + r * 4 + c % 4]) - 128.0;
+        let f16_at = |at: usize| f16::from_bits(u16_at(at + 2 * r)).to_f32();
+        let group = |c: usize| self.stored.group(c / GROUP);
+        let code8 = |c: usize| f32::from(data[group(c).codes + c % GROUP / 4 * 64 + r * 4 + c % 4]);
         let code4 = |c: usize| {
             let quad = c % GROUP / 4;
-            let byte = data[c / GROUP * 256 + quad % 4 * 64 + r * 4 + c % 4];
+            let byte = data[group(c).codes + quad % 4 * 64 + r * 4 + c % 4];
             f32::from(if quad < 4 { byte & 15 } else { byte >> 4 })
         };
         match self.stored {
@@ -233,19 +267,14 @@ impl Packed {
                 *o = bf16::from_bits(u16_at((c / 2 * PANEL + r) * 4 + c % 2 * 2)).to_f32();
             }),
             Stored::Int8 => {
-                let codes = groups * PANEL * GROUP;
-                out.iter_mut().enumerate().for_each(|(c, o)| *o = f16_at(codes, 0, c / GROUP) * code8(c));
+                out.iter_mut().enumerate().for_each(|(c, o)| *o = f16_at(group(c).scales) * (code8(c) - 128.0));
             }
             Stored::Int4 => {
-                let codes = groups * PANEL * GROUP / 2;
-                out.iter_mut().enumerate().for_each(|(c, o)| *o = f16_at(codes, 0, c / GROUP) * (code4(c) - 8.0));
+                out.iter_mut().enumerate().for_each(|(c, o)| *o = f16_at(group(c).scales) * (code4(c) - 8.0));
             }
-            Stored::Int4Min => {
-                let codes = groups * PANEL * GROUP / 2;
-                out.iter_mut().enumerate().for_each(|(c, o)| {
-                    *o = f16_at(codes, 0, c / GROUP) * code4(c) + f16_at(codes, 1, c / GROUP);
-                });
-            }
+            Stored::Int4Min => out.iter_mut().enumerate().for_each(|(c, o)| {
+                *o = f16_at(group(c).scales) * code4(c) + f16_at(group(c).minima);
+            }),
         }
     }
 }
@@ -266,7 +295,7 @@ fn pack_panel(
         source.read_blocks(rows.clone(), &mut blocks);
         if !blocks.is_empty() {
             for (r, blocks) in blocks.chunks_exact(blocks.len() / rows.len()).enumerate() {
-                if !blocks::scatter(blocks, r, cols, stored, panel) {
+                if !blocks::scatter(blocks, r, stored, panel) {
                     return Err(fails(r));
                 }
             }

@@ -216,6 +216,20 @@ impl Worker<'_> {
             task(start..total.min(start + chunk));
         }
     }
+
+    /// The same for equal pieces that lie one after the other in memory: each claim is half of an even share of what is
+    /// left, so that most of the work is a few long streams, and the members still end together.
+    pub fn claim_shares(&self, counter: &Counter, total: usize, mut task: impl FnMut(std::ops::Range<usize>)) {
+        if self.count == 1 {
+            return self.claim(counter, total, total, task);
+        }
+        let share = |start: usize| start + ((total - start) / (2 * self.count)).max(1);
+        let next = |start| (start < total).then(|| share(start));
+        // Relaxed: as in `claim`.
+        while let Ok(start) = counter.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) {
+            task(start..share(start));
+        }
+    }
 }
 
 impl Counter {

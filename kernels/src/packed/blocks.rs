@@ -5,42 +5,33 @@
 
 use half::f16;
 
-use super::{GROUP, PANEL, Stored, put};
+use super::{PANEL, Stored, put};
 
-/// Quads of [`GROUP`] codes: nibble step `j` pairs quad `j` with quad `j + 4`, which is how Q4 blocks pair value `j`
+/// Quads of 32 codes: nibble step `j` pairs quad `j` with quad `j + 4`, which is how Q4 blocks pair value `j`
 /// with value `j + 16`: a block's bytes are the panel's bytes. Says whether all scales and minima are finite.
-pub fn scatter(blocks: &[u8], r: usize, cols: usize, stored: Stored, panel: &mut [u8]) -> bool {
-    let groups = cols.div_ceil(GROUP);
-    let mut finite = true;
-    let mut half = |panel: &mut [u8], at: usize, g: usize, bytes: &[u8]| {
-        finite &= f16::from_le_bytes([bytes[0], bytes[1]]).is_finite();
-        put(panel, at + (g * PANEL + r) * 2, &[bytes[0], bytes[1]])
+pub fn scatter(blocks: &[u8], r: usize, stored: Stored, panel: &mut [u8]) -> bool {
+    let header = match stored {
+        Stored::Int8 | Stored::Int4 => 2,
+        Stored::Int4Min => 4,
+        Stored::F32 | Stored::F16 | Stored::Bf16 => return true,
     };
-    match stored {
-        Stored::Int8 => {
-            let scales = groups * PANEL * GROUP;
-            for (g, block) in blocks.chunks_exact(34).enumerate() {
-                half(panel, scales, g, block);
-                for (j, quad) in block[2..].chunks_exact(4).enumerate() {
-                    let quad = [quad[0] ^ 0x80, quad[1] ^ 0x80, quad[2] ^ 0x80, quad[3] ^ 0x80];
-                    put(panel, (g * 8 + j) * 64 + r * 4, &quad);
-                }
-            }
+    let mut finite = true;
+    let mut half = |panel: &mut [u8], at: usize, bytes: &[u8]| {
+        finite &= f16::from_le_bytes([bytes[0], bytes[1]]).is_finite();
+        put(panel, at + r * 2, &[bytes[0], bytes[1]])
+    };
+    // Q8_0's codes are signed, a panel's are not.
+    let flip = if stored == Stored::Int8 { 0x80 } else { 0 };
+    for (g, block) in blocks.chunks_exact(header + stored.code_bytes() / PANEL).enumerate() {
+        let at = stored.group(g);
+        half(panel, at.scales, block);
+        if stored == Stored::Int4Min {
+            half(panel, at.minima, &block[2..]);
         }
-        Stored::Int4 | Stored::Int4Min => {
-            let scales = groups * PANEL * GROUP / 2;
-            let header = if stored == Stored::Int4 { 2 } else { 4 };
-            for (g, block) in blocks.chunks_exact(header + 16).enumerate() {
-                half(panel, scales, g, block);
-                if stored == Stored::Int4Min {
-                    half(panel, scales + groups * PANEL * 2, g, &block[2..]);
-                }
-                for (j, quad) in block[header..].chunks_exact(4).enumerate() {
-                    put(panel, (g * 4 + j) * 64 + r * 4, &[quad[0], quad[1], quad[2], quad[3]]);
-                }
-            }
+        for (j, quad) in block[header..].chunks_exact(4).enumerate() {
+            let quad = [quad[0] ^ flip, quad[1] ^ flip, quad[2] ^ flip, quad[3] ^ flip];
+            put(panel, at.codes + j * 64 + r * 4, &quad);
         }
-        Stored::F32 | Stored::F16 | Stored::Bf16 => {}
     }
     finite
 }

@@ -3,7 +3,7 @@
 
 use half::f16;
 
-use super::{GROUP, PANEL, put};
+use super::{GROUP, Stored, put};
 
 /// Independent running results, so that a fold need not wait for its last step.
 const LANES: usize = 8;
@@ -37,48 +37,49 @@ fn inverse(scale: f32) -> f32 {
     if scale == 0.0 { 0.0 } else { 1.0 / scale }
 }
 
-/// Writes signed codes of one row from column `at`, a quad at a time.
+/// Writes signed codes of one row to the group's at `at`, a quad at a time.
 fn put_codes8(panel: &mut [u8], r: usize, at: usize, values: &[f32], inverse: f32) {
     let mut codes = [0_u8; GROUP];
     for (to, x) in codes.iter_mut().zip(values) {
         *to = (code(*x, inverse, (-127.0, 127.0)) as i32 as u8) ^ 0x80;
     }
     for (i, quad) in codes[..values.len().next_multiple_of(4)].chunks_exact(4).enumerate() {
-        put(panel, (at / 4 + i) * 64 + r * 4, &[quad[0], quad[1], quad[2], quad[3]]);
+        put(panel, at + i * 64 + r * 4, &[quad[0], quad[1], quad[2], quad[3]]);
     }
 }
 
 /// One f16 scale per group: largest magnitude / 127.
 pub fn int8(row: &[f32], r: usize, panel: &mut [u8]) -> bool {
-    let groups = row.len().div_ceil(GROUP);
     let mut fits = finite(row);
     for (g, values) in row.chunks(GROUP).enumerate() {
+        let at = Stored::Int8.group(g);
         let scale = f16::from_f32(largest(values) / 127.0);
-        put_codes8(panel, r, g * GROUP, values, inverse(scale.to_f32()));
-        put(panel, groups * PANEL * GROUP + (g * PANEL + r) * 2, &scale.to_le_bytes());
+        put_codes8(panel, r, at.codes, values, inverse(scale.to_f32()));
+        put(panel, at.scales + r * 2, &scale.to_le_bytes());
         fits &= scale.is_finite();
     }
     fits
 }
 
-fn put_code4(panel: &mut [u8], r: usize, g: usize, i: usize, code: f32) {
+/// Sets code `i` of one row in the group's at `at`, whose bytes hold zeros.
+fn put_code4(panel: &mut [u8], r: usize, at: usize, i: usize, code: f32) {
     let (quad, k) = (i / 4, i % 4);
-    let byte = &mut panel[(g * 4 + quad % 4) * 64 + r * 4 + k];
+    let byte = &mut panel[at + quad % 4 * 64 + r * 4 + k];
     *byte |= (code as u8) << (4 * (quad / 4));
 }
 
 /// As Q4_0: the value of largest magnitude gets code 0.
 pub fn int4(row: &[f32], r: usize, panel: &mut [u8]) -> bool {
-    let groups = row.len().div_ceil(GROUP);
     let mut fits = finite(row);
     for (g, values) in row.chunks(GROUP).enumerate() {
+        let at = Stored::Int4.group(g);
         let peak = values.iter().fold(0.0_f32, |m, x| if x.abs() > m.abs() { *x } else { m });
         let scale = f16::from_f32(peak / -8.0);
         let inv = inverse(scale.to_f32());
         for (i, x) in values.iter().enumerate() {
-            put_code4(panel, r, g, i, code(x + 8.0 * scale.to_f32(), inv, (0.0, 15.0)));
+            put_code4(panel, r, at.codes, i, code(x + 8.0 * scale.to_f32(), inv, (0.0, 15.0)));
         }
-        put(panel, groups * PANEL * GROUP / 2 + (g * PANEL + r) * 2, &scale.to_le_bytes());
+        put(panel, at.scales + r * 2, &scale.to_le_bytes());
         fits &= scale.is_finite();
     }
     fits
@@ -87,10 +88,9 @@ pub fn int4(row: &[f32], r: usize, panel: &mut [u8]) -> bool {
 /// Scale and minimum per group, chosen for the least squared error among shrunken ranges: the outermost values of a
 /// group often cost the others more than clipping them does.
 pub fn int4_min(row: &[f32], r: usize, panel: &mut [u8]) -> bool {
-    let groups = row.len().div_ceil(GROUP);
-    let scales = groups * PANEL * GROUP / 2;
     let mut fits = finite(row);
     for (g, values) in row.chunks(GROUP).enumerate() {
+        let at = Stored::Int4Min.group(g);
         let (lo, hi) = values.iter().fold((0.0_f32, 0.0_f32), |(lo, hi), x| (lo.min(*x), hi.max(*x)));
         let (mut scale, mut min, mut least) = (f16::ZERO, f16::ZERO, f32::INFINITY);
         for shrink in [1.0, 0.96, 0.92, 0.88, 0.84, 0.8_f32] {
@@ -103,10 +103,10 @@ pub fn int4_min(row: &[f32], r: usize, panel: &mut [u8]) -> bool {
         }
         let inv = inverse(scale.to_f32());
         for (i, x) in values.iter().enumerate() {
-            put_code4(panel, r, g, i, code(x - min.to_f32(), inv, (0.0, 15.0)));
+            put_code4(panel, r, at.codes, i, code(x - min.to_f32(), inv, (0.0, 15.0)));
         }
-        put(panel, scales + (g * PANEL + r) * 2, &scale.to_le_bytes());
-        put(panel, scales + ((groups + g) * PANEL + r) * 2, &min.to_le_bytes());
+        put(panel, at.scales + r * 2, &scale.to_le_bytes());
+        put(panel, at.minima + r * 2, &min.to_le_bytes());
         // Where no scale fits, no error is finite.
         fits &= least.is_finite();
     }

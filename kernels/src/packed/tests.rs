@@ -83,7 +83,7 @@ fn a_stack_is_its_matrices_one_after_the_other() {
     for (stored, (rows, cols)) in Stored::ALL.into_iter().flat_map(|s| SHAPES.map(|sh| (s, sh))) {
         let count = 3;
         let all = Matrix::random(count * rows, cols, 5);
-        let stack = Packed::pack_stack(&all, count, stored).expect("finite values");
+        let stack = Packed::pack_stack(&all, count, stored, &mut Arena::default()).expect("finite values");
         let name = format!("{} {rows}x{cols}", stored.name());
         assert_eq!((stack.count(), stack.rows(), stack.cols()), (count, rows, cols), "{name}");
         assert_eq!(stack.bytes(), count * Packed::bytes_of(rows, cols, stored), "{name}");

@@ -219,10 +219,8 @@ impl Context<'_> {
             Phase::Linear { rows, parts } => {
                 let rows = self.rows(*rows);
                 let total = parts.iter().map(|p| p.matrix.weight.panels()).sum::<usize>();
-                let bytes = parts.iter().map(|p| p.matrix.weight.bytes()).sum::<usize>() / total.max(1);
-                let chunk = panels_per_claim(total, bytes, worker.count);
                 if rows > 0 {
-                    worker.claim(counter, total, chunk, |claimed| {
+                    worker.claim_shares(counter, total, |claimed| {
                         claimed.for_each(|i| self.linear_panel(parts, i, rows))
                     });
                 }
@@ -230,10 +228,8 @@ impl Context<'_> {
             Phase::Gated { rows, gate, up, glu, out } => {
                 let rows = self.rows(*rows);
                 let total = gate.weight.panels();
-                let bytes = gate.weight.panel_bytes() + up.weight.panel_bytes();
-                let chunk = panels_per_claim(total, bytes, worker.count);
                 if rows > 0 {
-                    worker.claim(counter, total, chunk, |claimed| {
+                    worker.claim_shares(counter, total, |claimed| {
                         claimed.for_each(|panel| self.gated_panel([gate, up], *glu, out, (panel, panel), (0, rows)));
                     });
                 }
@@ -356,7 +352,7 @@ impl Context<'_> {
     }
 }
 
-/// Panels a worker claims at once: some tens of kilobytes, so that a stream is worth starting, but at least a few
+/// Panels of experts a worker claims at once, which differ in rows: some tens of kilobytes, so that a stream is worth starting, but at least a few
 /// claims per worker.
 fn panels_per_claim(total: usize, panel_bytes: usize, workers: usize) -> usize {
     let by_size = (96 << 10) / panel_bytes.max(1);

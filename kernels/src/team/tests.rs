@@ -91,6 +91,31 @@ fn claims_cover_everything_exactly_once() {
 }
 
 #[test]
+fn shares_cover_everything_exactly_once_and_shrink() {
+    for threads in 1..=8 {
+        let mut team = team(threads);
+        for total in [0, 1, 2, 7, 64, 1000] {
+            let taken: Vec<AtomicUsize> = (0..total).map(|_| AtomicUsize::new(0)).collect();
+            let mut counter = Counter::default();
+            for round in 1..=2 {
+                counter.reset();
+                team.run(&|worker| {
+                    let mut last = usize::MAX;
+                    worker.claim_shares(&counter, total, |range| {
+                        assert!(!range.is_empty() && range.len() <= last);
+                        assert!(threads == 1 || range.len() <= (total / (2 * threads)).max(1));
+                        last = range.len();
+                        range.for_each(|i| _ = taken[i].fetch_add(1, Ordering::Relaxed));
+                    });
+                });
+                let wrong = taken.iter().filter(|t| t.load(Ordering::Relaxed) != round).count();
+                assert_eq!(wrong, 0, "{threads} threads, {total}");
+            }
+        }
+    }
+}
+
+#[test]
 fn many_short_runs_neither_hang_nor_skip_anyone() {
     const RUNS: usize = 10_000;
     for threads in [2, 3, 8] {

@@ -2,6 +2,7 @@
 
 use super::ops::{all_rows, rows};
 use super::*;
+use crate::buffer::Arena;
 use crate::route::{RouteScore, Routing};
 
 /// `experts`, `kept`, columns in, between and out.
@@ -49,7 +50,8 @@ impl Mixture {
         let rows = stack.rows / self.experts;
         match expert {
             None => {
-                let weight = Packed::pack_stack(stack, self.experts, stored).expect("finite values");
+                let weight =
+                    Packed::pack_stack(stack, self.experts, stored, &mut Arena::default()).expect("finite values");
                 Product { weight: Arc::new(weight), bias: self.biases.as_ref().map(|b| b[m].as_slice().into()) }
             }
             Some(e) => {

@@ -178,8 +178,9 @@ unsafe impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
+        // To the second level: it can have more lines under way than the first.
         // SAFETY: trait contract; a prefetch faults nowhere.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
 
     #[inline(always)]

@@ -168,8 +168,9 @@ unsafe impl<const HAS_BF16: bool> Simd for Avx512<HAS_BF16> {
 
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
+        // To the second level: it can have more lines under way than the first.
         // SAFETY: trait contract; a prefetch faults nowhere.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
 
     #[inline(always)]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use njoule_kernels::buffer::Arena;
 use njoule_kernels::packed::{PackError, Packed, Source, Stored};
 use njoule_models::program::{Op, Program, Val, WeightDecl, WeightId, WeightUse};
 use njoule_models::weights::parts::Codes;
@@ -27,6 +28,7 @@ impl StoredWeights {
     /// Reads, quantises and packs all weights. A matrix is read in chunks of rows whose file pages are released.
     pub fn load(program: &Program, source: &dyn WeightSource, quant: Quant) -> Result<Self, LoadError> {
         let routers = routers(program);
+        let mut arena = Arena::default();
         let load = |(id, decl): (usize, &WeightDecl)| {
             let view = source.get(decl)?;
             if decl.usage == WeightUse::Vector {
@@ -36,14 +38,15 @@ impl StoredWeights {
             }
             let stored = choose(quant, kind(decl, id, &routers), &*view, source.container());
             let rows = Rows { blocks: kept(stored, &*view).ok().map(|(kind, _)| kind), view: &*view };
-            let packed = Packed::pack_stack(&rows, decl.experts.unwrap_or(1), stored).map_err(|e| match e {
-                PackError::Memory(e) => LoadError::Memory { bytes: e.bytes, what: "weights" },
-                PackError::Value { row, stored } => LoadError::Values {
-                    name: decl.name.clone(),
-                    stored,
-                    what: format!("row {row} holds a value that is not finite or too large"),
-                },
-            })?;
+            let packed =
+                Packed::pack_stack(&rows, decl.experts.unwrap_or(1), stored, &mut arena).map_err(|e| match e {
+                    PackError::Memory(e) => LoadError::Memory { bytes: e.bytes, what: "weights" },
+                    PackError::Value { row, stored } => LoadError::Values {
+                        name: decl.name.clone(),
+                        stored,
+                        what: format!("row {row} holds a value that is not finite or too large"),
+                    },
+                })?;
             Ok(StoredWeight::Matrix(Arc::new(packed)))
         };
         Ok(StoredWeights { weights: program.weights.iter().enumerate().map(load).collect::<Result<_, LoadError>>()? })
