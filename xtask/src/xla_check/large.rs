@@ -38,6 +38,7 @@ pub fn check(bf16: bool, tp: usize, xla: &Xla) -> anyhow::Result<String> {
         seqs: vec![SeqSpan { rows: 0..TOKENS + 1, context: TOKENS + 1, table: 0..1, rope_len: 32 }],
         tables: vec![BlockId(0)],
         outputs: (0..=TOKENS as u32).collect(),
+        ..Batch::default()
     })?;
     let mut out = StepOutput::default();
     candle.collect(&mut out)?;

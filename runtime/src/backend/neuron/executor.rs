@@ -504,12 +504,8 @@ impl Drop for Group {
         self.inboxes.clear();
         self.pieces.clear();
         let until = Instant::now() + CLOSE_LIMIT;
-        while !self.lost {
-            match self.reports.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(_) => {}
-                Err(_) => break, // all are gone, or one hangs
-            }
-        }
+        // An error says that all are gone, or that one hangs.
+        while !self.lost && self.reports.recv_timeout(until.saturating_duration_since(Instant::now())).is_ok() {}
     }
 }
 
