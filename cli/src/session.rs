@@ -139,15 +139,8 @@ impl Model {
             memory: executor.memory(),
             load: started.elapsed(),
         };
-<<<<<<< HEAD
-        let mut config = EngineConfig::new(capacity);
-        config.limits = backend.limits(&self);
-        adjust(&mut config);
-=======
         let mut config = EngineConfig { limits, ..EngineConfig::new(capacity) };
-        // Everything that is queued here was read from a file or typed: it is in memory anyway.
-        (config.max_queue, config.max_queued_tokens) = (usize::MAX >> 1, usize::MAX >> 1);
->>>>>>> w-eng
+        adjust(&mut config);
         let engine = Engine::start(executor, self.program.vocab(), config)?;
         drop(loading);
         Ok(Session { checkpoint: self.checkpoint, engine, facts })
@@ -156,14 +149,6 @@ impl Model {
     /// What the executor is loaded for. The cache takes memory as it is written, so its size is bounded by what the
     /// machine could give, not by what is free for good.
     fn capacity(&self, backend: &AnyBackend, size: Size) -> Capacity {
-<<<<<<< HEAD
-        #[cfg(target_os = "linux")]
-        if let AnyBackend::Neuron(neuron) = backend {
-            let fixed = neuron.capacity();
-            return Capacity { max_seqs: size.max_seqs.min(fixed.max_seqs), ..fixed };
-        }
-        let block_len = backend.block_len(self);
-=======
         let limits = backend.limits(self);
         let block_len = limits.block_len;
         if !limits.paged {
@@ -178,7 +163,6 @@ impl Model {
                 max_len: size.max_len.min(block_len),
             };
         }
->>>>>>> w-eng
         let per_seq = size.max_len.div_ceil(block_len).max(1);
         let block_bytes = (block_len * kv_bytes_per_token(&self.program, backend.kv_type())).max(1);
         let affordable = available_memory().map_or(usize::MAX, |bytes| bytes / 2 / block_bytes);

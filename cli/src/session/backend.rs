@@ -8,13 +8,9 @@ use njoule_kernels::isa::Kernels;
 #[cfg(feature = "candle")]
 use njoule_runtime::backend::candle::CandleBackend;
 use njoule_runtime::backend::cpu::{CpuBackend, StoredWeights};
-<<<<<<< HEAD
 #[cfg(target_os = "linux")]
 use njoule_runtime::backend::neuron::{NeuronBackend, plan::Wish};
 use njoule_runtime::backend::{Backend, Capacity, Executor, KvType, Limits, LoadError, Quant};
-=======
-use njoule_runtime::backend::{Backend, Capacity, Executor, KvType, Limits, LoadError};
->>>>>>> w-eng
 
 use super::Model;
 #[cfg(target_os = "linux")]
@@ -115,11 +111,6 @@ impl AnyBackend {
             #[cfg(target_os = "linux")]
             AnyBackend::Neuron(neuron) => neuron.layout().kv,
         }
-    }
-
-    /// What it can do with `model`.
-    pub fn limits(&self, model: &Model) -> Limits {
-        self.backend().limits(&model.program)
     }
 
     /// What it can do with `model`.
