@@ -1,0 +1,234 @@
+//! Build, artifact and run against the stand-ins of neuron-fake: nothing here has run on a device or with a compiler.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use support::{Ran, njoule, ran};
+
+/// The stand-ins and a place for caches and artifacts.
+struct Bench {
+    dir: tempfile::TempDir,
+    nrt: PathBuf,
+    cc: PathBuf,
+}
+
+impl Bench {
+    /// `None` where the stand-ins are not built, as by `cargo test -p njoule`.
+    fn new() -> Option<Bench> {
+        let beside = |name: &str| Path::new(env!("CARGO_BIN_EXE_njoule")).with_file_name(name);
+        let (nrt, cc) = (beside("libneuron_fake.so"), beside("neuronx-cc-fake"));
+        if nrt.is_file() && cc.is_file() {
+            return Some(Bench { dir: tempfile::tempdir().unwrap(), nrt, cc });
+        }
+        assert!(std::env::var_os("NJOULE_REQUIRE_ASSETS").is_none(), "{} is not built", nrt.display());
+        eprintln!("skipped: {} is not built", nrt.display());
+        None
+    }
+
+    fn run(&self, args: &[&str], environment: &[(&str, &str)]) -> Ran {
+        let mut command = njoule(args);
+        command.env("NJOULE_NRT", &self.nrt).env("NJOULE_NEURONX_CC", &self.cc).env("NJOULE_INSTANCE", "inf2.xlarge");
+        command.env("NJOULE_CACHE", self.path("cache")).envs(environment.iter().copied());
+        ran(command.output().expect("the binary starts"))
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    /// Builds an artifact of a fixture.
+    fn build(&self, fixture: &str, name: &str, options: &[&str]) -> (String, Value) {
+        let (model, place) = (fixture_path(fixture), self.path(name));
+        let mut args = vec!["build", &model, "-o", &place, "--context", "512", "--candidates", "16", "--json", "-q"];
+        args.extend(options);
+        let built = self.run(&args, &[]).json();
+        (place, built)
+    }
+
+    /// Answers to prompts of several lengths.
+    fn generate(&self, model: &str, options: &[&str], environment: &[(&str, &str)]) -> Ran {
+        let prompts = self.path("prompts.json");
+        let ids = |n: u32| (0..n).map(|i| (i * 37 + n) % 250 + 3).collect::<Vec<u32>>();
+        let all: Vec<Vec<u32>> = [1, 3, 17, 130, 300].map(ids).to_vec();
+        fs::write(&prompts, serde_json::to_string(&all).unwrap()).unwrap();
+        let mut args =
+            vec!["generate", "-m", model, "--token-ids", &prompts, "-n", "6", "--json", "--ignore-eos", "-q"];
+        args.extend(["-c", "512", "--temperature", "0"]);
+        args.extend(options);
+        self.run(&args, environment)
+    }
+}
+
+fn fixture_path(name: &str) -> String {
+    format!("{}/../testdata/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+fn ids(ran: &Ran) -> Vec<Value> {
+    ran.json()["results"].as_array().unwrap().iter().map(|r| r["token_ids"].clone()).collect()
+}
+
+#[test]
+fn an_artifact_answers_as_the_cpu_does_in_every_bucket_and_on_two_cores() {
+    let Some(bench) = Bench::new() else { return };
+    for fixture in ["llama_tied", "qwen3"] {
+        let expected = ids(&bench.generate(&fixture_path(fixture), &["--backend", "cpu", "--quant", "none"], &[]));
+        for tp in ["1", "2"] {
+            let (artifact, built) = bench.build(
+                fixture,
+                &format!("{fixture}-{tp}"),
+                &["--quant", "none", "--tp", tp, "--batch", "3", "--max-neffs", "8"],
+            );
+            assert_eq!(built["tp"].to_string(), tp);
+            let answered = bench.generate(&artifact, &[], &[]);
+            assert_eq!(ids(&answered), expected, "{fixture} on {tp}: {}", answered.stderr);
+            assert_eq!(answered.json()["model"]["backend"], "neuron");
+        }
+    }
+}
+
+#[test]
+fn a_second_build_compiles_nothing_and_makes_the_same_artifact() {
+    let Some(bench) = Bench::new() else { return };
+    let options = ["--quant", "none", "--tp", "1", "--batch", "2", "--max-neffs", "4"];
+    let (_, first) = bench.build("llama_tied", "a", &options);
+    let (_, second) = bench.build("llama_tied", "b", &options);
+    assert_eq!(first["id"], second["id"]);
+    assert!(second["modules"].as_array().unwrap().iter().all(|m| m["cached"] == true));
+}
+
+#[test]
+fn int8_weights_and_caches_run_and_stay_near_the_exact_answers() {
+    let Some(bench) = Bench::new() else { return };
+    let (artifact, _) = bench.build(
+        "llama_tied",
+        "int8",
+        &["--quant", "int8", "--kv-type", "int8", "--tp", "2", "--batch", "2", "--max-neffs", "4"],
+    );
+    let prompt = bench.path("score.json");
+    fs::write(&prompt, "[[1, 5, 9, 30, 200, 7, 8, 100, 3, 17]]").unwrap();
+    let score = |model: &str, options: &[&str]| {
+        let args = [&["score", "-m", model, "--token-ids", &prompt, "--json", "-q", "-c", "512"], options].concat();
+        let json = bench.run(&args, &[]).json();
+        let results = json["results"][0]["token_logprobs"].as_array().cloned();
+        results.unwrap_or_else(|| panic!("{json}")).iter().filter_map(Value::as_f64).collect::<Vec<f64>>()
+    };
+    let exact = score(&fixture_path("llama_tied"), &["--backend", "cpu", "--quant", "none"]);
+    let coded = score(&artifact, &[]);
+    assert_eq!(exact.len(), coded.len());
+    let off = exact.iter().zip(&coded).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(off > 0.0 && off < 0.5, "{off}: {exact:?} {coded:?}");
+}
+
+#[test]
+fn a_model_without_an_artifact_is_built_into_the_cache_once() {
+    let Some(bench) = Bench::new() else { return };
+    let model = fixture_path("llama_tied");
+    let options = ["--backend", "neuron", "--quant", "none", "--batch-size", "2"];
+    let expected = ids(&bench.generate(&model, &["--backend", "cpu", "--quant", "none"], &[]));
+    assert_eq!(ids(&bench.generate(&model, &options, &[])), expected);
+    // Nothing is left to compile: a compiler that would refuse everything is not asked.
+    assert_eq!(ids(&bench.generate(&model, &options, &[("NJOULE_FAKE_CC_REFUSE", "dot")])), expected);
+}
+
+#[test]
+fn without_a_runtime_the_error_says_what_was_tried_and_a_fallback_answers() {
+    let Some(bench) = Bench::new() else { return };
+    let model = fixture_path("llama_tied");
+    let options = ["--backend", "neuron", "--quant", "none", "--batch-size", "2"];
+    let absent = [("NJOULE_NRT", "/nowhere/libnrt.so.1")];
+    let refused = bench.generate(&model, &options, &absent);
+    assert_eq!(refused.code, 1);
+    for part in ["/nowhere/libnrt.so.1", "NJOULE_NRT", "njoule doctor"] {
+        assert!(refused.stderr.contains(part), "{}", refused.stderr);
+    }
+    let answered = bench.generate(&model, &[&options[..], &["--fallback", "cpu"]].concat(), &absent);
+    assert_eq!(answered.json()["model"]["backend"], "cpu");
+    let refused = bench.generate(&model, &["--backend", "neuron", "--quant", "int4"], &[]);
+    assert!(refused.code == 2 && refused.stderr.contains("int4"), "{}", refused.stderr);
+}
+
+#[test]
+fn an_artifact_that_does_not_fit_the_machine_or_is_damaged_is_refused_at_once_in_words() {
+    let Some(bench) = Bench::new() else { return };
+    let options = ["--quant", "none", "--tp", "2", "--batch", "2", "--max-neffs", "4"];
+    let (artifact, _) = bench.build("llama_tied", "fine", &options);
+    let refused = |says: &str, environment: &[(&str, &str)]| {
+        let started = Instant::now();
+        let seen = bench.generate(&artifact, &[], environment);
+        assert!(seen.code == 1 && seen.stderr.contains(says), "{says}: {}", seen.stderr);
+        assert!(started.elapsed() < Duration::from_secs(1), "{says}: {:?}", started.elapsed());
+    };
+    refused("it was built for inf2", &[("NJOULE_FAKE_INSTANCE", "trn2.48xlarge")]);
+    refused("it needs 2 cores, this process has 1", &[("NEURON_RT_NUM_CORES", "1")]);
+    let neff = fs::read_dir(Path::new(&artifact).join("modules")).unwrap().map(|e| e.unwrap().path());
+    let neff = neff.into_iter().find(|p| p.extension().is_some_and(|e| e == "neff")).unwrap();
+    let whole = fs::read(&neff).unwrap();
+    fs::write(&neff, &whole[..whole.len() - 1]).unwrap();
+    refused(neff.file_name().unwrap().to_str().unwrap(), &[]);
+    fs::write(&neff, whole).unwrap();
+    let manifest = Path::new(&artifact).join("manifest.json");
+    let text = fs::read_to_string(&manifest).unwrap();
+    fs::write(&manifest, text.replacen("\"tp\": 2", "\"tp\": 1", 1)).unwrap();
+    refused("manifest.json: field `id`", &[]);
+}
+
+/// Every status at every kind of call: a request is answered or refused, within the deadline, and nothing panics.
+#[test]
+fn whatever_the_runtime_answers_a_request_is_answered_or_refused_and_none_is_lost() {
+    let Some(bench) = Bench::new() else { return };
+    let (artifact, _) = bench.build(
+        "llama_tied",
+        "faults",
+        &["--quant", "none", "--tp", "1", "--batch", "2", "--max-neffs", "4", "--no-score"],
+    );
+    let healthy = ids(&bench.generate(&artifact, &[], &[]));
+    let statuses = [
+        1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 13, 14, 15, 101, 1002, 1003, 1004, 1005, 1006, 1100, 1200, 1201, 1202, 1203,
+        1204, 1205, 1206, 9999,
+    ];
+    let actions = statuses.map(|s| s.to_string()).into_iter().chain(["hang".to_owned()]);
+    let mut table = vec![];
+    for action in actions {
+        for (call, nth) in [
+            ("nrt_load", "1"),
+            ("nrt_tensor_write", "1"),
+            ("nrt_tensor_write", "40"),
+            ("evaluate", "8"),
+            ("nrt_tensor_read", "2"),
+        ] {
+            let fault = format!("{call}@{nth}={action}");
+            let environment = [
+                ("NJOULE_FAKE_FAULTS", fault.as_str()),
+                ("NJOULE_NEURON_STEP_TIMEOUT", "1"),
+                ("NJOULE_NEURON_LOAD_TIMEOUT", "1"),
+                ("NEURON_RT_EXEC_TIMEOUT", "1"),
+            ];
+            let started = Instant::now();
+            let seen = bench.generate(&artifact, &[], &environment);
+            let took = started.elapsed();
+            assert!(took < Duration::from_secs(20), "{fault}: {took:?}");
+            assert!(!seen.stderr.contains("panicked"), "{fault}: {}", seen.stderr);
+            let retried = action == "7" && call == "evaluate";
+            let outcome = match seen.code {
+                0 => {
+                    assert_eq!(ids(&seen), healthy, "{fault}: an answer that is not the right one");
+                    "answered"
+                }
+                _ => {
+                    let named = action == "hang"
+                        || seen.stderr.contains(&format!("({action})"))
+                        || seen.stderr.contains(&format!("status {action}"));
+                    assert!(named || seen.stderr.contains("out of bounds"), "{fault} is not named: {}", seen.stderr);
+                    "refused"
+                }
+            };
+            assert!(outcome == "refused" || retried || action == "7", "{fault} went unseen");
+            table.push(format!("{fault}: {outcome}"));
+        }
+    }
+    assert_eq!(table.len(), 29 * 5);
+}
