@@ -3,6 +3,7 @@
 
 mod assets;
 mod bindings;
+mod features;
 mod xla_check;
 
 use std::process::ExitCode;
@@ -15,6 +16,8 @@ fn main() -> ExitCode {
         ["assets", "--check"] => assets::check(),
         ["bindings"] => bindings::write(),
         ["bindings", "--check"] => bindings::check(),
+        ["features"] => features::write(),
+        ["features", "--check"] => features::check(),
         ["xla-check"] => xla_check::run(false),
         ["xla-check", "--all"] => xla_check::run(true),
         [] | ["help" | "--help" | "-h"] => {
@@ -43,6 +46,8 @@ cargo xtask TASK
   bindings          make neuron-sys/src/bindings.rs from its header (needs libclang)
   bindings --check  only say whether it is what the header gives, and unedited (by hashes; with the cargo feature
                     `bindings` also by making it anew)
+  features          write the README's table of backends from what they say they can do
+  features --check  only say whether it is the code's
   xla-check         run modules for Neuron on XLA (jaxlib, in target/xla-venv or by NJOULE_XLA_PYTHON) and compare what they
                     compute with candle: some families, and layers of SmolLM2's size
   xla-check --all   the same of every family, in f32 and bf16, on 1, 2 and 4 cores

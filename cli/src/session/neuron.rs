@@ -34,6 +34,8 @@ pub struct BuildOptions {
     pub opt_level: Option<u8>,
     /// Further flags of the compiler.
     pub flags: Vec<String>,
+    /// A device profile; what `njoule probe` recorded of the target if unset.
+    pub profile: Option<PathBuf>,
 }
 
 /// A model with its plan, ready to be compiled.
@@ -65,7 +67,7 @@ pub fn described(artifact: &Artifact) -> anyhow::Result<Checkpoint> {
 }
 
 /// Plans a model for an instance.
-pub fn plan_model(model: &Model, options: &BuildOptions) -> anyhow::Result<Planned> {
+pub fn plan_model(model: &Model, options: &BuildOptions, context: &Context<'_>) -> anyhow::Result<Planned> {
     let instances = Instances::built_in();
     let name = options.instance.clone().or_else(present_instance).ok_or_else(|| {
         UsageError(format!(
@@ -79,7 +81,8 @@ pub fn plan_model(model: &Model, options: &BuildOptions) -> anyhow::Result<Plann
     let made_for = model.checkpoint.config.max_len;
     let wish = Wish { context: options.wish.context.min(made_for), ..options.wish.clone() };
     let plan = plan(&model.program, instance, &Lengths::default(), &wish)?;
-    let layout = Layout::of_plan(&plan, Profile::default(), options.lnc, !options.no_score);
+    let profile = device_profile(options.profile.as_deref(), plan.target.name(), context)?;
+    let layout = Layout::of_plan(&plan, profile, options.lnc, !options.no_score);
     let origin = match &model.checkpoint.origin {
         CheckpointOrigin::Directory(_) => Origin::Directory,
         CheckpointOrigin::Preset(preset) => Origin::Preset(preset.clone()),
@@ -130,7 +133,7 @@ pub fn backend(model: &Model, options: &BuildOptions, context: &Context<'_>) -> 
     let artifact = match &model.artifact {
         Some(artifact) => artifact.clone(),
         None => {
-            let planned = plan_model(model, options)?;
+            let planned = plan_model(model, options, context)?;
             let compiler = Compiler::find()?;
             let place = cache(context)?.join("modules").join(request_key(&planned, options, &compiler)?);
             match Artifact::open(&place) {
@@ -227,6 +230,20 @@ fn request_key(planned: &Planned, options: &BuildOptions, compiler: &Compiler) -
         hasher.update(part);
     }
     Ok(hasher.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// The profile in `file`, else what a chip of the target was found to take, else the defaults.
+fn device_profile(file: Option<&Path>, target: &str, context: &Context<'_>) -> anyhow::Result<Profile> {
+    let recorded = cache(context)?.join("profiles").join(format!("{target}.json"));
+    let path = file.unwrap_or(&recorded);
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if file.is_none() && error.kind() == std::io::ErrorKind::NotFound => return Ok(Profile::default()),
+        Err(error) => return Err(error).with_context(|| format!("cannot read the device profile {}", path.display())),
+    };
+    let profile = serde_json::from_str(&text).with_context(|| format!("{} is no device profile", path.display()))?;
+    context.note(&format!("device profile: {}", path.display()));
+    Ok(profile)
 }
 
 fn cache(context: &Context<'_>) -> anyhow::Result<PathBuf> {

@@ -66,6 +66,9 @@ pub struct Args {
     /// A further flag of neuronx-cc, as it is; may be repeated
     #[arg(long = "cc-flag", value_name = "FLAG", allow_hyphen_values = true)]
     cc_flags: Vec<String>,
+    /// A device profile, as `njoule probe` writes it [default: the one that it recorded for this target, if any]
+    #[arg(long, value_name = "FILE")]
+    profile: Option<PathBuf>,
     /// Print one JSON object instead of the table
     #[arg(long)]
     json: bool,
@@ -95,8 +98,9 @@ impl Args {
             jobs: self.jobs.map(NonZero::get),
             opt_level: self.optlevel,
             flags: self.cc_flags,
+            profile: self.profile,
         };
-        let planned = neuron::plan_model(&model, &options)?;
+        let planned = neuron::plan_model(&model, &options, context)?;
         let built = neuron::build(&model, &planned, &options, &self.output, context)?;
         let m = &built.artifact.manifest;
         let weights: u64 = m.weights.iter().map(|file| file.bytes).sum();

@@ -172,22 +172,7 @@ impl std::fmt::Debug for NeuronBackend {
 
 impl Backend for NeuronBackend {
     fn limits(&self, program: &Program) -> Limits {
-        let classes = self.buckets.row_classes();
-        let choosing = || self.layout().modules.iter().filter(|m| m.kind.outputs() == 0 || !is_score(m));
-        Limits {
-            block_len: longest(&classes),
-            // One run after the other either way.
-            mixed_batches: true,
-            logits: self.buckets.scores(),
-            candidates: Some(self.layout().candidates),
-            biases: choosing().map(|m| m.biases).min().unwrap_or(0),
-            masks: choosing().all(|m| m.mask),
-            paged: false,
-            classes,
-            chunk: Some(self.buckets.chunk()),
-            rope_border: program.ropes.iter().filter_map(|table| table.long.as_ref().map(|long| long.beyond)).min(),
-            overlaps: true,
-        }
+        self.layout().limits(program)
     }
 
     fn load(
@@ -197,6 +182,29 @@ impl Backend for NeuronBackend {
         capacity: Capacity,
     ) -> Result<Box<dyn Executor>, LoadError> {
         Ok(Box::new(self.load_neuron(program, weights, capacity)?))
+    }
+}
+
+impl Layout {
+    /// What its modules can do with `program`.
+    pub fn limits(&self, program: &Program) -> Limits {
+        let buckets = Buckets::new(self);
+        let classes = buckets.row_classes();
+        let choosing = || self.modules.iter().filter(|m| !is_score(m));
+        Limits {
+            block_len: longest(&classes),
+            // One run after the other either way.
+            mixed_batches: true,
+            logits: buckets.scores(),
+            candidates: Some(self.candidates),
+            biases: choosing().map(|m| m.biases).min().unwrap_or(0),
+            masks: choosing().all(|m| m.mask),
+            paged: false,
+            classes,
+            chunk: Some(buckets.chunk()),
+            rope_border: program.ropes.iter().filter_map(|table| table.long.as_ref().map(|long| long.beyond)).min(),
+            overlaps: true,
+        }
     }
 }
 
