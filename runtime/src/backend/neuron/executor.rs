@@ -504,12 +504,11 @@ impl Drop for Group {
         self.inboxes.clear();
         self.pieces.clear();
         let until = Instant::now() + CLOSE_LIMIT;
-        while !self.lost {
-            match self.reports.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(_) => {}
-                Err(_) => break, // all are gone, or one hangs
-            }
+        if self.lost {
+            return;
         }
+        // Until all are gone, or one hangs.
+        while self.reports.recv_timeout(until.saturating_duration_since(Instant::now())).is_ok() {}
     }
 }
 
