@@ -113,7 +113,7 @@ fn int8_weights_and_caches_run_and_stay_near_the_exact_answers() {
     let score = |model: &str, options: &[&str]| {
         let args = [&["score", "-m", model, "--token-ids", &prompt, "--json", "-q", "-c", "512"], options].concat();
         let json = bench.run(&args, &[]).json();
-        let results = json["results"][0]["token_logprobs"].as_array().cloned();
+        let results = json["results"][0]["logprobs"].as_array().cloned();
         results.unwrap_or_else(|| panic!("{json}")).iter().filter_map(Value::as_f64).collect::<Vec<f64>>()
     };
     let exact = score(&fixture_path("llama_tied"), &["--backend", "cpu", "--quant", "none"]);

@@ -512,8 +512,11 @@ impl Drop for Group {
         self.inboxes.clear();
         self.pieces.clear();
         let until = Instant::now() + CLOSE_LIMIT;
-        // An error says that all are gone, or that one hangs.
-        while !self.lost && self.reports.recv_timeout(until.saturating_duration_since(Instant::now())).is_ok() {}
+        if self.lost {
+            return;
+        }
+        // Until all are gone, or one hangs.
+        while self.reports.recv_timeout(until.saturating_duration_since(Instant::now())).is_ok() {}
     }
 }
 
