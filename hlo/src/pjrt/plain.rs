@@ -2,8 +2,8 @@
 //!
 //! * XLA knows none of Neuron's custom calls: each becomes a call of a computation that does the same in plain operations.
 //!   Calls that are alike share it.
-//! * `clamp` with scalar bounds of an array is right HLO, and the plugin that was tried (C API 0.115) fails to compile it or aborts
-//!   ("xtile.extract", "Check failed: StaticExtentProduct"): the bounds are broadcast.
+//! * `clamp` with scalar bounds of an array is right HLO, and the plugin that was tried (C API 0.115) fails to compile it, or
+//!   aborts ("xtile.extract", "Check failed: StaticExtentProduct"): the bounds are broadcast.
 //!
 //! A module with neither is returned as it is, so that the plugin sees exactly what was lowered.
 #![deny(unsafe_code)]
