@@ -4,11 +4,11 @@
 //! the bytes of an `HloModuleProto`: the same module always gives the same bytes, because they are the compile cache's
 //! key. [`verify`] holds what XLA's own verifier insists on and what neuronx-cc documents for each [`Target`].
 //! [`Executable`] runs a module on the CPU, so that whatever was lowered can be compared with another backend without a
-//! device; its results are themselves compared with XLA's in `tests/xla.rs`.
+//! device; its results are themselves compared with XLA's in `tests/xla.rs`. With the feature `pjrt`, XLA itself can run it.
 //!
 //! Arrays are dense and row major, dimensions are static, tuples hold arrays only: nothing else is emitted, and the
 //! decoder refuses it by name.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod builder;
 mod decode;
@@ -20,6 +20,9 @@ pub mod idioms;
 mod infer;
 mod module;
 pub mod op;
+#[cfg(feature = "pjrt")]
+#[allow(unsafe_code)] // a C API: the one place
+pub mod pjrt;
 mod print;
 mod shape;
 mod tensor;

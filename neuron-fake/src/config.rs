@@ -12,6 +12,7 @@
 //! | `NJOULE_FAKE_EVALUATE` | `0`: runs compute nothing; outputs are zero, in-place tensors stay |
 //! | `NJOULE_FAKE_QUEUE_DEPTH` | scheduled runs in flight on a core, 16 |
 //! | `NJOULE_FAKE_FP8_AS_I8` | `1`: tensor infos give fp8 as i8, as some libraries do |
+//! | `NJOULE_PJRT` | a PJRT plugin that computes instead of the evaluator (feature `pjrt`, docs/neuron-fake.md) |
 //! | `NJOULE_FAKE_JOIN` | `0`: making the communicator does not wait for the other ranks |
 //!
 //! The eighth holds for the microcode too: 12 MiB of each physical core are gone before anything is loaded.

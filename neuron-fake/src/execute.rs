@@ -1,22 +1,20 @@
-//! One run: sets are bound and checked, tensors handed to the evaluator, results put in their places.
+//! One run: sets are bound and checked, tensors handed to the engine, results put in their places.
 //!
-//! Inputs are shared with the evaluator, in-place tensors move into it and back: nothing the size of a weight or a cache is
-//! copied. Whatever happens, each tensor that was taken is put back, or replaced by poison.
+//! Inputs are shared with the engine, in-place tensors move into it and back: nothing the size of a weight or a cache is
+//! copied here. Whatever happens, each tensor that was taken is put back, or replaced by poison.
 
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use njoule_hlo::{ArrayShape, Data, EvalError, Tensor as Array};
+use njoule_hlo::{ArrayShape, Data, Tensor as Array};
 
-use crate::collective::{Lost, Outcome};
+use crate::collective::Lost;
 use crate::inject::{self, Action};
-use crate::misuse;
 use crate::model::{Model, Program};
 use crate::runtime::{Runtime, Set};
-use crate::status::{self, Answer, Refusal, refuse};
+use crate::status::{self, Answer, refuse};
 use crate::tensor::{InFlight, Tensor, Use};
 
 /// A run that was accepted.
@@ -92,7 +90,7 @@ impl Job {
     }
 
     fn evaluate(&self) -> Answer {
-        let Program { executable, inputs: shapes, alias, .. } = &*self.model.program;
+        let Program { engine, inputs: shapes, alias, .. } = &*self.model.program;
         // Which output's memory an input is.
         let mut in_place = vec![None; shapes.len()];
         for (j, alias) in alias.iter().enumerate() {
@@ -103,21 +101,7 @@ impl Job {
         }
         let takes = self.inputs.iter().zip(shapes).zip(&in_place);
         let inputs = takes.map(|((t, &s), place)| if place.is_some() { t.take(s) } else { t.share(s) }).collect();
-        let compute = |all: Vec<Vec<Array>>| {
-            let ranks = all.len();
-            match catch_unwind(AssertUnwindSafe(|| executable.try_replicas(all))) {
-                Ok(Ok(results)) => results.into_iter().map(Ok).collect(),
-                Ok(Err(failed)) => {
-                    let refusal = Refusal { status: code(&failed.error), text: failed.error.to_string() };
-                    failed.left.into_iter().map(|left| Err(Lost { refusal: refusal.clone(), left })).collect()
-                }
-                Err(_) => {
-                    misuse::record("the evaluator panicked: a bug of the stand-in");
-                    let refusal = Refusal { status: status::FAILURE, text: "the evaluator panicked".to_owned() };
-                    (0..ranks).map(|_| Err(Lost { refusal: refusal.clone(), left: vec![] })).collect::<Vec<Outcome>>()
-                }
-            }
-        };
+        let compute = |all| engine.run(all);
         let outcome = match &self.model.seat {
             Some(seat) => seat.meet(inputs, self.model.timeout, compute),
             None => compute(vec![inputs]).swap_remove(0),
@@ -235,14 +219,6 @@ fn check_aliases(program: &Program, inputs: &[Arc<Tensor>], outputs: &[Arc<Tenso
         }
     }
     Ok(())
-}
-
-fn code(error: &EvalError) -> u32 {
-    match error {
-        EvalError::Index { .. } => status::EXEC_OOB,
-        EvalError::Memory { .. } | EvalError::Work { .. } => status::RESOURCE,
-        _ => status::EXEC_COMPLETED_WITH_ERR,
-    }
 }
 
 fn has_nan(array: &Array) -> bool {

@@ -3,8 +3,8 @@
 //!
 //! * The cdylib is reached through `NJOULE_NRT` alone and says FAKE in its version. It keeps the rules of a device: states,
 //!   exclusive cores, memory budgets, poisoned memory, tensors by name and size, aliases, ranks that meet. What it executes
-//!   it computes, with the evaluator of `njoule-hlo`. Misuse is recorded, written to stderr, and counted by the extra symbol
-//!   `neuron_fake_faults`. [`config`] lists the switches.
+//!   it computes, with the evaluator of `njoule-hlo`, or with XLA (`NJOULE_PJRT`). Misuse is recorded, written to stderr, and
+//!   counted by the extra symbol `neuron_fake_faults`. [`config`] lists the switches.
 //! * `neuronx-cc-fake` is reached through `NJOULE_NEURONX_CC`: it verifies a module and packs it as a [`neff`].
 //! * [`sysfs`] writes the driver's files for `NJOULE_SYSFS_ROOT`; [`variant`] hides symbols, as older libraries lack them.
 //!
@@ -18,6 +18,7 @@ mod collective;
 pub mod compiler;
 pub mod config;
 mod core;
+mod engine;
 pub mod env;
 mod execute;
 mod handles;

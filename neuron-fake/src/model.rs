@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use njoule_hlo::{AliasKind, ArrayShape, Executable};
+use njoule_hlo::{AliasKind, ArrayShape};
 
 use crate::collective::Seat;
 use crate::config;
 use crate::core::{Charge, Core};
+use crate::engine::Engine;
 use crate::neff::{self, Neff, NeffError, Sidecar};
 use crate::runtime::Runtime;
 use crate::status::{self, Answer, Refusal, refuse};
@@ -16,7 +17,7 @@ use crate::status::{self, Answer, Refusal, refuse};
 /// What a NEFF does.
 #[derive(Debug)]
 pub(crate) struct Program {
-    pub executable: Executable,
+    pub engine: Engine,
     pub sidecar: Sidecar,
     pub inputs: Vec<ArrayShape>,
     pub outputs: Vec<ArrayShape>,
@@ -66,11 +67,8 @@ impl Program {
             }
         }
         let inputs = module.signature.parameters.iter().filter_map(|s| s.array()).collect();
-        let executable = match Executable::new(module, target) {
-            Ok(executable) => executable,
-            Err(error) => return refuse(status::INVALID, error),
-        };
-        Ok(Program { executable, sidecar, inputs, outputs, alias, hash: hash(bytes), unpacked })
+        let engine = Engine::new(module, target, sidecar.world)?;
+        Ok(Program { engine, sidecar, inputs, outputs, alias, hash: hash(bytes), unpacked })
     }
 }
 

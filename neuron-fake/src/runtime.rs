@@ -74,6 +74,7 @@ pub(crate) fn start() -> Answer {
     misuse::report_at_exit();
     inject::plan()?;
     config::hang_limit()?;
+    crate::engine::check()?;
     *state = State::Running(Arc::new(Runtime::new(Config::from_env()?)));
     Ok(())
 }

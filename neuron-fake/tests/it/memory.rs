@@ -2,7 +2,7 @@
 
 use njoule_neuron_sys::{Library, Status, Tensor};
 
-use crate::child::{child, faults, start};
+use crate::child::{EVALUATOR, child, faults, start};
 use crate::modules::{Bound, read};
 
 #[test]
@@ -40,7 +40,7 @@ fn memory_that_nobody_wrote_is_nan() {
 
 #[test]
 fn an_input_that_nobody_wrote_shows_in_the_result() {
-    child(&[], || {
+    child(EVALUATOR, || {
         let runtime = start();
         let core = runtime.core(0).unwrap();
         let mut b = Bound::new(&runtime, core);

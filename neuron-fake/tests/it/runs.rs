@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use njoule_hlo::{Builder, DType, Target};
 use njoule_neuron_sys::{Model, Status, Tensor};
 
-use crate::child::{child, faults, spawn, start};
+use crate::child::{EVALUATOR, child, faults, spawn, start};
 use crate::modules::{Bound, bind, bytes, neff, read, step};
 
 /// Long enough for any machine.
@@ -40,7 +40,7 @@ fn a_run_computes_and_updates_in_place() {
 
 #[test]
 fn one_tensor_serves_models_that_see_it_in_other_shapes() {
-    child(&[], || {
+    child(EVALUATOR, || {
         let runtime = start();
         let core = runtime.core(0).unwrap();
         let double = |dims: &[usize], dtype| {
@@ -70,7 +70,7 @@ fn one_tensor_serves_models_that_see_it_in_other_shapes() {
 
 #[test]
 fn an_index_out_of_bounds_is_1006_and_other_rows_survive() {
-    child(&[], || {
+    child(EVALUATOR, || {
         let runtime = start();
         let mut b = Bound::new(&runtime, runtime.core(0).unwrap());
         b.run.execute().unwrap();

@@ -7,7 +7,7 @@ use njoule_hlo::idioms::{Attention, KeysValues, attend, rms_norm, silu, write_ro
 use njoule_hlo::{ArrayShape, Builder, DType, Executable, Module, Target, Tensor as Array, Val};
 use njoule_neuron_sys::{Model, Runtime, Tensor};
 
-use crate::child::{child, faults, start};
+use crate::child::{EVALUATOR, child, faults, start};
 use crate::modules::{bind, neff};
 
 const HIDDEN: usize = 576;
@@ -138,7 +138,7 @@ fn compare(runtime: &Runtime, module: Module, steps: usize) -> [Duration; 2] {
 
 #[test]
 fn a_stack_of_layers_gives_the_evaluators_bits() {
-    child(&[], || {
+    child(EVALUATOR, || {
         compare(&start(), stack(1, 2, 16, DType::BF16), 2);
         assert_eq!(faults(), 0);
     });
