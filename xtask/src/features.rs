@@ -120,7 +120,7 @@ fn returns(limits: &Limits) -> String {
 
 /// Of what modules are built with, if asked.
 fn built(can: bool) -> &'static str {
-    if can { "as many as built for" } else { "no" }
+    if can { "if built for" } else { "no" }
 }
 
 fn yes(is: bool) -> String {
