@@ -91,6 +91,17 @@ fn an_artifact_answers_as_the_cpu_does_in_every_bucket_and_on_two_cores() {
 }
 
 #[test]
+fn an_artifact_of_a_gguf_file_serves_without_the_file() {
+    let Some(bench) = Bench::new() else { return };
+    let file = fixture_path("gguf_llama/model.gguf");
+    let expected = ids(&bench.generate(&file, &["--backend", "cpu", "--quant", "none"], &[]));
+    let options = ["--quant", "none", "--tp", "1", "--batch", "2", "--max-neffs", "4"];
+    let (artifact, _) = bench.build("gguf_llama/model.gguf", "gguf", &options);
+    let answered = bench.generate(&artifact, &[], &[]);
+    assert_eq!(ids(&answered), expected, "{}", answered.stderr);
+}
+
+#[test]
 fn a_second_build_compiles_nothing_and_makes_the_same_artifact() {
     let Some(bench) = Bench::new() else { return };
     let options = ["--quant", "none", "--tp", "1", "--batch", "2", "--max-neffs", "4"];

@@ -113,6 +113,11 @@ impl Checkpoint {
         })
     }
 
+    /// What the head of a GGUF file of `whole` bytes says of a model whose weights are elsewhere.
+    pub fn described_by_head(path: &Path, whole: u64) -> Result<Self, CheckpointError> {
+        Self::of_gguf(Gguf::open_head(path, whole)?)
+    }
+
     fn open_directory(dir: &Path) -> Result<Self, CheckpointError> {
         let config_path = dir.join("config.json");
         // A directory of GGUF files may come with the config of the model they were made from.
@@ -135,7 +140,11 @@ impl Checkpoint {
     }
 
     fn open_gguf(path: &Path) -> Result<Self, CheckpointError> {
-        let gguf = Arc::new(Gguf::open(path)?);
+        Self::of_gguf(Gguf::open(path)?)
+    }
+
+    fn of_gguf(gguf: Gguf) -> Result<Self, CheckpointError> {
+        let gguf = Arc::new(gguf);
         let path = gguf.path().to_owned();
         let config = gguf.config().map_err(|source| CheckpointError::Config { path: path.clone(), source })?;
         Ok(Checkpoint {

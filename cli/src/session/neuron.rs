@@ -60,9 +60,8 @@ pub fn described(artifact: &Artifact) -> anyhow::Result<Checkpoint> {
     match &artifact.manifest.model.origin {
         Origin::Directory => Ok(Checkpoint::described(&artifact.dir)?),
         Origin::Preset(preset) => Ok(Checkpoint::random(preset)?),
-        Origin::GgufHead { .. } | Origin::None => {
-            Err(anyhow!("{} holds modules alone: name the model that it serves", artifact.dir.display()))
-        }
+        Origin::GgufHead { file, whole } => Ok(Checkpoint::described_by_head(&artifact.dir.join(file), *whole)?),
+        Origin::None => Err(anyhow!("{} holds modules alone: name the model that it serves", artifact.dir.display())),
     }
 }
 
@@ -86,7 +85,10 @@ pub fn plan_model(model: &Model, options: &BuildOptions, context: &Context<'_>) 
     let origin = match &model.checkpoint.origin {
         CheckpointOrigin::Directory(_) => Origin::Directory,
         CheckpointOrigin::Preset(preset) => Origin::Preset(preset.clone()),
-        CheckpointOrigin::Gguf(_) => Origin::None,
+        CheckpointOrigin::Gguf(_) => match model.checkpoint.gguf.as_deref().filter(|gguf| gguf.head().is_some()) {
+            Some(gguf) => Origin::GgufHead { file: GGUF_HEAD.to_owned(), whole: gguf.file_bytes() },
+            None => Origin::None,
+        },
     };
     let record = ModelRecord {
         name: model.name.clone(),
@@ -108,16 +110,23 @@ pub fn build(
     context: &Context<'_>,
 ) -> anyhow::Result<Built> {
     let dir = match &model.checkpoint.origin {
-        CheckpointOrigin::Gguf(path) => {
-            return Err(anyhow!(
-                "{}: an artifact of a GGUF file cannot be made yet; `--backend neuron` runs it, its weights then come from the file",
-                path.display()
-            ));
-        }
         CheckpointOrigin::Directory(dir) => Some(dir.clone()),
-        CheckpointOrigin::Preset(_) => None,
+        CheckpointOrigin::Gguf(_) | CheckpointOrigin::Preset(_) => None,
     };
+    let head = model.checkpoint.gguf.as_deref().map(|gguf| {
+        gguf.head().ok_or_else(|| {
+            anyhow!(
+                "{}: no artifact can be made of a split GGUF file or of one with rotary divisors (rope_freqs); \
+                 `--backend neuron` runs it, its weights then come from the file",
+                gguf.path().display()
+            )
+        })
+    });
+    let head = head.transpose()?;
     let files = |writer: &mut Writer| {
+        if let Some(head) = head {
+            writer.file(GGUF_HEAD, head)?;
+        }
         for name in FILES {
             if let Some(path) = dir.as_ref().map(|dir| dir.join(name)).filter(|path| path.is_file()) {
                 writer.file_from(name, &path)?;
@@ -133,7 +142,9 @@ pub fn backend(model: &Model, options: &BuildOptions, context: &Context<'_>) -> 
     let artifact = match &model.artifact {
         Some(artifact) => artifact.clone(),
         None => {
-            let planned = plan_model(model, options, context)?;
+            let mut planned = plan_model(model, options, context)?;
+            // Modules alone: they are for whatever model has this shape.
+            planned.record.origin = Origin::None;
             let compiler = Compiler::find()?;
             let place = cache(context)?.join("modules").join(request_key(&planned, options, &compiler)?);
             match Artifact::open(&place) {
@@ -257,6 +268,9 @@ fn present_instance() -> Option<String> {
     let name = name.trim();
     name.contains('.').then(|| name.to_owned())
 }
+
+/// The head of a GGUF file in an artifact; not called .gguf, so that nothing takes it for a model.
+const GGUF_HEAD: &str = "model.gguf-head";
 
 /// What of a model's directory serves it, beside its weights.
 const FILES: [&str; 8] = [

@@ -30,6 +30,8 @@ pub struct Gguf {
     parts: Vec<Part>,
     /// Tensor name to part.
     tensors: HashMap<String, usize>,
+    /// Whether the tensors' data are elsewhere.
+    is_head: bool,
 }
 
 impl Gguf {
@@ -59,7 +61,25 @@ impl Gguf {
                 }
             }
         }
-        Ok(Gguf { parts, tensors })
+        Ok(Gguf { parts, tensors, is_head: false })
+    }
+
+    /// Opens the [head](Gguf::head) of a file of `whole` bytes: it says what the model is and has no weight.
+    pub fn open_head(path: &Path, whole: u64) -> Result<Gguf, WeightError> {
+        let part = Part::head(path, whole)?;
+        let tensors = part.tensors.keys().map(|name| (name.clone(), 0)).collect();
+        Ok(Gguf { parts: vec![part], tensors, is_head: true })
+    }
+
+    /// What stands before the tensors' data. `None` of a split model, and where data are needed to know what the model is.
+    pub fn head(&self) -> Option<&[u8]> {
+        match &self.parts[..] {
+            [one] if !self.tensors.contains_key(names::ROPE_FREQS) => {
+                let bytes = one.file.bytes();
+                Some(&bytes[..one.data_start.min(bytes.len())])
+            }
+            _ => None,
+        }
     }
 
     /// Number of files.
@@ -157,7 +177,8 @@ impl Gguf {
     /// `rope_freqs.weight`: divisors of the rotary frequencies.
     pub(crate) fn rope_divisors(&self) -> Result<Option<Vec<f32>>, ConfigError> {
         let Some((part, tensor)) = self.find(names::ROPE_FREQS) else { return Ok(None) };
-        let (Some((1, n)), Some(encoding)) = (tensor.matrix(), tensor.kind.encoding()) else {
+        let encoding = tensor.kind.encoding().filter(|_| !self.is_head);
+        let (Some((1, n)), Some(encoding)) = (tensor.matrix(), encoding) else {
             let (key, expected) = (names::ROPE_FREQS.to_owned(), "a vector of F32");
             return Err(ConfigError::Type { key, expected, value: format!("{} {:?}", tensor.kind, tensor.dims) });
         };
@@ -191,7 +212,7 @@ impl WeightSource for Gguf {
     fn get(&self, decl: &WeightDecl) -> Result<Box<dyn WeightRows + '_>, WeightError> {
         let missing = |name: &str| WeightError::Missing { name: name.to_owned(), path: self.path().to_owned() };
         let name = names::gguf_name(&decl.name).ok_or_else(|| missing(&decl.name))?;
-        let (part, tensor) = self.find(&name).ok_or_else(|| missing(&name))?;
+        let (part, tensor) = self.find(&name).filter(|_| !self.is_head).ok_or_else(|| missing(&name))?;
         let path = || part.file.path().to_owned();
         let encoding = tensor.kind.encoding().ok_or_else(|| WeightError::DType {
             name: name.clone(),

@@ -25,6 +25,8 @@ pub struct Part {
     pub entries: HashMap<String, Value>,
     /// Tensors, by name.
     pub tensors: HashMap<String, Tensor>,
+    /// Where the tensors' data begin.
+    pub data_start: usize,
 }
 
 /// A tensor; its data lies within the file.
@@ -54,8 +56,17 @@ impl Tensor {
 impl Part {
     /// Opens and checks a file.
     pub fn open(path: &Path) -> Result<Part, WeightError> {
+        Part::read(path, None)
+    }
+
+    /// Opens what stands before the data of a file that has `whole` bytes.
+    pub fn head(path: &Path, whole: u64) -> Result<Part, WeightError> {
+        Part::read(path, Some(usize::try_from(whole).unwrap_or(usize::MAX)))
+    }
+
+    fn read(path: &Path, whole: Option<usize>) -> Result<Part, WeightError> {
         let file = MappedFile::open(path)?;
-        let (entries, tensors) = match parse(file.bytes()) {
+        let (entries, tensors, data_start) = match parse(file.bytes(), whole.unwrap_or(file.bytes().len())) {
             Ok(parsed) => parsed,
             Err(Fault::Format(what)) => return Err(WeightError::Format { path: path.to_owned(), what }),
             Err(Fault::Truncated { name, offset, end }) => {
@@ -63,7 +74,7 @@ impl Part {
                 return Err(WeightError::Truncated { path: path.to_owned(), name, offset, end, actual });
             }
         };
-        Ok(Part { file, entries, tensors })
+        Ok(Part { file, entries, tensors, data_start })
     }
 }
 
@@ -80,9 +91,10 @@ impl From<String> for Fault {
     }
 }
 
-type Parsed = (HashMap<String, Value>, HashMap<String, Tensor>);
+type Parsed = (HashMap<String, Value>, HashMap<String, Tensor>, usize);
 
-fn parse(bytes: &[u8]) -> Result<Parsed, Fault> {
+/// Of a file of `len` bytes, of which `bytes` are here: all that stands before the data at least.
+fn parse(bytes: &[u8], len: usize) -> Result<Parsed, Fault> {
     let mut c = Cursor { bytes, at: 0 };
     if c.take(4, "magic")? != b"GGUF" {
         return Err(Fault::Format("is no GGUF file: magic at offset 0 is missing".to_owned()));
@@ -105,8 +117,8 @@ fn parse(bytes: &[u8]) -> Result<Parsed, Fault> {
             _ => return Err(Fault::Format("general.alignment is no power of two".to_owned())),
         },
     };
-    let tensors = parse_tensors(&mut c, tensor_count, alignment)?;
-    Ok((entries, tensors))
+    let (tensors, data_start) = parse_tensors(&mut c, tensor_count, alignment, len)?;
+    Ok((entries, tensors, data_start))
 }
 
 fn parse_entries(c: &mut Cursor<'_>, count: u64) -> Result<HashMap<String, Value>, Fault> {
@@ -122,7 +134,12 @@ fn parse_entries(c: &mut Cursor<'_>, count: u64) -> Result<HashMap<String, Value
     Ok(entries)
 }
 
-fn parse_tensors(c: &mut Cursor<'_>, count: u64, alignment: usize) -> Result<HashMap<String, Tensor>, Fault> {
+fn parse_tensors(
+    c: &mut Cursor<'_>,
+    count: u64,
+    alignment: usize,
+    len: usize,
+) -> Result<(HashMap<String, Tensor>, usize), Fault> {
     let mut infos = vec![];
     for _ in 0..count {
         let at = c.at;
@@ -163,14 +180,14 @@ fn parse_tensors(c: &mut Cursor<'_>, count: u64, alignment: usize) -> Result<Has
         let (Some(start), Some(end)) = (start, end) else {
             return Err(wrong(format!("has data at {offset}, beyond any file")));
         };
-        if end > c.bytes.len() {
+        if end > len {
             return Err(Fault::Truncated { name, offset: start as u64, end: end as u64 });
         }
         if tensors.insert(name.clone(), Tensor { dims, kind, offset: start, bytes }).is_some() {
             return Err(Fault::Format(format!("tensor `{name}` described at offset {at} is there twice")));
         }
     }
-    Ok(tensors)
+    Ok((tensors, data_start))
 }
 
 /// Reads forward; every read says what it wanted where.

@@ -369,3 +369,21 @@ fn encodings_of_all_supported_types_are_named() {
     }
     assert_eq!(TensorType(14).encoding(), Some(Encoding::GgufBlock(GgmlType::Q6_K)));
 }
+
+/// A head says what the whole file says, and has no weight to give.
+#[test]
+fn a_head_describes_the_model_and_has_no_weights() {
+    let whole = Gguf::open(&fixtures::path("gguf_llama").join("model.gguf")).unwrap();
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(whole.head().unwrap()).unwrap();
+    let head = Gguf::open_head(file.path(), whole.file_bytes()).unwrap();
+    let program = whole.config().unwrap().program();
+    assert_eq!(head.config().unwrap().program().to_string(), program.to_string());
+    assert_eq!(head.vocab().unwrap().unwrap().tokens, whole.vocab().unwrap().unwrap().tokens);
+    let decl = &program.weights[0];
+    assert!(whole.get(decl).is_ok());
+    assert!(matches!(head.get(decl), Err(WeightError::Missing { .. })));
+    // It is no model of its own, and no head of a shorter file.
+    assert!(matches!(Gguf::open(file.path()), Err(WeightError::Truncated { .. })));
+    assert!(matches!(Gguf::open_head(file.path(), whole.file_bytes() - 1), Err(WeightError::Truncated { .. })));
+}
