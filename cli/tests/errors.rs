@@ -12,7 +12,7 @@ fn wrong_flags_exit_with_2_and_name_what_exists() {
     let cases: [(&[&str], &[&str]); 13] = [
         (&["generate", "-m", &model, "x", "--quant", "int5"], &["int5", "int4", "auto"]),
         (&["generate", "-m", &model, "x", "--backend", "cuda"], &["cuda", "cpu", "candle", "neuron"]),
-        (&["generate", "-m", &model, "x", "--backend", "neuron"], &["no Neuron backend yet", "candle"]),
+        (&["generate", "-m", &model, "x", "--backend", "neuron"], &["no Neuron instance that is known", "inf2.xlarge"]),
         (&["generate", "-m", &model, "x", "--kv-type", "f64"], &["f64", "bf16"]),
         (&["generate", "-m", &model, "x", "--threads", "0"], &["--threads"]),
         (&["generate", "-m", &model, "x", "--temperature", "-1"], &["temperature", "-1"]),

@@ -115,7 +115,7 @@ pub struct Layout {
     /// Instance type that it was planned for.
     pub instance: String,
     /// Compiler target.
-    #[serde(with = "target_name")]
+    #[serde(with = "super::plan::target_name")]
     pub target: Target,
     /// Physical cores of a logical core, where the chip has a choice.
     pub lnc: Option<u8>,
@@ -359,23 +359,6 @@ pub enum ArtifactError {
 fn port_bytes(dtype: DType, dims: &[usize]) -> Option<u64> {
     let bytes = dims.iter().try_fold(dtype.size(), |n, d| n.checked_mul(*d))?;
     u64::try_from(bytes).ok()
-}
-
-/// A target by its name.
-mod target_name {
-    use njoule_hlo::Target;
-    use serde::de::{Deserialize, Deserializer, Error};
-    use serde::ser::Serializer;
-
-    pub fn serialize<S: Serializer>(target: &Target, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(target.name())
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Target, D::Error> {
-        let name = String::deserialize(deserializer)?;
-        let found = Target::ALL.into_iter().find(|t| t.name() == name);
-        found.ok_or_else(|| D::Error::custom(format!("no target {name:?}")))
-    }
 }
 
 /// Of the manifest. Another number is refused: what a field means never changes silently.

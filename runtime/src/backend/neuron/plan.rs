@@ -371,8 +371,8 @@ fn name(value: &impl Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
-/// A target by its name.
-mod target_name {
+/// A target by its name, in plans and manifests.
+pub(super) mod target_name {
     use njoule_hlo::Target;
     use serde::de::{Deserialize, Deserializer, Error};
     use serde::ser::Serializer;
