@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::{Ran, njoule, ran};
+use support::{Ran, neuron_fake, njoule, ran};
 
 /// The stand-ins and a place for caches and artifacts.
 struct Bench {
@@ -19,14 +19,8 @@ struct Bench {
 impl Bench {
     /// `None` where the stand-ins are not built, as by `cargo test -p njoule`.
     fn new() -> Option<Bench> {
-        let beside = |name: &str| Path::new(env!("CARGO_BIN_EXE_njoule")).with_file_name(name);
-        let (nrt, cc) = (beside("libneuron_fake.so"), beside("neuronx-cc-fake"));
-        if nrt.is_file() && cc.is_file() {
-            return Some(Bench { dir: tempfile::tempdir().unwrap(), nrt, cc });
-        }
-        assert!(std::env::var_os("NJOULE_REQUIRE_ASSETS").is_none(), "{} is not built", nrt.display());
-        eprintln!("skipped: {} is not built", nrt.display());
-        None
+        let (nrt, cc) = (neuron_fake("libneuron_fake.so")?, neuron_fake("neuronx-cc-fake")?);
+        Some(Bench { dir: tempfile::tempdir().unwrap(), nrt, cc })
     }
 
     fn run(&self, args: &[&str], environment: &[(&str, &str)]) -> Ran {

@@ -69,20 +69,9 @@ fn a_library_that_gives_another_model_is_refused_before_it_runs() {
     assert!(seen.stderr.contains("stopped at step add"), "{}", seen.stderr);
 }
 
-/// A file of neuron-fake, built beside the binary by `cargo test --workspace` or `cargo build -p neuron-fake`.
-fn fake(name: &str) -> Option<std::path::PathBuf> {
-    let path = Path::new(env!("CARGO_BIN_EXE_njoule")).with_file_name(name);
-    if path.is_file() {
-        return Some(path);
-    }
-    assert!(std::env::var_os("NJOULE_REQUIRE_ASSETS").is_none(), "{} is not built", path.display());
-    eprintln!("skipped: {} is not built", path.display());
-    None
-}
-
 #[test]
 fn a_stand_in_whose_compiler_refuses_an_operation_is_given_the_form_without_it() {
-    let (Some(nrt), Some(cc)) = (fake("libneuron_fake.so"), fake("neuronx-cc-fake")) else { return };
+    let (Some(nrt), Some(cc)) = (neuron_fake("libneuron_fake.so"), neuron_fake("neuronx-cc-fake")) else { return };
     for (refused, key, form) in [
         ("", "cache_write", "scatter"),
         ("scatter", "cache_write", "update_slice"),

@@ -129,6 +129,20 @@ pub fn asset(file: &str, test: &str) -> Option<String> {
 /// The default model's file.
 pub const SMOLLM2: &str = "smollm2-135m-instruct.Q4_1.gguf";
 
+/// A file of neuron-fake, built with this binary by `cargo test --workspace` or `cargo build -p neuron-fake`. Cargo leaves a
+/// library that is built for tests in `deps`.
+#[cfg(target_os = "linux")]
+pub fn neuron_fake(name: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_BIN_EXE_njoule")).with_file_name(name);
+    let in_deps = path.with_file_name("deps").join(name);
+    if let Some(found) = [in_deps, path.clone()].into_iter().find(|path| path.is_file()) {
+        return Some(found);
+    }
+    assert!(std::env::var_os("NJOULE_REQUIRE_ASSETS").is_none(), "{} is not built", path.display());
+    eprintln!("skipped: {} is not built", path.display());
+    None
+}
+
 /// The stand-in library of neuron-sys's own tests.
 #[cfg(target_os = "linux")]
 pub fn stand_in(dir: &Path, switch: &str) -> PathBuf {
