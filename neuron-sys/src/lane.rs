@@ -30,9 +30,12 @@ impl Lane {
     pub fn new(name: &str) -> Result<Lane, Error> {
         let (jobs, inbox) = sync_channel(1);
         let (outbox, runs) = sync_channel(1);
+        let (ready, is_ready) = sync_channel(1);
         thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
+                let _ = inbox.recv_timeout(FIRST_WAIT); // nobody can send yet
+                let _ = ready.send(()); // nobody there: the lane was not wanted after all
                 for job in inbox {
                     match job {
                         Job::Run(mut parts) => {
@@ -44,7 +47,10 @@ impl Lane {
                 }
             })
             .map_err(|error| Error::System { call: "starting a thread", reason: error.to_string() })?;
-        Ok(Lane { name: name.to_owned(), jobs, runs, lost: None })
+        let lane = Lane { name: name.to_owned(), jobs, runs, lost: None };
+        is_ready.recv().map_err(|_| lane.ended())?;
+        let _ = lane.runs.recv_timeout(FIRST_WAIT); // nothing runs yet
+        Ok(lane)
     }
 
     /// Executes `run` within `limit`: scheduled where the library can, else on the lane's thread. Allocates nothing.
@@ -119,3 +125,7 @@ impl fmt::Debug for Lane {
         f.debug_struct("Lane").field("name", &self.name).field("lost", &self.lost).finish_non_exhaustive()
     }
 }
+
+/// A thread's first wait on a channel allocates what wakes it. Both sides wait once before there is work, so that it is not in
+/// somebody's step: one that finds its message there at once would be left for later.
+const FIRST_WAIT: Duration = Duration::from_millis(1);
