@@ -252,6 +252,21 @@ pub struct ScatterDims {
     pub to_apply: Id,
 }
 
+impl ScatterDims {
+    /// Whole rows of a matrix, by a list of row numbers.
+    pub fn rows() -> ScatterDims {
+        ScatterDims {
+            update_window_dims: vec![1],
+            inserted_window_dims: vec![0],
+            scatter_dims_to_operand_dims: vec![0],
+            index_vector_dim: 1,
+            indices_are_sorted: false,
+            unique_indices: false,
+            to_apply: Id::default(), // filled in by the builder
+        }
+    }
+}
+
 /// One dimension of a `slice`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SliceDim {
@@ -421,3 +436,53 @@ pub fn comparator(computation: &crate::Computation) -> Option<Direction> {
         _ => None,
     }
 }
+
+/// The opcodes of every [`Op`].
+pub const OPCODES: [&str; 46] = [
+    "abs",
+    "add",
+    "all-gather",
+    "all-reduce",
+    "and",
+    "broadcast",
+    "call",
+    "clamp",
+    "compare",
+    "concatenate",
+    "constant",
+    "convert",
+    "copy",
+    "cosine",
+    "custom-call",
+    "divide",
+    "dot",
+    "dynamic-slice",
+    "dynamic-update-slice",
+    "exponential",
+    "floor",
+    "gather",
+    "get-tuple-element",
+    "iota",
+    "log",
+    "logistic",
+    "maximum",
+    "minimum",
+    "multiply",
+    "negate",
+    "pad",
+    "parameter",
+    "reduce",
+    "reduce-scatter",
+    "reshape",
+    "rsqrt",
+    "scatter",
+    "select",
+    "sine",
+    "slice",
+    "sort",
+    "sqrt",
+    "subtract",
+    "tanh",
+    "transpose",
+    "tuple",
+];

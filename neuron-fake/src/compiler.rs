@@ -17,7 +17,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-use njoule_hlo::op::Op;
+use njoule_hlo::op::{OPCODES, Op};
 use njoule_hlo::{DType, Module, Target, VerifyError, decode, verify};
 
 pub use args::{Arguments, Command, UsageError};
@@ -50,12 +50,13 @@ pub fn run(arguments: &[String]) -> End {
             println!("{VERSION}");
             End::Exit(0)
         }
+        // What the evaluator knows: the compiler's own list is not public.
         Ok(Command::ListOperators) => {
             let refused = match refused() {
                 Ok(refused) => refused,
                 Err(error) => return complain(&error.to_string(), None, 2),
             };
-            OPERATORS.iter().filter(|o| !refused.contains(**o)).for_each(|o| println!("{o}"));
+            OPCODES.iter().filter(|o| !refused.contains(**o)).for_each(|o| println!("{o}"));
             End::Exit(0)
         }
         Ok(Command::Compile(arguments)) => compile(&arguments),
@@ -208,53 +209,3 @@ fn note(log: Option<&Path>, text: &str) {
 
 /// What a refused module ends with: EX_SOFTWARE of sysexits.h.
 const REFUSED: u8 = 70;
-
-/// Opcodes that the evaluator knows. The compiler's own list is not public.
-const OPERATORS: [&str; 46] = [
-    "abs",
-    "add",
-    "all-gather",
-    "all-reduce",
-    "and",
-    "broadcast",
-    "call",
-    "clamp",
-    "compare",
-    "concatenate",
-    "constant",
-    "convert",
-    "copy",
-    "cosine",
-    "custom-call",
-    "divide",
-    "dot",
-    "dynamic-slice",
-    "dynamic-update-slice",
-    "exponential",
-    "floor",
-    "gather",
-    "get-tuple-element",
-    "iota",
-    "log",
-    "logistic",
-    "maximum",
-    "minimum",
-    "multiply",
-    "negate",
-    "pad",
-    "parameter",
-    "reduce",
-    "reduce-scatter",
-    "reshape",
-    "rsqrt",
-    "scatter",
-    "select",
-    "sine",
-    "slice",
-    "sort",
-    "sqrt",
-    "subtract",
-    "tanh",
-    "transpose",
-    "tuple",
-];

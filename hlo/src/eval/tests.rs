@@ -157,15 +157,7 @@ fn sorting_puts_nan_last_and_never_panics() {
 #[test]
 fn arrays_without_elements_and_extreme_padding_do_no_harm() {
     let empty = module(&[(DType::F32, &[0, 2]), (DType::S32, &[1]), (DType::F32, &[1, 2])], |b, x| {
-        let dims = crate::op::ScatterDims {
-            update_window_dims: vec![1],
-            inserted_window_dims: vec![0],
-            scatter_dims_to_operand_dims: vec![0],
-            index_vector_dim: 1,
-            indices_are_sorted: false,
-            unique_indices: false,
-            to_apply: crate::Id::default(),
-        };
+        let dims = crate::op::ScatterDims::rows();
         vec![b.scatter(x[0], x[1], x[2], dims)]
     });
     let inputs = || {
@@ -213,15 +205,7 @@ fn a_run_that_fails_gives_back_what_it_has_of_its_inputs() {
     let ids = b.parameter("ids", DType::S32, &[1, 1]);
     let rows = b.parameter("rows", DType::F32, &[1, 2]);
     let buffers = [3, 2].map(|n| b.parameter(&format!("buffer{n}"), DType::F32, &[n, 2]));
-    let dims = crate::op::ScatterDims {
-        update_window_dims: vec![1],
-        inserted_window_dims: vec![0],
-        scatter_dims_to_operand_dims: vec![0],
-        index_vector_dim: 1,
-        indices_are_sorted: false,
-        unique_indices: false,
-        to_apply: crate::Id::default(),
-    };
+    let dims = crate::op::ScatterDims::rows();
     let written = buffers.map(|buffer| b.scatter(buffer, ids, rows, dims.clone()));
     let doubled = b.add(written[1], written[1]);
     buffers.iter().enumerate().for_each(|(i, &buffer)| b.alias(i, buffer));

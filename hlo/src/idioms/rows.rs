@@ -1,7 +1,7 @@
 //! Rows of a table by index.
 
 use crate::op::{Direction, DotDims, GatherDims, ScatterDims};
-use crate::{Builder, DType, Id, Val};
+use crate::{Builder, DType, Val};
 
 /// Rows of `table [n, h]` at `ids s32[b]`: `[b, h]`. Ids are clamped in the graph, because the device ends a run at one
 /// that is out of range, where XLA would clamp. By a product with one-hot rows where [`crate::Options`] says so.
@@ -61,15 +61,7 @@ pub fn one_hot(b: &mut Builder, ids: Val, n: usize, dtype: DType) -> Val {
 pub fn write_rows(b: &mut Builder, buffer: Val, ids: Val, rows: Val) -> Val {
     b.check(buffer.rank() == 2 && ids.rank() == 1, || format!("rows {} of {}", ids.shape(), buffer.shape()));
     let ids = in_range(b, ids, buffer.dim(0));
-    let dims = ScatterDims {
-        update_window_dims: vec![1],
-        inserted_window_dims: vec![0],
-        scatter_dims_to_operand_dims: vec![0],
-        index_vector_dim: 1,
-        indices_are_sorted: false,
-        unique_indices: false,
-        to_apply: Id::default(), // filled in by the builder
-    };
+    let dims = ScatterDims::rows();
     b.scatter(buffer, ids, rows, dims)
 }
 

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 use njoule_hlo::op::*;
-use njoule_hlo::{ArrayShape, Builder, DType, F8E4M3, F8E4M3FN, F8E5M2, Id, Module, Tensor, Val};
+use njoule_hlo::{ArrayShape, Builder, DType, F8E4M3, F8E4M3FN, F8E5M2, Module, Tensor, Val};
 
 use crate::inputs::{Numbers, vector};
 use crate::tensors::{EXACT, Tolerance};
@@ -463,18 +463,6 @@ fn gather() -> Case {
     case
 }
 
-fn row_scatter() -> ScatterDims {
-    ScatterDims {
-        update_window_dims: vec![1],
-        inserted_window_dims: vec![0],
-        scatter_dims_to_operand_dims: vec![0],
-        index_vector_dim: 1,
-        indices_are_sorted: false,
-        unique_indices: false,
-        to_apply: Id::default(),
-    }
-}
-
 fn scatter() -> Case {
     let mut numbers = Numbers::new(11);
     let inputs = vec![
@@ -491,9 +479,9 @@ fn scatter() -> Case {
             update_window_dims: vec![1, 2],
             inserted_window_dims: vec![0],
             scatter_dims_to_operand_dims: vec![1, 0],
-            ..row_scatter()
+            ..ScatterDims::rows()
         };
-        vec![b.scatter(x[0], x[1], x[2], row_scatter()), b.scatter(x[3], x[4], x[5], window)]
+        vec![b.scatter(x[0], x[1], x[2], ScatterDims::rows()), b.scatter(x[3], x[4], x[5], window)]
     })
 }
 
@@ -504,7 +492,8 @@ fn scatter_outside() -> Case {
         Tensor::new(&[3, 1], vec![6i32, 1, -1]).unwrap(),
         numbers.bits(DType::S32, &[3, 5]),
     ];
-    let mut case = Case::new("scatter_outside", EXACT, inputs, |b, x| vec![b.scatter(x[0], x[1], x[2], row_scatter())]);
+    let mut case =
+        Case::new("scatter_outside", EXACT, inputs, |b, x| vec![b.scatter(x[0], x[1], x[2], ScatterDims::rows())]);
     case.clamp_indices = true;
     case
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use neuron_fake::neff::{self, Packing, Sidecar};
 use njoule_hlo::op::{Binary, GatherDims, ScatterDims};
-use njoule_hlo::{Builder, DType, Id, Module, Target, Val};
+use njoule_hlo::{Builder, DType, Module, Target, Val};
 use njoule_neuron_sys::{Core, Error, Model, Run, Runtime, Tensor, TensorSet};
 
 /// Rows of a table are added to rows of a cache, in place: inputs are ids s32[2], cache f32[4,3], table f32[5,3]; outputs
@@ -36,15 +36,7 @@ fn take_rows(b: &mut Builder, table: Val, ids: Val) -> Val {
 }
 
 fn write_rows(b: &mut Builder, buffer: Val, ids: Val, rows: Val) -> Val {
-    let dims = ScatterDims {
-        update_window_dims: vec![1],
-        inserted_window_dims: vec![0],
-        scatter_dims_to_operand_dims: vec![0],
-        index_vector_dim: 1,
-        indices_are_sorted: false,
-        unique_indices: false,
-        to_apply: Id::default(), // filled in by the builder
-    };
+    let dims = ScatterDims::rows();
     b.scatter(buffer, ids, rows, dims)
 }
 
