@@ -18,7 +18,7 @@ pub mod weights;
 
 use njoule_models::program::{Op, Program};
 use njoule_models::weights::WeightSource;
-use njoule_runtime::backend::{Capacity, Executor, LoadError};
+use njoule_runtime::backend::{Backend, Capacity, Executor, LoadError};
 
 use crate::definition::{Definition, Rows};
 use crate::steps::Logits;
@@ -150,6 +150,21 @@ pub fn check(subject: &Subject<'_>, cases: &[Answered]) -> Report {
         }
     }
     report
+}
+
+/// [`check`]s a backend and prints how near its bound it came.
+pub fn report(backend: &dyn Backend, name: String, precision: Precision, cases: &[Answered]) -> Report {
+    let load =
+        |program: &Program, weights: &dyn WeightSource, capacity: Capacity| backend.load(program, weights, capacity);
+    let report = check(&Subject { name: name.clone(), precision, load: &load }, cases);
+    println!("{name}: {} cases, at most {:.2} of the bound", report.compared, report.closest);
+    report
+}
+
+/// Panics with all failures and refusals of `reports`, if there is one.
+pub fn expect_clean(reports: Vec<Report>) {
+    let problems: Vec<String> = reports.into_iter().flat_map(|r| [r.failures, r.refused].concat()).collect();
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
 }
 
 /// The largest difference of two rows; NaN where lengths differ.

@@ -2,13 +2,11 @@
 
 use std::num::NonZero;
 
-use njoule_conformance::{Answered, Case, Precision, Report, Subject, answer, cases, check, random};
+use njoule_conformance::{Answered, Case, Precision, answer, cases, expect_clean, random, report};
 use njoule_kernels::isa::Kernels;
-use njoule_models::program::Program;
-use njoule_models::weights::WeightSource;
 use njoule_runtime::backend::candle::CandleBackend;
 use njoule_runtime::backend::cpu::CpuBackend;
-use njoule_runtime::backend::{Backend, Capacity, KvType, Quant};
+use njoule_runtime::backend::{KvType, Quant};
 
 /// Random programs of a run.
 const PROGRAMS: u64 = 60;
@@ -22,19 +20,6 @@ const STORED: [(Quant, Precision); 4] = [
 
 fn cases() -> Vec<Answered> {
     answer([cases::all(), random::cases(PROGRAMS)].concat())
-}
-
-fn report(backend: &dyn Backend, name: String, precision: Precision, cases: &[Answered]) -> Report {
-    let load =
-        |program: &Program, weights: &dyn WeightSource, capacity: Capacity| backend.load(program, weights, capacity);
-    let report = check(&Subject { name: name.clone(), precision, load: &load }, cases);
-    println!("{name}: {} cases, at most {:.2} of the bound", report.compared, report.closest);
-    report
-}
-
-fn expect_clean(reports: Vec<Report>) {
-    let problems: Vec<String> = reports.into_iter().flat_map(|r| [r.failures, r.refused].concat()).collect();
-    assert!(problems.is_empty(), "{}", problems.join("\n"));
 }
 
 #[test]

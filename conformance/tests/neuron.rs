@@ -1,7 +1,7 @@
 //! The suite on modules for Neuron, run by `hlo`'s evaluator: decode, prefill and score steps, on one core and several.
 
 use njoule_conformance::{
-    Answered, Case, Precision, Report, Subject, answer, answers, cases, check, random, root_mean_square, steps,
+    Answered, Case, Precision, Report, answer, answers, cases, expect_clean, random, root_mean_square, steps,
 };
 use njoule_models::program::{Op, Program};
 use njoule_models::weights::WeightSource;
@@ -24,16 +24,7 @@ fn some(n: usize) -> Vec<Case> {
 
 fn report(backend: EvaluatedBackend, precision: Precision, cases: &[Answered]) -> Report {
     let name = format!("neuron {:?} {:?} on {}", backend.weights, backend.kv, backend.tp);
-    let load =
-        |program: &Program, weights: &dyn WeightSource, capacity: Capacity| backend.load(program, weights, capacity);
-    let report = check(&Subject { name: name.clone(), precision, load: &load }, cases);
-    println!("{name}: {} cases, at most {:.2} of the bound", report.compared, report.closest);
-    report
-}
-
-fn expect_clean(reports: Vec<Report>) {
-    let problems: Vec<String> = reports.into_iter().flat_map(|r| [r.failures, r.refused].concat()).collect();
-    assert!(problems.is_empty(), "{}", problems.join("\n"));
+    njoule_conformance::report(&backend, name, precision, cases)
 }
 
 #[test]

@@ -439,6 +439,16 @@ impl EventSink for Record {
     }
 }
 
+/// Submits all, each with its client's patience, and records what comes.
+fn submit_all(engine: &Engine, requests: &[(Request, Option<usize>)]) -> Vec<Record> {
+    let submit = |(request, patience): &(Request, Option<usize>)| {
+        let record = Record { patience: *patience, ..Record::default() };
+        engine.submit_to(request.clone(), Box::new(record.clone())).unwrap();
+        record
+    };
+    requests.iter().map(submit).collect()
+}
+
 prop_compose! {
     fn any_request()(
         len in 1u32..24,
@@ -502,12 +512,7 @@ proptest! {
         let gate = executor.gate.clone();
         gate.set(closed_at_first);
         let engine = Engine::start(Box::new(executor), VOCAB, config).unwrap();
-        let mut records = Vec::new();
-        for (request, patience) in &requests {
-            let record = Record { patience: *patience, ..Record::default() };
-            engine.submit_to(request.clone(), Box::new(record.clone())).unwrap();
-            records.push(record);
-        }
+        let records = submit_all(&engine, &requests);
         gate.set(false);
         engine.shutdown(Duration::from_secs(60)).unwrap();
         for ((request, patience), record) in requests.iter().zip(&records) {

@@ -194,12 +194,7 @@ proptest! {
         let gate = device.gate.clone();
         gate.set(true);
         let engine = start_device(device);
-        let mut records = Vec::new();
-        for (request, patience) in &requests {
-            let record = Record { patience: *patience, ..Record::default() };
-            engine.submit_to(request.clone(), Box::new(record.clone())).unwrap();
-            records.push(record);
-        }
+        let records = submit_all(&engine, &requests);
         gate.set(false);
         engine.shutdown(Duration::from_secs(60)).unwrap();
         for ((request, patience), record) in requests.iter().zip(&records) {
