@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::{Ran, neuron_fake, njoule, ran};
+use support::{Ran, SMOLLM2, asset, golden, neuron_fake, njoule, ran};
 
 /// The stand-ins and a place for caches and artifacts.
 struct Bench {
@@ -82,6 +82,44 @@ fn an_artifact_answers_as_the_cpu_does_in_every_bucket_and_on_two_cores() {
             assert_eq!(answered.json()["model"]["backend"], "neuron");
         }
     }
+}
+
+/// Kinds of attention, of norms, of feed-forwards and of positions, to the tokens that transformers gives.
+#[test]
+fn families_give_the_references_tokens() {
+    let Some(bench) = Bench::new() else { return };
+    for fixture in ["gpt2", "gemma2", "gpt_oss", "phi3_longrope", "qwen2_moe"] {
+        let model = fixture_path(fixture);
+        let golden = golden(fixture);
+        let cases = golden["prompts"].as_array().or(golden["cases"].as_array()).unwrap();
+        let part = |key: &str| cases.iter().map(|case| case[key].clone()).collect::<Vec<Value>>();
+        let prompts = bench.path("golden.json");
+        fs::write(&prompts, serde_json::to_string(&part("input_ids")).unwrap()).unwrap();
+        let expected = part("greedy_ids");
+        let count = expected[0].as_array().unwrap().len().to_string();
+        let options = ["--backend", "neuron", "--quant", "none", "--temperature", "0", "--ignore-eos", "--json", "-q"];
+        let args = [&["generate", "-m", &model, "--token-ids", &prompts, "-n", &count], &options[..]].concat();
+        assert_eq!(ids(&bench.run(&args, &[])), expected, "{fixture}");
+    }
+}
+
+/// The default model: built, then eight prompts of all lengths in one batch.
+#[test]
+fn smollm2_answers_as_the_cpu_does() {
+    let Some(file) = asset(SMOLLM2, "smollm2_answers_as_the_cpu_does") else { return };
+    let Some(bench) = Bench::new() else { return };
+    let (prompts, artifact) = (bench.path("eight.json"), bench.path("smollm2"));
+    let ids_of = |n: u32| (0..n).map(|i| (i * 37 + n) % 49000 + 3).collect::<Vec<u32>>();
+    let all: Vec<Vec<u32>> = [1, 5, 17, 40, 96, 97, 150, 200].map(ids_of).to_vec();
+    fs::write(&prompts, serde_json::to_string(&all).unwrap()).unwrap();
+    let answer = |model: &str, options: &[&str]| {
+        let common =
+            ["--token-ids", &prompts, "-n", "3", "--temperature", "0", "--ignore-eos", "--json", "-q", "-c", "256"];
+        ids(&bench.run(&[&["generate", "-m", model], &common[..], options].concat(), &[]))
+    };
+    let options = ["--quant", "none", "--context", "256", "--batch", "8", "--max-neffs", "6", "-q", "--json"];
+    bench.run(&[&["build", "-m", &file, "-o", &artifact], &options[..]].concat(), &[]).json();
+    assert_eq!(answer(&artifact, &[]), answer(&file, &["--backend", "cpu", "--quant", "none"]));
 }
 
 #[test]
