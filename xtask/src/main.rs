@@ -4,6 +4,9 @@
 mod assets;
 mod bindings;
 mod features;
+mod live;
+mod python;
+mod schemas;
 mod xla_check;
 
 use std::process::ExitCode;
@@ -18,6 +21,8 @@ fn main() -> ExitCode {
         ["bindings", "--check"] => bindings::check(),
         ["features"] => features::write(),
         ["features", "--check"] => features::check(),
+        ["schemas", file] => schemas::run(file.as_ref(), None),
+        ["schemas", file, model] => schemas::run(file.as_ref(), Some(model)),
         ["xla-check"] => xla_check::run(false),
         ["xla-check", "--all"] => xla_check::run(true),
         [] | ["help" | "--help" | "-h"] => {
@@ -48,6 +53,9 @@ cargo xtask TASK
                     `bindings` also by making it anew)
   features          write the README's table of backends from what they say they can do
   features --check  only say whether it is the code's
+  schemas FILE [MODEL]
+                    answer each JSON schema of a file (lines of name and schema) by a live server, validate what it completed
+                    with Python's jsonschema, and tell what the grammar costs per token
   xla-check         run modules for Neuron on XLA (jaxlib, in target/xla-venv or by NJOULE_XLA_PYTHON) and compare what they
                     compute with candle: some families, and layers of SmolLM2's size
   xla-check --all   the same of every family, in f32 and bf16, on 1, 2 and 4 cores

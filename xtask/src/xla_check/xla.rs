@@ -10,32 +10,15 @@ use anyhow::{Context, bail};
 use njoule_hlo::{ArrayShape, DType, Module, Tensor, encode};
 use njoule_runtime::backend::neuron::evaluated::Engine;
 
+use crate::python;
+
 /// A Python with jaxlib of the one version that is known to work: `NJOULE_XLA_PYTHON`, or a virtual environment that is made.
 pub fn python(target: &Path) -> anyhow::Result<PathBuf> {
     if let Some(python) = std::env::var_os("NJOULE_XLA_PYTHON") {
         return Ok(python.into());
     }
-    let venv = target.join("xla-venv");
-    let (python, done) = (venv.join("bin/python"), venv.join("complete"));
-    if done.is_file() {
-        return Ok(python);
-    }
-    eprintln!("making {} with jaxlib {VERSION}", venv.display());
-    expect(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;
     let packages = [format!("jax=={VERSION}"), format!("jaxlib=={VERSION}")];
-    expect(
-        Command::new(&python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(packages),
-    )?;
-    std::fs::write(&done, "")?;
-    Ok(python)
-}
-
-fn expect(command: &mut Command) -> anyhow::Result<()> {
-    let status = command.status().with_context(|| format!("cannot run {}", command.get_program().display()))?;
-    if !status.success() {
-        bail!("{command:?} ended with {status}");
-    }
-    Ok(())
+    python::environment(target, "xla-venv", &packages.each_ref().map(String::as_str))
 }
 
 /// XLA, in a child that is started when it is first asked, and again when it died.
