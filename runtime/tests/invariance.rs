@@ -105,10 +105,12 @@ fn alike() -> Vec<Request> {
         let sampling = SamplingParams {
             temperature: if i.is_multiple_of(3) { 1.0 } else { 0.0 },
             frequency_penalty: if i % 4 == 1 { 0.3 } else { 0.0 },
+            // A few tokens, again and again, so that guesses are right now and then.
+            logit_bias: (60..63).map(|id| (id, 20.0)).collect(),
             seed: Some(u64::from(i)),
             ..SamplingParams::default()
         };
-        Request { sampling, logprobs: Some(2), priority: i64::from(i % 2), ..Request::new(ids, 24 + i as usize) }
+        Request { sampling, logprobs: Some(2), priority: i64::from(i % 2), ..Request::new(ids, 44 + i as usize) }
     };
     (0..12).map(request).collect()
 }
@@ -116,7 +118,7 @@ fn alike() -> Vec<Request> {
 #[test]
 fn cached_prefixes_and_guesses_change_no_bit() {
     let capacity =
-        Capacity { blocks: 10, block_len: block_len(), max_rows: 96, max_seqs: 4, max_outputs: 40, max_len: 128 };
+        Capacity { blocks: 7, block_len: block_len(), max_rows: 96, max_seqs: 4, max_outputs: 40, max_len: 128 };
     for quant in QUANTS {
         let alone =
             engine(quant, 1, Capacity { blocks: 4, max_seqs: 1, ..capacity }, |config| config.prefix_cache = false);

@@ -387,7 +387,7 @@ impl Worker {
         stats.decode_tokens += plan.decode as u64;
         stats.prefill_seconds += seconds * plan.prefill as f64 / rows;
         stats.decode_seconds += seconds * decode / rows;
-        self.scheduler.observe(self.batch.rows(), seconds);
+        self.scheduler.observe(self.batch.rows(), self.batch.outputs.len(), seconds);
     }
 
     fn publish(&mut self, shared: &Shared) {

@@ -109,9 +109,11 @@ impl<J> Scheduler<J> {
         best.1
     }
 
-    /// Takes note of what a step of `rows` rows took.
-    pub fn observe(&mut self, rows: usize, seconds: f64) {
-        self.costs.observe(rows, seconds);
+    /// Takes note of what a step took. One of few rows counts only if all have an output, as guesses do.
+    pub fn observe(&mut self, rows: usize, outputs: usize, seconds: f64) {
+        if rows > MOST_ROWS || rows == outputs {
+            self.costs.observe(rows, seconds);
+        }
     }
 }
 
