@@ -9,6 +9,7 @@ mod interrupt;
 pub mod neuron;
 pub mod options;
 pub mod sampling;
+pub mod schedule;
 mod text;
 pub mod threads;
 pub mod timing;
@@ -30,6 +31,7 @@ use serde_json::{Value, json};
 use self::backend::{AnyBackend, Loaded};
 pub use self::interrupt::{Interrupt, Interrupted};
 pub use self::options::{RunArgs, RunOptions};
+pub use self::schedule::{Schedule, ScheduleArgs};
 pub use self::text::{Text, TextLoader};
 use crate::fetch::{self, ModelPath, ModelRef};
 use crate::verbs::Context;
@@ -123,7 +125,7 @@ impl Model {
         let started = Instant::now();
         let loading = Loading::begin(&self.name, context);
         let Loaded { capacity, executor, backend, reason } =
-            options.load(&self, |backend| self.capacity(backend, size), context)?;
+            options.load(&self, |backend| self.capacity(backend, size, options.schedule), context)?;
         timing::mark("weights packed, plan made");
         let limits = backend.limits(&self);
         let facts = Facts {
@@ -140,6 +142,7 @@ impl Model {
             load: started.elapsed(),
         };
         let mut config = EngineConfig { limits, ..EngineConfig::new(capacity) };
+        options.schedule.apply(&mut config);
         adjust(&mut config);
         let engine = Engine::start(executor, self.program.vocab(), config)?;
         drop(loading);
@@ -148,7 +151,7 @@ impl Model {
 
     /// What the executor is loaded for. The cache takes memory as it is written, so its size is bounded by what the
     /// machine could give, not by what is free for good.
-    fn capacity(&self, backend: &AnyBackend, size: Size) -> Capacity {
+    fn capacity(&self, backend: &AnyBackend, size: Size, schedule: Schedule) -> Capacity {
         let limits = backend.limits(self);
         let block_len = limits.block_len;
         if !limits.paged {
@@ -172,7 +175,7 @@ impl Model {
             block_len,
             max_rows: STEP_ROWS.max(size.max_seqs),
             max_seqs: size.max_seqs,
-            max_outputs: size.max_outputs.max(size.max_seqs),
+            max_outputs: size.max_outputs.max(size.max_seqs).max(1 + schedule.outputs()),
             max_len: size.max_len,
         }
     }

@@ -20,6 +20,9 @@ pub use step::{Batch, Bias, CandidateRow, Candidates, Masks, Returned, SeqSpan, 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockId(pub u32);
 
+/// Tokens of a cache block wherever caches are paged, and so the length by which prefixes are found again.
+pub const PREFIX_LEN: usize = 32;
+
 /// How a backend stores weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -103,6 +106,9 @@ pub struct Limits {
     /// Sequences of at most this many tokens ([`SeqSpan::rope_len`]) have other keys than longer ones, so that cached
     /// prefixes are shared on one side of it only.
     pub rope_border: Option<usize>,
+    /// Whether a sequence may have several outputs in a step for [`Wants::Tokens`], its last rows, so that tokens that were
+    /// guessed can be checked at once; only where logits are returned and batches mixed.
+    pub drafts: bool,
     /// Whether [`Executor::submit`] returns before the step is done, so that the engine should work meanwhile.
     pub overlaps: bool,
 }
@@ -122,9 +128,15 @@ impl Limits {
             classes: Vec::new(),
             chunk: None,
             rope_border: None,
+            drafts: true,
             overlaps: false,
         }
     }
+}
+
+/// [`Limits::rope_border`] of a program.
+pub(crate) fn rope_border(program: &Program) -> Option<usize> {
+    program.ropes.iter().filter_map(|table| table.long.as_ref().map(|long| long.beyond)).min()
 }
 
 /// Cache rows of one length, each of which holds one sequence at a time.

@@ -30,6 +30,7 @@ mod mock;
 #[cfg(test)]
 mod tests;
 
+pub use crate::scheduler::{MOST_DRAFTS, Speculate};
 pub(crate) use doorbell::Doorbell;
 use inbox::{Inbox, lock};
 pub use stats::EngineStats;
@@ -51,12 +52,17 @@ pub struct EngineConfig {
     pub max_logprobs: usize,
     /// Rows of prompt logits of a request that may lie in its channel unread.
     pub max_unread_rows: usize,
+    /// Whether requests start behind what the cache holds of their prompts.
+    pub prefix_cache: bool,
+    /// Whether tokens are guessed and checked several at a time. No effect where the backend cannot ([`Limits::drafts`]).
+    pub speculate: Speculate,
     /// What the backend can do.
     pub limits: Limits,
 }
 
 impl EngineConfig {
-    /// Whole capacity per step, chunks of at most 512 rows, a queue of 1024 requests, and a backend without restrictions.
+    /// Whole capacity per step, chunks of at most 512 rows, a queue of 1024 requests, a prefix cache, and a backend without
+    /// restrictions.
     pub fn new(capacity: Capacity) -> Self {
         EngineConfig {
             capacity,
@@ -66,6 +72,8 @@ impl EngineConfig {
             max_queued_tokens: 1 << 20,
             max_logprobs: 20,
             max_unread_rows: 128,
+            prefix_cache: true,
+            speculate: Speculate::Off,
             limits: Limits::paged(capacity.block_len),
         }
     }
@@ -228,6 +236,11 @@ impl Engine {
         stats.queued = inbox.queued() + stats.preempted;
         stats.queued_tokens = inbox.queued_tokens();
         stats
+    }
+
+    /// Requests of `client` that wait for their first step.
+    pub fn queued_of(&self, client: u64) -> usize {
+        lock(&self.owner.shared.inbox).queued_of(client)
     }
 
     /// The configuration that the engine was started with.

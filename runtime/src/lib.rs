@@ -48,6 +48,6 @@ pub mod request;
 pub mod sampler;
 mod scheduler;
 
-pub use engine::{Engine, EngineConfig, EngineStats};
+pub use engine::{Engine, EngineConfig, EngineStats, Speculate};
 pub use request::{Event, FinishReason, Request, RequestHandle};
 pub use sampler::SamplingParams;

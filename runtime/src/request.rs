@@ -52,8 +52,10 @@ pub struct Request {
     /// [`EngineConfig::max_unread_rows`](crate::engine::EngineConfig::max_unread_rows) rows are unread, so several such
     /// requests must be read in the order of submission or side by side.
     pub prompt_logits: bool,
-    /// Lower runs first; equal priorities run in order of arrival.
+    /// Lower runs first; equal priorities take turns over clients, and one client's run in order of arrival.
     pub priority: i64,
+    /// Whose request it is: whoever had least of the engine is next.
+    pub client: u64,
     /// When to give up.
     pub deadline: Option<Instant>,
 }
@@ -78,6 +80,7 @@ impl Request {
             prompt_logprobs: None,
             prompt_logits: false,
             priority: 0,
+            client: 0,
             deadline: None,
         }
     }

@@ -1,24 +1,34 @@
 //! Decides which rows run in a step.
 //!
-//! Decodes (one row each) come first, then prefill chunks in order of priority and arrival, then waiting sequences, until
-//! the token budget is used up. Blocks are allocated when rows need them, in the same order; when none is left, the last
-//! running sequence gives up its cache, keeps its tokens and waits again in its old place. That never stops everybody:
-//! the first sequence can take the blocks of all others, and none is admitted that could not run alone. Where the cache
-//! consists of rows, a sequence gets one when it is admitted and keeps it: nobody is preempted.
+//! Decodes (one row each) come first, then prefill chunks in order of priority and arrival, then waiting sequences in the
+//! order of the [queue], until the token budget is used up. Blocks are allocated when rows need them, in the same order;
+//! when none is left, the last running sequence gives up its cache, keeps its tokens and waits again, before those that
+//! have not run. That never stops everybody: the first sequence can take the blocks of all others, and none is admitted
+//! that could not run alone. Where the cache consists of rows, a sequence gets one when it is admitted and keeps it: nobody
+//! is preempted.
 //!
-//! Invariant: a block or row belongs to one sequence; a sequence's rows continue exactly where its cache ends; `running` is in
-//! order of priority and arrival and no longer than any step can serve (sequences, rows and outputs), so that no decode
-//! ever waits for budget.
+//! Full blocks are listed when the step that filled them is done, and a sequence that is admitted starts behind what it
+//! finds there: the beginning of another's, or its own from before it was preempted. At least one token is run.
+//!
+//! Invariant: a block that is written to, or a row, belongs to one sequence; a sequence's rows continue exactly where its
+//! cache ends; `running` is in order of priority and arrival and no longer than any step can serve (sequences, rows and
+//! outputs), so that no decode ever waits for budget.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::backend::{Batch, BlockId, Capacity, Limits, SeqSpan};
-use crate::kv::Kv;
+use crate::kv::{BlockPool, Digest, Kv};
 
 mod admit;
+mod draft;
+mod queue;
+mod speculate;
 
 use admit::Room;
+pub use queue::Key;
+use queue::Queue;
+use speculate::{ACCEPTANCE, StepCosts};
+pub use speculate::{MOST_DRAFTS, Speculate};
 
 #[cfg(test)]
 mod tests;
@@ -30,6 +40,8 @@ pub type Order = (i64, u64);
 #[derive(Debug)]
 pub struct Sequence<J> {
     pub order: Order,
+    /// Whose it is.
+    pub client: u64,
     /// Prompt and generated tokens.
     pub tokens: Vec<u32>,
     pub prompt_len: usize,
@@ -43,6 +55,12 @@ pub struct Sequence<J> {
     pub computed: usize,
     /// Its rows in this step.
     pub chunk: usize,
+    /// Tokens that may follow, which are run in this step behind its newest one.
+    pub drafts: Vec<u32>,
+    /// Of these, how many are worth it, while that is being found out.
+    kept: usize,
+    /// Share of its drafts that were accepted lately.
+    acceptance: f64,
     /// Its place among the batch's sequences in this step.
     pub span: usize,
     /// Its part of the batch's outputs in this step.
@@ -53,8 +71,14 @@ pub struct Sequence<J> {
     pub cached: usize,
     /// Whose cached prefixes it shares.
     pub salt: Option<String>,
+    /// Generated tokens that its client was charged for.
+    charged: usize,
     /// Its cache.
     blocks: Vec<BlockId>,
+    /// Digests of its full blocks, as far as they were needed.
+    chain: Vec<Digest>,
+    /// Of its blocks, those that are listed.
+    listed: usize,
     /// The engine's data.
     pub job: J,
 }
@@ -68,6 +92,7 @@ impl<J> Sequence<J> {
         let max_tokens = prompt_len + max_new;
         Sequence {
             order,
+            client: 0,
             tokens,
             prompt_len,
             max_tokens,
@@ -75,12 +100,18 @@ impl<J> Sequence<J> {
             prompt_allowance: usize::MAX,
             computed: 0,
             chunk: 0,
+            drafts: Vec::with_capacity(MOST_DRAFTS.min(max_new)),
+            kept: 0,
+            acceptance: ACCEPTANCE,
             span: 0,
             outputs: 0..0,
             preemptions: 0,
             cached: 0,
             salt: None,
+            charged: 0,
             blocks: Vec::with_capacity(max_tokens.div_ceil(block_len)),
+            chain: Vec::with_capacity(max_tokens / block_len),
+            listed: 0,
             job,
         }
     }
@@ -107,12 +138,17 @@ impl<J> Sequence<J> {
 
     /// Whether position `p` has an output if it is run now.
     fn has_output(&self, p: usize) -> bool {
-        (self.next_prompt_output..self.prompt_len).contains(&p) || (p + 1 == self.tokens.len() && self.samples())
+        (self.next_prompt_output..self.prompt_len).contains(&p) || (p + 1 >= self.tokens.len() && self.samples())
     }
 
     /// Whether this step's rows end with one that is sampled.
     pub fn samples_now(&self) -> bool {
-        self.chunk > 0 && self.computed + self.chunk == self.tokens.len() && self.samples()
+        self.chunk > 0 && self.computed + self.chunk == self.tokens.len() + self.drafts.len() && self.samples()
+    }
+
+    /// The outputs of this step that are sampled, if it has any: that of its newest token, then those of drafts.
+    pub fn sampled(&self) -> Range<usize> {
+        self.outputs.end - 1 - self.drafts.len()..self.outputs.end
     }
 
     /// Plans at most `rows` rows with at most `outputs` outputs and returns what it took.
@@ -148,6 +184,8 @@ pub struct StepLimits {
     pub mixed: bool,
     /// Whether steps that return the prompt's logits stand alone.
     pub apart: bool,
+    /// Whether drafts can be run.
+    pub drafts: bool,
 }
 
 impl StepLimits {
@@ -161,6 +199,7 @@ impl StepLimits {
             running: capacity.max_seqs.min(rows).min(capacity.max_outputs),
             mixed: limits.mixed_batches,
             apart: limits.candidates.is_some(),
+            drafts: limits.drafts && limits.mixed_batches,
         }
     }
 }
@@ -233,6 +272,8 @@ pub struct Plan {
     pub decode: usize,
     /// Other rows.
     pub prefill: usize,
+    /// Rows of drafts.
+    pub drafted: usize,
 }
 
 /// All sequences of an engine and their blocks.
@@ -240,30 +281,33 @@ pub struct Plan {
 pub struct Scheduler<J> {
     limits: StepLimits,
     kv: Kv,
-    waiting: BTreeMap<Order, Box<Sequence<J>>>,
+    waiting: Queue<J>,
     running: Vec<Box<Sequence<J>>>,
     /// Group of the last step.
     last: usize,
     preemptions: u64,
-    preempted_waiting: usize,
+    speculate: Speculate,
+    costs: StepCosts,
 }
 
 impl<J> Scheduler<J> {
-    pub fn new(limits: StepLimits, kv: Kv) -> Self {
+    pub fn new(limits: StepLimits, kv: Kv, speculate: Speculate) -> Self {
         Scheduler {
             limits,
             kv,
-            waiting: BTreeMap::new(),
+            waiting: Queue::new(),
             running: Vec::with_capacity(limits.running),
             last: GROUPS - 1,
             preemptions: 0,
-            preempted_waiting: 0,
+            speculate,
+            costs: StepCosts::new(),
         }
     }
 
     /// Queues a sequence.
     pub fn add(&mut self, sequence: Box<Sequence<J>>) {
-        self.waiting.insert(sequence.order, sequence);
+        self.waiting.clients.arrive(sequence.client);
+        self.waiting.insert(sequence);
     }
 
     pub fn kv(&self) -> &Kv {
@@ -279,7 +323,7 @@ impl<J> Scheduler<J> {
     }
 
     pub fn waiting(&self) -> impl Iterator<Item = &Sequence<J>> {
-        self.waiting.values().map(|sequence| &**sequence)
+        self.waiting.iter()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -293,20 +337,31 @@ impl<J> Scheduler<J> {
 
     /// Waiting sequences that ran before.
     pub fn preempted_waiting(&self) -> usize {
-        self.preempted_waiting
+        self.waiting.preempted()
     }
 
     /// Ends the running sequence `i` and frees its blocks.
     pub fn remove_running(&mut self, i: usize) -> Box<Sequence<J>> {
         let mut sequence = self.running.remove(i);
         sequence.release(&mut self.kv);
+        self.waiting.clients.leave(sequence.client);
         sequence
     }
 
+    /// The same for a sequence that has failed: what it has written is not to be found again.
+    pub fn discard_running(&mut self, i: usize) -> Box<Sequence<J>> {
+        let sequence = &mut self.running[i];
+        match &mut self.kv {
+            Kv::Blocks(pool) => pool.forget(&sequence.blocks),
+            Kv::Rows(_) => sequence.computed = 0,
+        }
+        self.remove_running(i)
+    }
+
     /// Ends a waiting sequence.
-    pub fn remove_waiting(&mut self, order: Order) -> Option<Box<Sequence<J>>> {
-        let sequence = self.waiting.remove(&order)?;
-        self.preempted_waiting -= usize::from(sequence.preemptions > 0);
+    pub fn remove_waiting(&mut self, key: Key) -> Option<Box<Sequence<J>>> {
+        let sequence = self.waiting.remove(key)?;
+        self.waiting.clients.leave(sequence.client);
         Some(sequence)
     }
 
@@ -315,9 +370,8 @@ impl<J> Scheduler<J> {
         for sequence in &mut self.running {
             sequence.release(&mut self.kv);
         }
-        self.preempted_waiting = 0;
-        let waiting = std::mem::take(&mut self.waiting);
-        self.running.drain(..).chain(waiting.into_values())
+        let waiting = self.waiting.drain();
+        self.running.drain(..).chain(waiting)
     }
 
     /// Chooses the rows of the next step and fills `batch` with them; if both counts are 0, nothing can run until a client
@@ -337,11 +391,23 @@ impl<J> Scheduler<J> {
         plan
     }
 
-    /// Marks the rows of the step as done.
+    /// Marks the rows of the step as done, and lists the blocks that they filled.
     pub fn commit(&mut self) {
         for sequence in &mut self.running {
+            if !sequence.drafts.is_empty() {
+                // Rows of drafts that were not accepted are written again; the newest token has not been run.
+                let run = sequence.tokens.len() - sequence.computed - 1;
+                sequence.chunk = sequence.chunk.min(run.max(1));
+                sequence.drafts.clear();
+            }
             sequence.computed += sequence.chunk;
             sequence.chunk = 0;
+            let generated = sequence.generated();
+            self.waiting.clients.charge(sequence.client, 0, generated - sequence.charged);
+            sequence.charged = generated;
+            if let Kv::Blocks(pool) = &mut self.kv {
+                sequence.list(pool);
+            }
         }
     }
 
@@ -356,13 +422,17 @@ impl<J> Scheduler<J> {
                     continue;
                 }
                 sequence.chunk = 0;
+                sequence.drafts.clear();
                 if kinds.hold(kind) {
                     room.take(sequence.plan(limits.chunk.min(room.rows), room.outputs));
                 }
             }
         }
-        if self.allocate() && (kinds.prefill || kinds.score) {
-            self.admit(kinds, room, admitted);
+        if self.allocate() {
+            if kinds.prefill || kinds.score {
+                self.admit(kinds, room, admitted);
+            }
+            self.speculate();
         }
     }
 
@@ -377,7 +447,7 @@ impl<J> Scheduler<J> {
             if self.running.len() < limits.running {
                 for kind in [Kind::Prefill, Kind::Score] {
                     let fits = |s: &Sequence<J>| (limits.apart && s.scores()) == (kind == Kind::Score);
-                    present[limits.group(kind)] |= self.waiting.values().any(|s| fits(s));
+                    present[limits.group(kind)] |= self.waiting.iter().any(fits);
                 }
             }
             // Taking turns starves none.
@@ -409,11 +479,10 @@ impl<J> Scheduler<J> {
             if !is_last {
                 let mut last = self.running.pop().expect("it is longer than i + 1");
                 pool.release(&mut last.blocks);
-                (last.computed, last.chunk) = (0, 0);
+                (last.computed, last.chunk, last.listed) = (0, 0, 0);
                 self.preemptions += 1;
-                self.preempted_waiting += 1;
                 last.preemptions += 1;
-                self.waiting.insert(last.order, last);
+                self.waiting.insert(last);
             } else {
                 // The last one keeps what it has, takes what is left and waits for the others.
                 let all = sequence.blocks.len() + pool.free();
@@ -437,8 +506,9 @@ impl<J> Scheduler<J> {
                 if sequence.generated() > 0 && sequence.pending() == 1 {
                     plan.decode += 1;
                 } else {
-                    plan.prefill += sequence.chunk;
+                    plan.prefill += sequence.chunk - sequence.drafts.len();
                 }
+                plan.drafted += sequence.drafts.len();
                 sequence.write(batch, self.kv.block_len());
             }
         }
@@ -447,6 +517,19 @@ impl<J> Scheduler<J> {
 }
 
 impl<J> Sequence<J> {
+    /// Lists what is full and was not listed.
+    fn list(&mut self, pool: &mut BlockPool) {
+        let (full, len) = (self.computed / pool.block_len(), pool.block_len());
+        if self.listed == full {
+            return;
+        }
+        pool.digest(&mut self.chain, full, &self.tokens, self.salt.as_deref(), self.max_tokens);
+        for i in self.listed..full.min(self.chain.len()) {
+            pool.publish(&mut self.blocks[i], &self.chain[i], &self.tokens[i * len..][..len]);
+        }
+        self.listed = full;
+    }
+
     fn write(&mut self, batch: &mut Batch, block_len: usize) {
         let index = |n: usize| u32::try_from(n).expect("sizes fit into 32 bits, which the engine checks at its start");
         let (rows, table) = (batch.rows(), batch.tables.len());
@@ -457,7 +540,8 @@ impl<J> Sequence<J> {
                 batch.outputs.push(index(batch.tokens.len()));
             }
             let slot = self.blocks[p / block_len].0 as usize * block_len + p % block_len;
-            batch.tokens.push(self.tokens[p]);
+            let token = self.tokens.get(p).copied().unwrap_or_else(|| self.drafts[p - self.tokens.len()]);
+            batch.tokens.push(token);
             batch.positions.push(index(p));
             batch.slots.push(index(slot));
         }

@@ -42,7 +42,7 @@ impl Messages {
         let stop = fields.array("stop_sequences", usize::MAX)?.unwrap_or_default();
         let stop = stop_strings("stop_sequences", stop)?;
         let stream = fields.flag("stream")?;
-        let mut params = Params::plain(&fields, model, max_tokens, stop, stream);
+        let mut params = Params::plain(&mut fields, model, max_tokens, stop, stream);
         let sampling = params.sampling_mut();
         sampling.temperature = fields.number("temperature", 0.0..=1.0)?.unwrap_or(sampling.temperature);
         sampling.top_p = fields.number("top_p", 0.0..=1.0)?.unwrap_or(sampling.top_p);
@@ -58,7 +58,7 @@ impl Messages {
         let mask = spec.map(|spec| model.mask(&spec, looks.thinking)).transpose()?;
         let ask = Ask { param: "messages", continues: false, logprobs: None, prompt_logprobs: None, mask };
         let requests = params.requests(app, model, &ids, max_tokens, ask)?;
-        app.admit_tokens(model, ids.len())?;
+        app.admit_tokens(model, ids.len(), params.client())?;
         app.metrics.params_n.observe_count(1);
         app.metrics.params_max_tokens.observe_count(max_tokens);
         let work = Work { requests, layout: params.layout() };

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
+use njoule_runtime::Speculate;
 use tokio::sync::{Notify, watch};
 
 use crate::auth::{Hosts, Keys};
@@ -43,6 +44,8 @@ pub struct App {
     phase: watch::Sender<Phase>,
     mailboxes: Mutex<Vec<Weak<Mailbox>>>,
     preparing: AtomicUsize,
+    /// Of these requests, those of each API key.
+    preparing_by: Vec<AtomicUsize>,
     in_flight: AtomicUsize,
     /// Bytes of request bodies in memory.
     buffered: AtomicUsize,
@@ -54,7 +57,10 @@ pub struct App {
 impl App {
     /// The state of a server that listens, on the loopback interface if `loopback`.
     pub fn new(config: ServerConfig, loopback: bool) -> App {
+        let mut preparing_by = Vec::new();
+        preparing_by.resize_with(config.api_keys.len(), AtomicUsize::default);
         App {
+            preparing_by,
             keys: Keys::new(&config.api_keys),
             hosts: Hosts::new(&config.allowed_hosts, loopback),
             config,
@@ -122,23 +128,29 @@ impl App {
         }
     }
 
-    /// Lets a request for an answer in, or refuses it at once.
-    pub fn admit(self: &Arc<Self>) -> Result<(Arc<Model>, Preparing), ApiError> {
+    /// Lets a request for an answer in, or refuses it at once. The owner of an API key that has nothing waiting is let in also
+    /// where others have filled the queue.
+    pub fn admit(self: &Arc<Self>, owner: Option<usize>) -> Result<(Arc<Model>, Preparing), ApiError> {
         let model = self.open()?.clone();
-        let preparing = Preparing::new(self);
+        let preparing = Preparing::new(self, owner);
         let waiting = model.engine().stats().queued + self.preparing.load(Ordering::Relaxed);
-        if waiting > self.config.max_queued_requests {
+        let first = owner.is_some_and(|owner| {
+            let preparing = self.preparing_by.get(owner).map_or(0, |count| count.load(Ordering::Relaxed));
+            model.engine().queued_of(owner as u64) + preparing <= 1
+        });
+        if waiting > self.config.max_queued_requests && !first {
             self.metrics.rejected_requests.add(1);
             return Err(ApiError::overloaded(self.retry_after(&model, waiting)));
         }
         Ok((model, preparing))
     }
 
-    /// Refuses prompts of `tokens` that would make the queue too long.
-    pub fn admit_tokens(&self, model: &Model, tokens: usize) -> Result<(), ApiError> {
+    /// Refuses prompts of `tokens` that would make the queue too long, unless they are the first of an API key's owner.
+    pub fn admit_tokens(&self, model: &Model, tokens: usize, client: u64) -> Result<(), ApiError> {
         let stats = model.engine().stats();
         let queued = stats.queued_tokens;
-        if queued > 0 && queued.saturating_add(tokens) > self.config.max_queued_tokens {
+        let first = !self.preparing_by.is_empty() && model.engine().queued_of(client) == 0;
+        if !first && queued > 0 && queued.saturating_add(tokens) > self.config.max_queued_tokens {
             self.metrics.rejected_tokens.add(1);
             return Err(ApiError::overloaded(self.retry_after(model, stats.queued)));
         }
@@ -175,6 +187,9 @@ impl App {
             model: model.map_or("", |model| model.name()),
             stats: model.map(|model| model.engine().stats()),
             block_len: config.map_or(0, |config| config.capacity.block_len),
+            speculates: config
+                .is_some_and(|c| c.speculate != Speculate::Off && c.limits.drafts && c.limits.mixed_batches),
+            prefix_cache: config.is_some_and(|config| config.prefix_cache),
             preparing: self.preparing.load(Ordering::Relaxed),
             in_flight: self.in_flight(),
             ready: self.is_ready(),
@@ -241,18 +256,31 @@ pub fn lost() -> ApiError {
 }
 
 /// A request that is being read and tokenised.
-pub struct Preparing(Arc<App>);
+pub struct Preparing {
+    app: Arc<App>,
+    owner: Option<usize>,
+}
 
 impl Preparing {
-    fn new(app: &Arc<App>) -> Preparing {
-        app.preparing.fetch_add(1, Ordering::Relaxed);
-        Preparing(app.clone())
+    fn new(app: &Arc<App>, owner: Option<usize>) -> Preparing {
+        let preparing = Preparing { app: app.clone(), owner };
+        for count in preparing.counters() {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        preparing
+    }
+
+    fn counters(&self) -> impl Iterator<Item = &AtomicUsize> {
+        let own = self.owner.and_then(|owner| self.app.preparing_by.get(owner));
+        std::iter::once(&self.app.preparing).chain(own)
     }
 }
 
 impl Drop for Preparing {
     fn drop(&mut self) {
-        self.0.preparing.fetch_sub(1, Ordering::Relaxed);
+        for count in self.counters() {
+            count.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 

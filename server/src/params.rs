@@ -3,6 +3,7 @@
 //! Invariant: limits are those of the table in docs/serving.md; a [`Params`] can be handed to the engine as it is, but for
 //! the limits that depend on the prompt.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use njoule_runtime::request::TokenMask;
@@ -31,6 +32,8 @@ pub struct Params {
     pub structure: Option<Spec>,
     /// Whose cached prefixes may be used.
     scope: Option<String>,
+    /// Who takes turns with others.
+    client: u64,
     sampling: SamplingParams,
     min_tokens: usize,
     ignore_eos: bool,
@@ -76,6 +79,7 @@ impl Params {
         Ok(Params {
             structure,
             scope: scope(fields)?,
+            client: client(fields),
             n,
             max_tokens,
             stream,
@@ -92,11 +96,12 @@ impl Params {
     }
 
     /// The parameters of an API that has few of them.
-    pub fn plain(fields: &Fields, model: &Model, max_tokens: usize, stop: Vec<String>, stream: bool) -> Params {
+    pub fn plain(fields: &mut Fields, model: &Model, max_tokens: usize, stop: Vec<String>, stream: bool) -> Params {
         Params {
             n: 1,
             structure: None,
             scope: fields.owner().map(|owner| format!("{owner}/")),
+            client: client(fields),
             max_tokens: Some(max_tokens),
             stream: stream.then(StreamOptions::default),
             prompt_logprobs: None,
@@ -114,6 +119,11 @@ impl Params {
     /// How tokens are picked.
     pub fn sampling_mut(&mut self) -> &mut SamplingParams {
         &mut self.sampling
+    }
+
+    /// Who takes turns with others.
+    pub fn client(&self) -> u64 {
+        self.client
     }
 
     /// Whether special tokens are left out of texts.
@@ -160,6 +170,7 @@ impl Params {
             prompt_logprobs: ask.prompt_logprobs.or(self.prompt_logprobs),
             priority: self.priority,
             cache_salt: self.scope.clone(),
+            client: self.client,
             mask: ask.mask,
             deadline,
             ..Request::new(prompt.to_vec(), max_new)
@@ -286,6 +297,21 @@ fn scope(fields: &mut Fields) -> Field<Option<String>> {
         true => Err(ApiError::value("cache_salt", "cache_salt must be 1 to 128 characters without @ / \\ and NUL")),
         // A salt holds no slash.
         false => Ok(Some(owner.map_or(salt.clone(), |owner| format!("{owner}/{salt}")))),
+    }
+}
+
+/// The owner of the API key; without keys whoever the request says it is for.
+fn client(fields: &mut Fields) -> u64 {
+    let user = fields.take("user");
+    match (fields.owner(), user) {
+        (Some(owner), _) => owner as u64,
+        // Two users of one number take turns as one.
+        (None, Some(Value::String(user))) => {
+            let mut hasher = DefaultHasher::new();
+            user.hash(&mut hasher);
+            hasher.finish()
+        }
+        (None, _) => 0,
     }
 }
 

@@ -199,7 +199,7 @@ async fn answer(
             // Looked at before the body is read: a server that goes away says so at once.
             app.open()?;
             let (body, room) = body::read(request, app).await?;
-            let (model, preparing) = app.admit()?;
+            let (model, preparing) = app.admit(owner)?;
             let work = {
                 let app = app.clone();
                 aside(move || {

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use njoule_runtime::backend::{KvType, Quant};
 
 use super::backend::BackendArg;
-use super::threads;
+use super::{Schedule, threads};
 use crate::args::UsageError;
 
 /// How to run a model, as typed.
@@ -137,6 +137,8 @@ pub struct RunOptions {
     pub context: Option<usize>,
     /// Most sequences, if given.
     pub batch_size: Option<usize>,
+    /// What the engine does beyond running requests.
+    pub schedule: Schedule,
 }
 
 impl RunArgs {
@@ -153,6 +155,7 @@ impl RunArgs {
             threads,
             context: self.context.map(NonZero::get),
             batch_size: self.batch_size.map(NonZero::get),
+            schedule: Schedule::default(),
         };
         options.check_backend()?;
         Ok(options)
@@ -168,6 +171,11 @@ impl RunOptions {
     /// The stored type.
     pub fn quant(&self) -> Quant {
         self.quant.quant()
+    }
+
+    /// The same, scheduled so.
+    pub fn scheduled(self, schedule: Schedule) -> RunOptions {
+        RunOptions { schedule, ..self }
     }
 
     /// How many of `wanted` sequences run together.

@@ -17,7 +17,7 @@ use super::Context;
 use super::generate::{Figures, submit};
 use crate::args::ModelArgs;
 use crate::session::sampling::SamplingArgs;
-use crate::session::{Interrupt, Model, RunArgs, Session, Size, Text};
+use crate::session::{Interrupt, Model, RunArgs, ScheduleArgs, Session, Size, Text};
 
 /// Arguments of `chat`.
 #[derive(Debug, clap::Args)]
@@ -37,13 +37,15 @@ pub struct Args {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
+    schedule: ScheduleArgs,
+    #[command(flatten)]
     run: RunArgs,
 }
 
 impl Args {
     /// Talks until the input ends.
     pub fn run(self, context: &mut Context<'_>) -> anyhow::Result<()> {
-        let options = self.run.options()?;
+        let options = self.run.options()?.scheduled(self.schedule.read()?);
         let model = Model::open(&self.model.resolve(&context.fetch.env)?, context)?;
         let loader = model.load_text();
         let max_len = model.max_len(options.context, 0, context);

@@ -19,7 +19,7 @@ use super::Context;
 use crate::args::UsageError;
 use crate::session::sampling::SamplingArgs;
 use crate::session::words::Words;
-use crate::session::{Interrupt, Interrupted, Model, RunArgs, Session, Size, Text, timing};
+use crate::session::{Interrupt, Interrupted, Model, RunArgs, ScheduleArgs, Session, Size, Text, timing};
 
 /// Arguments of `generate`.
 #[derive(Debug, clap::Args)]
@@ -56,6 +56,8 @@ pub struct Args {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
+    schedule: ScheduleArgs,
+    #[command(flatten)]
     run: RunArgs,
 }
 
@@ -66,7 +68,7 @@ impl Args {
         let from_file = self.prompts.is_some() || self.token_ids.is_some();
         let words = Words::read(&self.words, self.model.as_deref(), from_file, &context.fetch.env)?;
         let input = Input::read(words.text, self.prompts.as_deref(), self.token_ids.as_deref())?;
-        let options = self.run.options()?;
+        let options = self.run.options()?.scheduled(self.schedule.read()?);
         let model = Model::open(&words.model, context)?;
         let loader = model.load_text();
 

@@ -16,7 +16,7 @@ use njoule_server::{ModelParts, Outcome, Server, ServerConfig};
 
 use super::Context;
 use crate::args::{ModelArgs, UsageError};
-use crate::session::{Interrupted, Model, RunArgs, Size};
+use crate::session::{Interrupted, Model, RunArgs, ScheduleArgs, Size};
 
 /// Arguments of `serve`.
 #[derive(Debug, clap::Args)]
@@ -62,6 +62,8 @@ pub struct Args {
     /// Devices that share a model; only 1 is possible on a CPU
     #[arg(long, value_name = "N", default_value = "1", hide_default_value = true)]
     tensor_parallel_size: NonZero<usize>,
+    #[command(flatten)]
+    schedule: ScheduleArgs,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -143,7 +145,7 @@ impl Args {
                 "--tensor-parallel-size: one CPU process runs the whole model, there is nothing to split it over";
             return Err(UsageError(message.into()).into());
         }
-        let options = self.run.options()?;
+        let options = self.run.options()?.scheduled(self.schedule.read()?);
         let sequences = options.sequences(usize::MAX);
         let config = self.config(sequences)?;
         self.log().install();

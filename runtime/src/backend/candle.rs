@@ -37,7 +37,8 @@ use njoule_models::weights::{WeightError, WeightSource};
 use self::attention::Cache;
 use self::weights::Weights;
 use super::{
-    Backend, Batch, Capacity, Cost, Executor, KvType, Limits, LoadError, MemoryUse, Quant, StepError, StepOutput,
+    Backend, Batch, Capacity, Cost, Executor, KvType, Limits, LoadError, MemoryUse, PREFIX_LEN, Quant, StepError,
+    StepOutput, rope_border,
 };
 
 /// How to run with candle.
@@ -138,8 +139,8 @@ impl CandleBackend {
 }
 
 impl Backend for CandleBackend {
-    fn limits(&self, _program: &Program) -> Limits {
-        Limits::paged(BLOCK_LEN)
+    fn limits(&self, program: &Program) -> Limits {
+        Limits { rope_border: rope_border(program), ..Limits::paged(PREFIX_LEN) }
     }
 
     fn load(
@@ -218,6 +219,3 @@ fn last_uses(program: &Program) -> Vec<Vec<Val>> {
     uses.reverse();
     uses
 }
-
-/// Tokens of a cache block.
-const BLOCK_LEN: usize = 32;

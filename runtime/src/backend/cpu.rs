@@ -16,12 +16,10 @@ use njoule_models::program::{Op, Program, RowSet, WeightId};
 use njoule_models::weights::WeightSource;
 
 use super::{
-    Backend, Batch, Capacity, Cost, Executor, KvType, Limits, LoadError, MemoryUse, Quant, StepError, StepOutput,
+    Backend, Batch, Capacity, Cost, Executor, KvType, Limits, LoadError, MemoryUse, PREFIX_LEN, Quant, StepError,
+    StepOutput, rope_border,
 };
 pub use store::StoredWeights;
-
-/// Tokens of a cache block.
-const BLOCK_LEN: usize = 32;
 
 /// How to run on this machine's CPU.
 #[derive(Clone, Debug)]
@@ -93,8 +91,8 @@ impl CpuBackend {
 }
 
 impl Backend for CpuBackend {
-    fn limits(&self, _program: &Program) -> Limits {
-        Limits::paged(BLOCK_LEN)
+    fn limits(&self, program: &Program) -> Limits {
+        Limits { rope_border: rope_border(program), ..Limits::paged(PREFIX_LEN) }
     }
 
     fn load(

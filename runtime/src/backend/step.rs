@@ -25,8 +25,8 @@ pub enum Wants {
     /// Logits of every output, as the model gives them: the engine applies biases and masks itself.
     #[default]
     Logits,
-    /// A token is drawn from each output, and no sequence has more than one, its last row: a backend may return
-    /// candidates, biases and masks applied.
+    /// A token is drawn from each output, and no sequence has more than one, its last row (or its last rows, where
+    /// [`Limits::drafts`](super::Limits::drafts)): a backend may return candidates, biases and masks applied.
     Tokens,
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Invariant: under its lock a request is either refused or owned by the engine; after [`Inbox::fail`] none is accepted.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -46,13 +47,24 @@ pub struct Inbox {
     /// Requests that wait for their first step, here and in the scheduler, and their prompt tokens.
     requests: usize,
     tokens: usize,
+    /// Of these requests, how many are whose.
+    clients: BTreeMap<u64, usize>,
     max_requests: usize,
     max_tokens: usize,
 }
 
 impl Inbox {
     pub fn new(max_requests: usize, max_tokens: usize) -> Self {
-        Inbox { phase: Phase::Open, arrived: Vec::new(), next_id: 0, requests: 0, tokens: 0, max_requests, max_tokens }
+        Inbox {
+            phase: Phase::Open,
+            arrived: Vec::new(),
+            next_id: 0,
+            requests: 0,
+            tokens: 0,
+            clients: BTreeMap::new(),
+            max_requests,
+            max_tokens,
+        }
     }
 
     pub fn push(&mut self, request: Request, sink: Box<dyn EventSink>) -> Result<Accepted, SubmitError> {
@@ -74,6 +86,7 @@ impl Inbox {
         self.next_id += 1;
         self.requests += 1;
         self.tokens = tokens;
+        *self.clients.entry(request.client).or_default() += 1;
         self.arrived.push(Submission {
             id,
             request,
@@ -89,10 +102,21 @@ impl Inbox {
         self.phase.clone()
     }
 
-    /// A request with a prompt of `tokens` waits no longer for its first step.
-    pub fn left_queue(&mut self, tokens: usize) {
+    /// A request of `client` with a prompt of `tokens` waits no longer for its first step.
+    pub fn left_queue(&mut self, client: u64, tokens: usize) {
         self.requests -= 1;
         self.tokens -= tokens;
+        if let Some(count) = self.clients.get_mut(&client) {
+            *count -= 1;
+            if *count == 0 {
+                self.clients.remove(&client);
+            }
+        }
+    }
+
+    /// Requests of `client` that wait.
+    pub fn queued_of(&self, client: u64) -> usize {
+        self.clients.get(&client).copied().unwrap_or(0)
     }
 
     pub fn queued(&self) -> usize {
@@ -119,6 +143,7 @@ impl Inbox {
     pub fn fail(&mut self, error: RequestError) -> Vec<Submission> {
         self.phase = Phase::Failed(error);
         (self.requests, self.tokens) = (0, 0);
+        self.clients.clear();
         std::mem::take(&mut self.arrived)
     }
 

@@ -9,7 +9,8 @@ use std::time::Instant;
 use super::EngineConfig;
 use super::inbox::Submission;
 use super::stop::StopMatcher;
-use crate::request::{Event, FinishReason, MaskStream, Reply, RequestError, StopMatch, TextStream, Usage};
+use crate::backend::Masks;
+use crate::request::{Event, FinishReason, MaskError, MaskStream, Reply, RequestError, StopMatch, TextStream, Usage};
 use crate::sampler::{History, SamplingParams, TokenLogprob};
 use crate::scheduler::Sequence;
 
@@ -83,6 +84,15 @@ pub enum End {
     Failed(RequestError),
 }
 
+/// Fills a mask that is to allow at least one token.
+pub fn fill(mask: &mut dyn MaskStream, generated: &[u32], allowed: &mut [u32]) -> Result<(), MaskError> {
+    mask.fill(generated, allowed)?;
+    match allowed.iter().any(|word| *word != 0) {
+        true => Ok(()),
+        false => Err(MaskError("no token is allowed".into())),
+    }
+}
+
 impl Job {
     /// Makes a sequence of an accepted request.
     pub fn sequence(submission: Submission, config: &EngineConfig, vocab: usize) -> Box<Sequence<Job>> {
@@ -133,6 +143,7 @@ impl Job {
         let block_len = config.capacity.block_len;
         let mut sequence = Sequence::new(order, request.prompt, request.max_new_tokens, block_len, job);
         sequence.salt = request.cache_salt;
+        sequence.client = request.client;
         if wants_prompt {
             sequence.next_prompt_output = 0;
         }
@@ -150,6 +161,13 @@ impl Job {
     /// Biases of output token number `index`, forbidden tokens included, for a backend that applies them.
     pub fn biases(&self, index: usize) -> &[(u32, f32)] {
         &self.biases[usize::from(index >= self.min_tokens)]
+    }
+
+    /// The mask of the token after `generated`, written to `allowed`, which is empty and stays so without one.
+    pub fn allow(&mut self, generated: &[u32], vocab: usize, allowed: &mut Vec<u32>) -> Result<(), MaskError> {
+        let Some(mask) = &mut self.mask else { return Ok(()) };
+        allowed.resize(Masks::words_for(vocab), 0);
+        fill(&mut **mask, generated, allowed)
     }
 
     /// Whether the client or the clock has ended it.

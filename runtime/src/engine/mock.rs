@@ -4,7 +4,7 @@
 //! model would attend to, through its block table, and its logits are a hash of what it found: a stale, foreign or missing
 //! entry changes the tokens or fails the step.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex};
 
 use crate::backend::{Batch, Capacity, Cost, Executor, MemoryUse, SeqSpan, StepError, StepOutput};
@@ -29,19 +29,31 @@ pub enum Fault {
 /// Lets a test hold the executor in a step.
 #[derive(Debug, Default)]
 pub struct Gate {
-    closed: Mutex<bool>,
+    /// Steps that may still run; `None` for all.
+    steps: Mutex<Option<u64>>,
     changed: Condvar,
 }
 
 impl Gate {
     pub fn set(&self, closed: bool) {
-        *self.closed.lock().unwrap() = closed;
+        self.allow(closed.then_some(0));
+    }
+
+    /// Lets so many steps run, or all.
+    pub fn allow(&self, steps: Option<u64>) {
+        *self.steps.lock().unwrap() = steps;
         self.changed.notify_all();
     }
 
+    /// Whether the next step has to wait.
+    pub fn is_closed(&self) -> bool {
+        *self.steps.lock().unwrap() == Some(0)
+    }
+
     fn pass(&self) {
-        let closed = self.closed.lock().unwrap();
-        drop(self.changed.wait_while(closed, |closed| *closed).unwrap());
+        let steps = self.steps.lock().unwrap();
+        let mut steps = self.changed.wait_while(steps, |steps| *steps == Some(0)).unwrap();
+        *steps = steps.map(|steps| steps - 1);
     }
 }
 
@@ -63,6 +75,10 @@ pub struct MockExecutor {
     pub gate: Arc<Gate>,
     /// Rows of every sequence, per step.
     pub log: Arc<Mutex<Vec<Vec<usize>>>>,
+    /// Whether its model falls into loops of five tokens, and out of them.
+    pub loops: bool,
+    /// Sequences of more tokens have other keys.
+    pub border: Option<usize>,
     cache: Vec<Option<Entry>>,
     result: Vec<f32>,
     step: u64,
@@ -78,6 +94,8 @@ impl MockExecutor {
             fault: None,
             gate: Arc::default(),
             log: Arc::default(),
+            loops: false,
+            border: None,
             cache: vec![None; capacity.blocks * capacity.block_len],
             result: Vec::new(),
             step: 0,
@@ -96,7 +114,9 @@ impl MockExecutor {
         ensure(batch.outputs.windows(2).all(|w| w[0] < w[1]), "outputs do not ascend")?;
         ensure(batch.outputs.iter().all(|&o| (o as usize) < rows), "an output is no row")?;
         let (mut row, mut table) = (0, 0);
-        let mut blocks = HashSet::new();
+        // Blocks may be shared, but not where rows are written.
+        let mut owners = HashMap::new();
+        batch.tables.iter().for_each(|block| *owners.entry(*block).or_insert(0) += 1);
         for seq in &batch.seqs {
             ensure(seq.rows.start == row && !seq.rows.is_empty(), "rows have gaps")?;
             ensure(seq.rows.len() <= self.chunk, "too long a chunk")?;
@@ -107,7 +127,6 @@ impl MockExecutor {
             let blocks_of_seq = batch.tables.get(seq.table.clone()).ok_or("a table is cut off")?;
             for block in blocks_of_seq {
                 ensure((block.0 as usize) < c.blocks, "no such block")?;
-                ensure(blocks.insert(*block), "a block belongs to two places")?;
             }
             for (r, position) in seq.rows.clone().zip(seq.context - seq.rows.len()..) {
                 ensure(batch.positions[r] as usize == position, "positions are not consecutive")?;
@@ -115,6 +134,8 @@ impl MockExecutor {
                     batch.slots[r] as usize == self.slot(batch, seq, position),
                     "a slot is not where the table says",
                 )?;
+                let block = blocks_of_seq[position / c.block_len];
+                ensure(owners[&block] == 1, "a block that is written to belongs to two places")?;
                 ensure((batch.tokens[r] as usize) < self.vocab, "no such token")?;
             }
         }
@@ -130,10 +151,11 @@ impl MockExecutor {
 
     /// Writes a sequence's rows, then lets each row read what it attends to.
     fn run(&mut self, batch: &Batch, seq: &SeqSpan) -> Result<(), String> {
+        let root = u64::from(self.border.is_some_and(|border| seq.rope_len > border));
         for r in seq.rows.clone() {
             let position = batch.positions[r] as usize;
             let before = match position.checked_sub(1) {
-                None => 0,
+                None => root,
                 Some(p) => self.cache[self.slot(batch, seq, p)].ok_or("an unwritten slot")?.hash,
             };
             let token = batch.tokens[r];
@@ -142,7 +164,7 @@ impl MockExecutor {
             self.cache[slot] = Some(Entry { token, position: position as u32, hash });
         }
         for r in seq.rows.clone() {
-            let mut hash = 0;
+            let mut hash = root;
             for p in 0..=batch.positions[r] as usize {
                 let entry = self.cache[self.slot(batch, seq, p)].ok_or("an unwritten slot")?;
                 hash = extend(hash, entry.token);
@@ -156,7 +178,12 @@ impl MockExecutor {
             let first = self.cache[self.slot(batch, seq, 0)].map(|entry| entry.token);
             let broken = matches!(self.fault, Some(Fault::NotANumber { first: f, position })
                 if Some(f) == first && position == batch.positions[r]);
-            let logits = logits(hash, seq.rope_len, self.vocab);
+            let mut logits = logits(hash, seq.rope_len, self.vocab);
+            // Seven times of eight the next token is the next of five.
+            if self.loops && !mix(hash).is_multiple_of(8) {
+                let last = batch.tokens[r] as usize;
+                logits[(last / 5 * 5 + (last + 1) % 5).min(self.vocab - 1)] += 20.0;
+            }
             if broken {
                 self.result.extend(logits.iter().map(|_| f32::NAN));
             } else {

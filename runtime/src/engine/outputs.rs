@@ -6,22 +6,23 @@ use std::ops::Range;
 
 use super::EngineConfig;
 use super::job::Job;
-use crate::backend::{Batch, Masks, Returned, StepOutput, Wants};
+use crate::backend::{Batch, Bias, Masks, Returned, StepOutput, Wants};
 use crate::request::{Event, RequestError};
-use crate::sampler::{Sampler, is_sound};
+use crate::sampler::{NotFinite, Pick, Sampler, TokenLogprob, is_sound};
 use crate::scheduler::Sequence;
 
-/// An empty batch that never grows. No block stands in it twice, so all tables together have at most all blocks.
+/// An empty batch that never grows. A shared block stands in several tables.
 pub fn roomy_batch(config: &EngineConfig, vocab: usize) -> Batch {
     let (capacity, limits) = (&config.capacity, &config.limits);
     let (rows, outputs) = (capacity.max_rows, capacity.max_outputs.min(capacity.max_rows));
+    let seqs = capacity.max_seqs.min(rows);
     let biases = if limits.candidates.is_some() { outputs.saturating_mul(limits.biases) } else { 0 };
     Batch {
         tokens: Vec::with_capacity(rows),
         positions: Vec::with_capacity(rows),
         slots: Vec::with_capacity(rows),
-        seqs: Vec::with_capacity(capacity.max_seqs.min(rows)),
-        tables: Vec::with_capacity(capacity.blocks),
+        seqs: Vec::with_capacity(seqs),
+        tables: Vec::with_capacity(seqs.saturating_mul(capacity.max_len.div_ceil(capacity.block_len))),
         outputs: Vec::with_capacity(outputs),
         wants: Wants::Logits,
         biases: Vec::with_capacity(biases.min(MAX_ROOM)),
@@ -64,6 +65,48 @@ pub fn prompt_outputs(
         job.reply.send(Event::PromptLogits { start: first, vocab: output.vocab, rows });
     }
     Ok(())
+}
+
+/// One output of a step.
+pub struct Row<'a> {
+    pub output: &'a mut StepOutput,
+    pub at: usize,
+}
+
+/// Draws a sequence's next token from an output.
+pub fn sample(
+    sequence: &Sequence<Job>,
+    row: Row<'_>,
+    biases: &[Bias],
+    mask: Option<&[u32]>,
+    sampler: &mut Sampler,
+    renormalised: &mut u64,
+) -> Result<(u32, Option<TokenLogprob>), NotFinite> {
+    let (job, index, Row { output, at }) = (&sequence.job, sequence.generated(), row);
+    let pick = Pick {
+        params: &job.sampling,
+        history: &job.history,
+        forbidden: job.forbidden(index),
+        mask,
+        seed: job.seed,
+        index: index as u64,
+    };
+    match output.returned {
+        Returned::Logits => {
+            let start = at * output.stride;
+            let logits = &mut output.logits[start..start + output.vocab];
+            let id = sampler.sample(logits, &pick)?;
+            let logprob = job.logprobs.map(|top| sampler.logprob(logits, id, top)).transpose()?;
+            Ok((id, logprob))
+        }
+        Returned::Candidates => {
+            let row = output.candidates.row(at);
+            let drawn = sampler.sample_candidates(row, biases, &pick)?;
+            *renormalised += u64::from(drawn.renormalised);
+            let logprob = job.logprobs.map(|top| sampler.candidate_logprob(row, biases, drawn.id, top)).transpose()?;
+            Ok((drawn.id, logprob))
+        }
+    }
 }
 
 /// Refuses an output that does not hold the rows that were asked for.

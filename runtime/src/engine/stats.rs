@@ -17,14 +17,22 @@ pub struct EngineStats {
     pub prefill_seconds: f64,
     /// Rows that continued a sequence by its newest token.
     pub decode_tokens: u64,
-    /// Time of their steps.
+    /// Time of their steps, and of the guesses beside them.
     pub decode_seconds: f64,
     /// Time spent between the executor's steps: scheduling, sampling, text, events.
     pub host_seconds: f64,
     /// Tokens generated.
     pub generated_tokens: u64,
+    /// Times that guesses for a sequence were checked.
+    pub drafts: u64,
+    /// Tokens that were guessed and run.
+    pub drafted_tokens: u64,
+    /// Of these, tokens that were the ones to come.
+    pub accepted_tokens: u64,
     /// Tokens drawn from candidates although others might have been drawn.
     pub renormalised: u64,
+    /// Prompt tokens that were looked for in the cache: all but those of prompts that are scored.
+    pub looked_up_tokens: u64,
     /// Prompt tokens that were in the cache already and were not run.
     pub cached_tokens: u64,
     /// Steps that were run again because the device was busy, or without the sequences that it refused.
@@ -47,6 +55,8 @@ pub struct EngineStats {
     pub running: usize,
     /// Cache blocks in use.
     pub blocks_used: usize,
+    /// Cache blocks that are not in use and can be found again by what they hold.
+    pub blocks_idle: usize,
     /// Cache blocks there are.
     pub blocks_total: usize,
     pub(super) step_started: Option<Instant>,
@@ -63,7 +73,11 @@ impl EngineStats {
             decode_seconds: 0.0,
             host_seconds: 0.0,
             generated_tokens: 0,
+            drafts: 0,
+            drafted_tokens: 0,
+            accepted_tokens: 0,
             renormalised: 0,
+            looked_up_tokens: 0,
             cached_tokens: 0,
             retried_steps: 0,
             preemptions: 0,
@@ -75,6 +89,7 @@ impl EngineStats {
             preempted: 0,
             running: 0,
             blocks_used: 0,
+            blocks_idle: 0,
             blocks_total,
             step_started: None,
         }

@@ -9,15 +9,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 use super::inbox::{Phase, Submission, lock};
-use super::job::{End, Job, Spent};
-use super::outputs::{check_output, prompt_outputs, roomy_batch};
+use super::job::{End, Job, Spent, fill};
+use super::outputs::{Row, check_output, prompt_outputs, roomy_batch, sample};
 use super::stats::EngineStats;
 use super::{EngineConfig, Shared};
-use crate::backend::{Batch, Bias, Executor, Returned, StepError, StepOutput, Wants};
+use crate::backend::{Batch, Bias, Executor, Masks, StepError, StepOutput, Wants};
 use crate::kv::Kv;
-use crate::request::{Event, FinishReason, MaskError, RequestError};
-use crate::sampler::{Pick, Sampler};
-use crate::scheduler::{Plan, Scheduler, Sequence, StepLimits};
+use crate::request::{Event, FinishReason, RequestError};
+use crate::sampler::Sampler;
+use crate::scheduler::{Key, Plan, Scheduler, Sequence, StepLimits};
 
 /// Body of the engine thread.
 pub fn run(executor: Box<dyn Executor>, vocab: usize, config: EngineConfig, shared: &Shared) {
@@ -50,9 +50,14 @@ struct Worker {
     /// Reused from step to step.
     batch: Batch,
     output: StepOutput,
+    /// The mask of a row behind a draft.
+    allowed: Vec<u32>,
     arrived: Vec<Submission>,
     #[allow(clippy::vec_box)] // the scheduler hands sequences over in the boxes it keeps them in
     ended: Vec<Box<Sequence<Job>>>,
+    /// No request's deadline is earlier.
+    earliest: Option<Instant>,
+    leaving: Vec<(Key, FinishReason)>,
     /// End of the last step.
     idle_since: Option<Instant>,
 }
@@ -61,17 +66,20 @@ impl Worker {
     fn new(executor: Box<dyn Executor>, vocab: usize, config: EngineConfig) -> Self {
         let capacity = &config.capacity;
         let limits = StepLimits::new(capacity, config.token_budget, config.prefill_chunk, &config.limits);
-        let kv = Kv::new(capacity, &config.limits);
+        let kv = Kv::new(capacity, &config.limits, config.prefix_cache);
         Worker {
             executor,
-            scheduler: Scheduler::new(limits, kv),
+            scheduler: Scheduler::new(limits, kv, config.speculate),
             sampler: Sampler::new(vocab),
             vocab,
             stats: EngineStats::new(capacity.blocks),
             batch: roomy_batch(&config, vocab),
             output: StepOutput::default(),
+            allowed: Vec::with_capacity(Masks::words_for(vocab)),
             arrived: Vec::new(),
             ended: Vec::new(),
+            earliest: None,
+            leaving: Vec::new(),
             idle_since: None,
             config,
         }
@@ -121,7 +129,8 @@ impl Worker {
         }
     }
 
-    /// Ends what was cancelled or has run out of time. Waiting requests are looked at when somebody rang.
+    /// Ends what was cancelled or has run out of time. Waiting requests are looked at when somebody rang or a deadline has
+    /// passed.
     fn reap(&mut self, shared: &Shared, rung: bool) {
         let (now, before) = (Instant::now(), self.ended.len());
         for i in (0..self.scheduler.running().len()).rev() {
@@ -131,22 +140,21 @@ impl Worker {
                 self.ended.push(sequence);
             }
         }
-        let deadlines = self.scheduler.waiting().any(|s| s.job.deadline.is_some());
-        if rung || deadlines {
-            let given_up = |s: &Sequence<Job>| s.job.given_up(now).map(|reason| (s.order, reason));
-            loop {
-                let found = self.scheduler.waiting().find_map(given_up);
-                let Some((order, reason)) = found else {
-                    break;
-                };
-                if let Some(mut sequence) = self.scheduler.remove_waiting(order) {
-                    if sequence.job.started.is_none() {
-                        lock(&shared.inbox).left_queue(sequence.prompt_len);
-                    }
-                    sequence.job.end = Some(End::Finished(reason, None));
-                    self.ended.push(sequence);
+        let due = self.earliest.is_some_and(|deadline| now >= deadline);
+        if rung || due {
+            let given_up = |s: &Sequence<Job>| s.job.given_up(now).map(|reason| (Key::of(s), reason));
+            let mut leaving = std::mem::take(&mut self.leaving);
+            leaving.extend(self.scheduler.waiting().filter_map(given_up));
+            for (key, reason) in leaving.drain(..) {
+                let Some(mut sequence) = self.scheduler.remove_waiting(key) else { continue };
+                if sequence.job.started.is_none() {
+                    lock(&shared.inbox).left_queue(sequence.client, sequence.prompt_len);
                 }
+                sequence.job.end = Some(End::Finished(reason, None));
+                self.ended.push(sequence);
             }
+            self.leaving = leaving;
+            self.earliest = self.next_deadline();
         }
         if self.ended.len() > before {
             self.stats.cancelled += (self.ended.len() - before) as u64;
@@ -161,13 +169,16 @@ impl Worker {
                 sequence.prompt_allowance = self.config.max_unread_rows.saturating_sub(unread);
             }
         }
-        let stats = &mut self.stats;
+        let (stats, looks) = (&mut self.stats, self.config.prefix_cache);
         let plan = self.scheduler.plan(&mut self.batch, |sequence| {
             if sequence.job.started.is_none() {
                 sequence.job.started = Some(Instant::now());
-                lock(&shared.inbox).left_queue(sequence.prompt_len);
+                lock(&shared.inbox).left_queue(sequence.client, sequence.prompt_len);
+                if looks && !sequence.scores() {
+                    stats.looked_up_tokens += sequence.prompt_len as u64;
+                    stats.cached_tokens += sequence.cached as u64;
+                }
             }
-            stats.cached_tokens += sequence.cached as u64;
         });
         self.steer();
         plan
@@ -183,7 +194,7 @@ impl Worker {
         for single in [true, false] {
             let here = |s: &&mut Box<Sequence<Job>>| s.samples_now() && (s.chunk == 1) == single;
             for sequence in scheduler.running_mut().iter_mut().filter(here) {
-                let (at, index) = (sequence.outputs.end - 1, sequence.generated());
+                let (at, index) = (sequence.sampled().start, sequence.generated());
                 // Rows of a step fit into 32 bits, which the engine checks at its start.
                 let output = at as u32;
                 if biased {
@@ -192,12 +203,7 @@ impl Worker {
                 }
                 let Some(mask) = &mut sequence.job.mask else { continue };
                 let allowed = batch.masks.push(output);
-                let filled = mask.fill(&sequence.tokens[sequence.prompt_len..], allowed);
-                let some = filled.and_then(|()| match allowed.iter().any(|word| *word != 0) {
-                    true => Ok(()),
-                    false => Err(MaskError("no token is allowed".into())),
-                });
-                if let Err(error) = some {
+                if let Err(error) = fill(&mut **mask, &sequence.tokens[sequence.prompt_len..], allowed) {
                     // The step is planned: its row is run once more and nothing is drawn from it.
                     allowed.fill(u32::MAX);
                     sequence.job.end = Some(End::Failed(RequestError::Mask(error)));
@@ -236,10 +242,12 @@ impl Worker {
                 let reason = FinishReason::Length;
                 sequence.job.end = Some(End::Finished(reason, None));
             }
-            if sequence.job.end.is_some() {
-                let sequence = self.scheduler.remove_running(i);
-                self.ended.push(sequence);
-            }
+            let sequence = match sequence.job.end {
+                None => continue,
+                Some(End::Failed(_)) => self.scheduler.discard_running(i),
+                Some(End::Finished(..)) => self.scheduler.remove_running(i),
+            };
+            self.ended.push(sequence);
         }
         if !self.config.limits.overlaps {
             self.deliver(shared);
@@ -279,19 +287,19 @@ impl Worker {
         for i in (0..self.scheduler.running().len()).rev() {
             let sequence = &mut self.scheduler.running_mut()[i];
             if sequence.chunk > 0 && seqs.contains(&sequence.span) {
-                // What its part of the cache holds is not known any more.
-                sequence.computed = 0;
                 sequence.job.end = Some(End::Failed(RequestError::Refused(what.to_owned())));
-                let sequence = self.scheduler.remove_running(i);
+                // What its part of the cache holds is not known any more.
+                let sequence = self.scheduler.discard_running(i);
                 self.ended.push(sequence);
             }
         }
         self.ended.len() > before
     }
 
-    /// Delivers the prompt outputs of running sequence `i` and samples its next token, as far as this step has them.
+    /// Delivers the prompt outputs of running sequence `i` and samples its next token, as far as this step has them, and those
+    /// behind it as long as they were guessed right.
     fn advance(&mut self, i: usize, now: Instant) {
-        let Worker { scheduler, sampler, batch, output, stats, config, .. } = self;
+        let Worker { scheduler, sampler, batch, output, stats, config, allowed, vocab, .. } = self;
         let sequence = &mut scheduler.running_mut()[i];
         if sequence.job.end.is_some() {
             return;
@@ -310,51 +318,46 @@ impl Worker {
         if !samples {
             return;
         }
-        let at = sequence.outputs.end - 1;
-        let index = sequence.generated();
-        let job = &mut sequence.job;
-        let pick = Pick {
-            params: &job.sampling,
-            history: &job.history,
-            forbidden: job.forbidden(index),
-            mask: batch.masks.of(at),
-            seed: job.seed,
-            index: index as u64,
-        };
-        let picked = match output.returned {
-            Returned::Logits => {
-                let start = at * output.stride;
-                let logits = &mut output.logits[start..start + output.vocab];
-                sampler.sample(logits, &pick).and_then(|id| match job.logprobs {
-                    Some(top) => Ok((id, Some(sampler.logprob(logits, id, top)?))),
-                    None => Ok((id, None)),
-                })
-            }
-            Returned::Candidates => {
-                let (row, biases) = (output.candidates.row(at), batch.biases_of(at));
-                sampler.sample_candidates(row, biases, &pick).and_then(|drawn| {
-                    stats.renormalised += u64::from(drawn.renormalised);
-                    match job.logprobs {
-                        Some(top) => Ok((drawn.id, Some(sampler.candidate_logprob(row, biases, drawn.id, top)?))),
-                        None => Ok((drawn.id, None)),
-                    }
-                })
-            }
-        };
-        match picked {
-            Ok((id, logprob)) => {
-                stats.generated_tokens += 1;
-                sequence.tokens.push(id);
-                let last = sequence.tokens.len() == sequence.max_tokens;
-                sequence.job.take(id, index, last, logprob, now);
-                if !config.limits.overlaps {
-                    sequence.job.deliver();
+        let mut accepted = 0;
+        for (i, at) in sequence.sampled().enumerate() {
+            if i > 0 {
+                // The token before it was guessed right: its row is what would have been run next.
+                allowed.clear();
+                if let Err(error) = sequence.job.allow(&sequence.tokens[sequence.prompt_len..], *vocab, allowed) {
+                    sequence.job.end = Some(End::Failed(RequestError::Mask(error)));
+                    break;
                 }
             }
-            Err(_) => {
-                let position = sequence.tokens.len() - 1;
-                sequence.job.end = Some(End::Failed(RequestError::NonFiniteLogits { position }));
+            let mask = if i == 0 { batch.masks.of(at) } else { Some(&allowed[..]).filter(|mask| !mask.is_empty()) };
+            let (row, biases) = (Row { output, at }, batch.biases_of(at));
+            match sample(sequence, row, biases, mask, sampler, &mut stats.renormalised) {
+                Ok((id, logprob)) => {
+                    stats.generated_tokens += 1;
+                    let index = sequence.generated();
+                    sequence.tokens.push(id);
+                    let last = sequence.tokens.len() == sequence.max_tokens;
+                    sequence.job.take(id, index, last, logprob, now);
+                    if !config.limits.overlaps {
+                        sequence.job.deliver();
+                    }
+                    let right = sequence.drafts.get(i) == Some(&id);
+                    accepted += usize::from(right);
+                    if !right || sequence.job.end.is_some() {
+                        break;
+                    }
+                }
+                Err(_) => {
+                    let position = sequence.tokens.len() - 1;
+                    sequence.job.end = Some(End::Failed(RequestError::NonFiniteLogits { position }));
+                    break;
+                }
             }
+        }
+        if !sequence.drafts.is_empty() {
+            stats.drafts += 1;
+            stats.drafted_tokens += sequence.drafts.len() as u64;
+            stats.accepted_tokens += accepted as u64;
+            sequence.learn(accepted);
         }
     }
 
@@ -375,14 +378,16 @@ impl Worker {
 
     fn count(&mut self, plan: Plan, seconds: f64) {
         let stats = &mut self.stats;
-        let rows = (plan.decode + plan.prefill) as f64;
+        let decode = (plan.decode + plan.drafted) as f64;
+        let rows = decode + plan.prefill as f64;
         stats.step_started = None;
         stats.steps += 1;
         stats.rows += self.batch.rows() as u64;
         stats.prefill_tokens += plan.prefill as u64;
         stats.decode_tokens += plan.decode as u64;
         stats.prefill_seconds += seconds * plan.prefill as f64 / rows;
-        stats.decode_seconds += seconds * plan.decode as f64 / rows;
+        stats.decode_seconds += seconds * decode / rows;
+        self.scheduler.observe(self.batch.rows(), self.batch.outputs.len(), seconds);
     }
 
     fn publish(&mut self, shared: &Shared) {
@@ -390,6 +395,7 @@ impl Worker {
         self.stats.preempted = self.scheduler.preempted_waiting();
         self.stats.running = self.scheduler.running().len();
         self.stats.blocks_used = self.scheduler.kv().used();
+        self.stats.blocks_idle = self.scheduler.kv().idle();
         *lock(&shared.stats) = self.stats;
     }
 

@@ -15,6 +15,8 @@ pub struct RowPool {
     classes: Vec<Class>,
     row_len: usize,
     border: Option<usize>,
+    /// Whether prompts may start behind what idle rows hold.
+    reuse: bool,
     used: usize,
 }
 
@@ -59,7 +61,7 @@ pub struct Found {
 impl RowPool {
     /// Idle rows of `limits.classes`, which are in order of their length and of at most `row_len` tokens. The caller
     /// guarantees that row numbers fit into 32 bits.
-    pub fn new(limits: &Limits, row_len: usize) -> Self {
+    pub fn new(limits: &Limits, row_len: usize, reuse: bool) -> Self {
         let (mut rows, mut classes) = (Vec::new(), Vec::new());
         for class in &limits.classes {
             let start = rows.len();
@@ -67,7 +69,7 @@ impl RowPool {
             rows.extend(std::iter::repeat_with(idle).take(class.rows));
             classes.push(Class { start, end: rows.len(), max_len: class.max_len });
         }
-        RowPool { rows, classes, row_len, border: limits.rope_border, used: 0 }
+        RowPool { rows, classes, row_len, border: limits.rope_border, reuse, used: 0 }
     }
 
     /// Distance of two rows in slots.
@@ -114,7 +116,7 @@ impl RowPool {
     }
 
     fn shared(&self, row: &Row, wish: Wish<'_>) -> usize {
-        if !wish.reuse || row.salt.as_deref() != wish.salt || row.long != self.is_long(wish.len) {
+        if !self.reuse || !wish.reuse || row.salt.as_deref() != wish.salt || row.long != self.is_long(wish.len) {
             return 0;
         }
         let same = wish.prompt.iter().zip(&row.tokens).take_while(|(a, b)| a == b).count();
@@ -158,7 +160,7 @@ mod tests {
 
     fn pool(border: Option<usize>) -> RowPool {
         let classes = vec![RowClass { rows: 2, max_len: 32 }, RowClass { rows: 1, max_len: 100 }];
-        RowPool::new(&Limits { paged: false, classes, rope_border: border, ..Limits::paged(100) }, 100)
+        RowPool::new(&Limits { paged: false, classes, rope_border: border, ..Limits::paged(100) }, 100, true)
     }
 
     fn wish(prompt: &[u32], len: usize) -> Wish<'_> {

@@ -2,10 +2,8 @@
 //!
 //! Invariant: nobody overtakes for what somebody before him waits for.
 
-use std::ops::Bound;
-
 use super::{Kinds, Scheduler, Sequence};
-use crate::kv::{BlockPool, Kv, RowPool, Wish};
+use crate::kv::{BlockPool, Found, Kv, RowPool, Wish};
 
 /// What is left of a step's limits.
 #[derive(Clone, Copy, Debug)]
@@ -32,26 +30,30 @@ impl<J> Scheduler<J> {
     fn admit_to_blocks(&mut self, kinds: Kinds, mut room: Room, admitted: &mut impl FnMut(&mut Sequence<J>)) {
         while room.rows > 0 && self.running.len() < self.limits.running {
             let Kv::Blocks(pool) = &mut self.kv else { return };
-            let Some(mut entry) = self.waiting.first_entry() else {
+            let Some(turn) = self.waiting.next(None) else {
                 break;
             };
-            if !kinds.admits(entry.get(), &self.limits) {
+            let Some(sequence) = self.waiting.get_mut(turn.key).filter(|s| kinds.admits(s, &self.limits)) else {
                 break;
-            }
-            let taken = entry.get_mut().plan(self.limits.chunk.min(room.rows), room.outputs);
-            if taken.0 == 0 {
-                break;
-            }
+            };
+            let found = sequence.look_up(pool);
+            let taken = sequence.plan(self.limits.chunk.min(room.rows), room.outputs);
             // What the running ones will take soon is spoken for, and a block more lets them go on for a while.
-            let soon = |pool: &BlockPool, s: &Sequence<J>| pool.blocks_for(s.tokens.len() + 1) - s.blocks.len();
-            let spoken: usize = self.running.iter().map(|s| soon(pool, s)).sum();
-            let needed = pool.blocks_for(entry.get().tokens.len()) + spoken;
-            if !self.running.is_empty() && needed >= pool.free() {
+            let soon = |s: &Sequence<J>| pool.blocks_for(s.tokens.len() + 1).saturating_sub(s.blocks.len());
+            let spoken: usize = self.running.iter().map(|s| soon(s)).sum();
+            let needed = pool.blocks_for(sequence.tokens.len()) - found.owned + spoken;
+            if taken.0 == 0 || (!self.running.is_empty() && needed >= pool.free()) {
+                sequence.forget_found();
                 break;
             }
-            let mut sequence = entry.remove();
-            self.preempted_waiting -= usize::from(sequence.preemptions > 0);
-            let until = pool.blocks_for(sequence.chunk);
+            let Some(mut sequence) = self.waiting.remove(turn.key) else {
+                break;
+            };
+            sequence.blocks.iter().for_each(|block| pool.share(*block));
+            if sequence.preemptions == 0 {
+                sequence.cached = sequence.computed;
+            }
+            let until = pool.blocks_for(sequence.computed + sequence.chunk);
             let grown = pool.grow(&mut sequence.blocks, until);
             debug_assert!(grown, "the free blocks were counted");
             room.take(taken);
@@ -62,14 +64,16 @@ impl<J> Scheduler<J> {
     /// A sequence that finds no row bars its class and the longer ones for all behind it.
     fn admit_to_rows(&mut self, kinds: Kinds, mut room: Room, admitted: &mut impl FnMut(&mut Sequence<J>)) {
         let Kv::Rows(pool) = &self.kv else { return };
-        let (mut barred, mut after) = (pool.classes(), Bound::Unbounded);
+        let (mut barred, mut after) = (pool.classes(), None);
         while room.rows > 0 && barred > 0 && self.running.len() < self.limits.running {
             let Kv::Rows(pool) = &mut self.kv else { return };
-            let next = self.waiting.range_mut((after, Bound::Unbounded)).next().filter(|_| pool.free() > 0);
-            let Some((&order, sequence)) = next else {
+            let Some(turn) = self.waiting.next(after).filter(|_| pool.free() > 0) else {
                 break;
             };
-            after = Bound::Excluded(order);
+            let Some(sequence) = self.waiting.get_mut(turn.key) else {
+                break;
+            };
+            after = Some(turn);
             let found = match kinds.admits(sequence, &self.limits) {
                 true => pool.find(sequence.wish(), barred),
                 false => None,
@@ -88,13 +92,18 @@ impl<J> Scheduler<J> {
             pool.take(found.row);
             sequence.blocks.push(found.row);
             room.take(taken);
-            if let Some(sequence) = self.waiting.remove(&order) {
+            if let Some(sequence) = self.waiting.remove(turn.key) {
+                // It was charged: turns may have changed, what is barred has not.
+                after = None;
                 self.start(sequence, admitted);
             }
         }
     }
 
     fn start(&mut self, mut sequence: Box<Sequence<J>>, admitted: &mut impl FnMut(&mut Sequence<J>)) {
+        if sequence.preemptions == 0 {
+            self.waiting.clients.charge(sequence.client, sequence.prompt_len - sequence.cached, 0);
+        }
         admitted(&mut sequence);
         let at = self.running.partition_point(|s| s.order < sequence.order);
         self.running.insert(at, sequence);
@@ -102,6 +111,23 @@ impl<J> Scheduler<J> {
 }
 
 impl<J> Sequence<J> {
+    /// Takes note of the listed blocks that it could start behind; they are not its own yet.
+    fn look_up(&mut self, pool: &BlockPool) -> Found {
+        let wanted = if self.scores() { self.next_prompt_output } else { usize::MAX };
+        let most = (self.tokens.len() - 1).min(wanted) / pool.block_len();
+        pool.digest(&mut self.chain, most, &self.tokens, self.salt.as_deref(), self.max_tokens);
+        let chain = &self.chain[..most.min(self.chain.len())];
+        let found = pool.look_up(chain, &self.tokens, &mut self.blocks);
+        self.listed = found.blocks;
+        self.computed = found.blocks * pool.block_len();
+        found
+    }
+
+    fn forget_found(&mut self) {
+        self.blocks.clear();
+        (self.listed, self.computed, self.chunk) = (0, 0, 0);
+    }
+
     fn wish(&self) -> Wish<'_> {
         Wish { prompt: &self.tokens, len: self.max_tokens, salt: self.salt.as_deref(), reuse: !self.scores() }
     }

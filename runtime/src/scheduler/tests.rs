@@ -5,14 +5,15 @@ use proptest::prelude::*;
 use super::*;
 use crate::kv::BlockPool;
 
+mod prefix;
 mod rows;
 
 fn scheduler(limits: StepLimits, blocks: usize, block_len: usize) -> Scheduler<()> {
-    Scheduler::new(limits, Kv::Blocks(BlockPool::new(blocks, block_len)))
+    Scheduler::new(limits, Kv::Blocks(BlockPool::new(blocks, block_len)), Speculate::Off)
 }
 
 fn limits() -> StepLimits {
-    StepLimits { rows: 16, chunk: 8, outputs: 8, running: 8, mixed: true, apart: false }
+    StepLimits { rows: 16, chunk: 8, outputs: 8, running: 8, mixed: true, apart: false, drafts: false }
 }
 
 fn add(scheduler: &mut Scheduler<()>, id: u64, prompt: usize, max_new: usize) {

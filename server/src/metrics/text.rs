@@ -25,6 +25,10 @@ pub struct Scrape<'a> {
     pub stats: Option<EngineStats>,
     /// Tokens of a cache block.
     pub block_len: usize,
+    /// Whether prompts are looked for in the cache.
+    pub prefix_cache: bool,
+    /// Whether tokens are guessed.
+    pub speculates: bool,
     /// Requests that are being read and tokenised.
     pub preparing: usize,
     /// HTTP requests that are being answered.
@@ -119,6 +123,25 @@ impl Metrics {
         out.counter("njoule_engine_seconds_total", "Time in steps (by rows) and between them", &steps);
         let cached = [("", stats.cached_tokens as f64)];
         out.counter("njoule_prompt_tokens_cached_total", "Prompt tokens that were in the cache", &cached);
+        let looked_up = [("", stats.looked_up_tokens as f64)];
+        if scrape.prefix_cache {
+            let help = "Prompt tokens that were looked for in the cache";
+            out.counter("njoule_prefix_cache_queries_total", help, &looked_up);
+            out.counter("njoule_prefix_cache_hits_total", "Of these, tokens that were there", &cached);
+            let idle = stats.blocks_idle as f64;
+            out.gauge("njoule_prefix_cache_idle_blocks", "Blocks not in use that can be found again", idle);
+        }
+        let guesses = [
+            ("drafts", "Times that guesses for a sequence were checked", stats.drafts),
+            ("draft_tokens", "Tokens guessed and run", stats.drafted_tokens),
+            ("accepted_tokens", "Of these, tokens that were right", stats.accepted_tokens),
+        ];
+        for (name, help, count) in guesses.into_iter().filter(|_| scrape.speculates) {
+            out.counter(&format!("njoule_spec_decode_num_{name}_total"), help, &[("", count as f64)]);
+            if vllm {
+                out.counter(&format!("vllm:spec_decode_num_{name}_total"), help, &[("", count as f64)]);
+            }
+        }
         out.counter("njoule_steps_total", "Steps run", &[("", stats.steps as f64)]);
         out.counter(
             "njoule_num_preemptions_total",
@@ -134,6 +157,11 @@ impl Metrics {
             let info = format!("block_size=\"{}\",num_gpu_blocks=\"{}\"", scrape.block_len, stats.blocks_total);
             out.family("vllm:cache_config_info", "The cache", "gauge", &[(&info, 1.0)]);
             out.counter("vllm:prompt_tokens_cached_total", "Prompt tokens that were in the cache", &cached);
+            if scrape.prefix_cache {
+                let help = "Prompt tokens that were looked for in the cache";
+                out.counter("vllm:prefix_cache_queries_total", help, &looked_up);
+                out.counter("vllm:prefix_cache_hits_total", "Of these, tokens that were there", &cached);
+            }
             let preemptions = [("", stats.preemptions as f64)];
             out.counter("vllm:num_preemptions_total", "Sequences that gave up their cache", &preemptions);
         }
@@ -202,6 +230,8 @@ mod tests {
             model: "a\"b",
             stats: None,
             block_len: 16,
+            prefix_cache: true,
+            speculates: true,
             preparing: 0,
             in_flight: 0,
             ready: true,

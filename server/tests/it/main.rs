@@ -5,4 +5,5 @@ mod anthropic;
 mod hostile;
 mod http;
 mod life;
+mod reuse;
 mod support;

@@ -73,6 +73,11 @@ impl Executor for Gated {
 
 /// A server on `testdata/NAME` with `max_seqs` sequences at once.
 pub fn start(name: &str, max_seqs: usize, config: ServerConfig) -> Live {
+    start_with(name, max_seqs, config, |_| {})
+}
+
+/// The same with another engine.
+pub fn start_with(name: &str, max_seqs: usize, config: ServerConfig, adjust: impl FnOnce(&mut EngineConfig)) -> Live {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata").join(name);
     let checkpoint = Checkpoint::open(&dir).expect("the fixture");
     let tokenizer = Arc::new(Tokenizer::from_files(&dir).expect("its tokenizer"));
@@ -92,6 +97,7 @@ pub fn start(name: &str, max_seqs: usize, config: ServerConfig) -> Live {
     let executor = backend.load(&program, &*checkpoint.weights, capacity).expect("it loads");
     let mut engine_config = EngineConfig::new(capacity);
     engine_config.max_queue = 1 << 14;
+    adjust(&mut engine_config);
     let gated = Box::new(Gated(executor, gate.clone()));
     let engine = Engine::start(gated, program.vocab(), engine_config).expect("an engine");
     let server = Server::start(ServerConfig { port: 0, ..config }).expect("it listens");

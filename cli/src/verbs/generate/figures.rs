@@ -19,6 +19,8 @@ pub struct Figures {
     /// From submission to the first token of the first answer.
     ttft: Option<Duration>,
     load: Duration,
+    /// Steps that the engine ran, tokens that it guessed, and of these the right ones; unknown of one answer of several.
+    steps: Option<[u64; 3]>,
 }
 
 impl Figures {
@@ -29,9 +31,11 @@ impl Figures {
             prompt_tokens: usages.iter().map(|u| u.prompt_tokens).sum(),
             generated_tokens: usages.iter().map(|u| u.generated_tokens).sum(),
             prefill_tokens_per_s: rate(stats.prefill_tokens, stats.prefill_seconds),
-            decode_tokens_per_s: rate(stats.decode_tokens, stats.decode_seconds),
+            // A guess that was right is a token that no step had to be run for.
+            decode_tokens_per_s: rate(stats.decode_tokens + stats.accepted_tokens, stats.decode_seconds),
             ttft: usages.first().and_then(|u| u.ttft),
             load,
+            steps: Some([stats.steps, stats.drafted_tokens, stats.accepted_tokens]),
         }
     }
 
@@ -42,11 +46,12 @@ impl Figures {
         Figures {
             prompt_tokens: usage.prompt_tokens,
             generated_tokens: usage.generated_tokens,
-            prefill_tokens_per_s: rate(usage.prompt_tokens, usage.prefill),
+            prefill_tokens_per_s: rate(usage.prompt_tokens - usage.cached_tokens, usage.prefill),
             // The first token is prefill's.
             decode_tokens_per_s: rate(usage.generated_tokens.saturating_sub(1), usage.decode),
             ttft: usage.ttft,
             load,
+            steps: None,
         }
     }
 
@@ -59,6 +64,9 @@ impl Figures {
             "decode_tokens_per_s": self.decode_tokens_per_s,
             "ttft_s": self.ttft.map(|t| t.as_secs_f64()),
             "load_s": self.load.as_secs_f64(),
+            "steps": self.steps.map(|[steps, ..]| steps),
+            "drafted_tokens": self.steps.map(|[_, drafted, _]| drafted),
+            "accepted_tokens": self.steps.map(|[.., accepted]| accepted),
             "energy": unknown_energy(),
         })
     }

@@ -30,7 +30,7 @@ use super::interface::Input;
 use super::{shard, weights};
 use crate::backend::{
     Backend, Batch, Capacity, Cost, Executor, Limits, LoadError, MemoryUse, Returned, RowClass, StepError, StepOutput,
-    Wants,
+    Wants, rope_border,
 };
 
 /// How to run an artifact on this machine.
@@ -202,7 +202,8 @@ impl Layout {
             paged: false,
             classes,
             chunk: Some(buckets.chunk()),
-            rope_border: program.ropes.iter().filter_map(|table| table.long.as_ref().map(|long| long.beyond)).min(),
+            rope_border: rope_border(program),
+            drafts: false,
             overlaps: true,
         }
     }

@@ -69,6 +69,7 @@ impl MockDevice {
             paged: false,
             classes: classes.to_vec(),
             chunk: Some(8),
+            drafts: false,
             overlaps: true,
             ..Limits::paged(longest)
         };

@@ -10,7 +10,7 @@ fn in_rows(limits: StepLimits, classes: &[RowClass]) -> Scheduler<()> {
     let blocks = classes.iter().map(|c| c.rows).sum();
     let capacity =
         Capacity { blocks, block_len: 100, max_rows: 64, max_seqs: blocks, max_outputs: blocks, max_len: 100 };
-    Scheduler::new(limits, Kv::new(&capacity, &limits_of_rows))
+    Scheduler::new(limits, Kv::new(&capacity, &limits_of_rows, true), Speculate::Off)
 }
 
 fn rows_of(s: &Scheduler<()>) -> Vec<(u64, u32)> {
@@ -81,7 +81,7 @@ proptest! {
         apart: bool,
     ) {
         let classes = [RowClass { rows: short, max_len: 24 }, RowClass { rows: long, max_len: 60 }];
-        let limits = StepLimits { rows: budget, chunk: chunk.min(budget), outputs: 8, running: (short + long).min(budget).min(8), mixed, apart };
+        let limits = StepLimits { rows: budget, chunk: chunk.min(budget), outputs: 8, running: (short + long).min(budget).min(8), mixed, apart, drafts: false };
         let mut s = in_rows(limits, &classes);
         let mut batch = Batch::default();
         // What a row's slots were last written with: the token and all before it.

@@ -1,0 +1,83 @@
+//! The flags of verbs that answer requests: what the engine does beyond running them.
+
+use clap::Args;
+use njoule_runtime::{EngineConfig, Speculate};
+
+use crate::args::UsageError;
+
+/// How requests are scheduled, as typed.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Scheduling")]
+pub struct ScheduleArgs {
+    /// Run every prompt from its beginning, also where the cache still holds it
+    #[arg(long, alias = "no-enable-prefix-caching", env = "NJOULE_NO_PREFIX_CACHE",
+        value_parser = clap::builder::FalseyValueParser::new())]
+    no_prefix_cache: bool,
+    #[arg(long, hide = true, conflicts_with = "no_prefix_cache")]
+    enable_prefix_caching: bool,
+    /// Guess tokens from the text so far and check several in one step; the answer is the same. `auto` while it pays, or
+    /// at most N per step (1 to 15)
+    #[arg(long, env = "NJOULE_SPECULATE", value_name = "auto|off|N", default_value = "auto", value_parser = speculate)]
+    speculate: Option<Speculate>,
+    #[arg(long, hide = true, value_name = "JSON")]
+    speculative_config: Option<String>,
+}
+
+impl ScheduleArgs {
+    /// What they say.
+    pub fn read(&self) -> Result<Schedule, UsageError> {
+        if self.speculative_config.is_some() {
+            let message = "--speculative-config: there is one method, n-grams of the text so far, and nothing to configure \
+                but how much of it: --speculate auto, off or N (tokens per step)";
+            return Err(UsageError(message.into()));
+        }
+        Ok(Schedule {
+            prefix_cache: self.enable_prefix_caching || !self.no_prefix_cache,
+            speculate: self.speculate.unwrap_or_default(),
+        })
+    }
+}
+
+/// How requests are scheduled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Schedule {
+    prefix_cache: bool,
+    speculate: Speculate,
+}
+
+impl Default for Schedule {
+    /// For verbs that give their requests to the engine once: nothing repeats, and steps are what they seem.
+    fn default() -> Self {
+        Schedule { prefix_cache: true, speculate: Speculate::Off }
+    }
+}
+
+impl Schedule {
+    /// Outputs that a step needs for it, beside one per sequence.
+    pub fn outputs(self) -> usize {
+        match self.speculate {
+            Speculate::Off => 0,
+            Speculate::Auto => MOST,
+            Speculate::UpTo(n) => n,
+        }
+    }
+
+    /// Tells an engine.
+    pub fn apply(self, config: &mut EngineConfig) {
+        (config.prefix_cache, config.speculate) = (self.prefix_cache, self.speculate);
+    }
+}
+
+fn speculate(typed: &str) -> Result<Speculate, String> {
+    match typed {
+        "auto" => Ok(Speculate::Auto),
+        "off" | "0" => Ok(Speculate::Off),
+        number => match number.parse() {
+            Ok(n) if (1..=MOST).contains(&n) => Ok(Speculate::UpTo(n)),
+            _ => Err(format!("it is auto, off or a number of tokens from 1 to {MOST}")),
+        },
+    }
+}
+
+/// Guessed tokens per step at most.
+const MOST: usize = njoule_runtime::engine::MOST_DRAFTS;
