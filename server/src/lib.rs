@@ -22,6 +22,7 @@ mod generation;
 pub mod log;
 mod logprobs;
 pub mod mailbox;
+mod masks;
 pub mod metrics;
 pub mod model;
 mod output;

@@ -48,4 +48,5 @@ pub fn detokenize(model: &Model, mut fields: Fields) -> Result<Reply, ApiError> 
     Ok(Reply::json(&json!({"prompt": model.tokenizer().decode(&ids, false)})))
 }
 
-const MAX_IDS: usize = 1 << 20;
+/// Ids of a request.
+pub const MAX_IDS: usize = 1 << 20;

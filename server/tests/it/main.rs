@@ -2,6 +2,7 @@
 
 mod answers;
 mod anthropic;
+mod constraints;
 mod hostile;
 mod http;
 mod life;
