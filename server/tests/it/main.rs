@@ -7,3 +7,4 @@ mod hostile;
 mod http;
 mod life;
 mod support;
+mod tls;
