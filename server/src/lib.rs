@@ -19,6 +19,7 @@ mod connection;
 pub mod error;
 mod fields;
 mod generation;
+pub mod local;
 pub mod log;
 mod logprobs;
 pub mod mailbox;

@@ -51,7 +51,7 @@ pub async fn handle(app: Arc<App>, request: Request<Incoming>) -> Response<Body>
 
 /// What there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Route {
+pub enum Route {
     Live,
     Ready,
     Health,
@@ -70,7 +70,8 @@ enum Route {
 }
 
 impl Route {
-    fn of(path: &str) -> Option<Route> {
+    /// The route of a path.
+    pub fn of(path: &str) -> Option<Route> {
         Some(match path {
             "/live" => Route::Live,
             "/ready" => Route::Ready,
@@ -91,7 +92,8 @@ impl Route {
         })
     }
 
-    fn dialect(self) -> Dialect {
+    /// Whose shape its errors have.
+    pub fn dialect(self) -> Dialect {
         match self {
             Route::Messages | Route::CountTokens => Dialect::Anthropic,
             _ => Dialect::OpenAi,
@@ -232,13 +234,15 @@ async fn counted<T>(run: impl Future<Output = T>, preparing: crate::app::Prepari
     .await
 }
 
-enum Prepared {
+/// A request that is ready to run.
+pub enum Prepared {
     Chat(Box<Chat>),
     Completions(Box<Completions>),
     Messages(Box<Messages>),
 }
 
-fn prepare(app: &Arc<App>, model: &Arc<Model>, route: Route, mut fields: Fields) -> Result<Prepared, ApiError> {
+/// Reads the fields of a request for an answer.
+pub fn prepare(app: &Arc<App>, model: &Arc<Model>, route: Route, mut fields: Fields) -> Result<Prepared, ApiError> {
     let route = match route {
         Route::Invocations if fields.has("messages") => Route::Chat,
         Route::Invocations if fields.has("prompt") => Route::Completions,
@@ -256,7 +260,7 @@ fn prepare(app: &Arc<App>, model: &Arc<Model>, route: Route, mut fields: Fields)
 }
 
 /// Does what takes a while where it delays no connection.
-async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T, ApiError> + Send + 'static) -> Result<T, ApiError> {
+pub async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T, ApiError> + Send + 'static) -> Result<T, ApiError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(_) => Err(ApiError::engine("internal_error", "the request could not be handled", false)),

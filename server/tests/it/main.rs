@@ -6,5 +6,6 @@ mod constraints;
 mod hostile;
 mod http;
 mod life;
+mod local;
 mod support;
 mod tls;
