@@ -26,6 +26,7 @@ pub mod mailbox;
 mod masks;
 pub mod metrics;
 pub mod model;
+mod openapi;
 mod output;
 mod params;
 mod respond;

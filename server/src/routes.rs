@@ -16,6 +16,7 @@ use crate::completions::Completions;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::model::{Model, shorten};
+use crate::openapi;
 use crate::respond::{self, Dialect, Reply};
 use crate::tokenize;
 
@@ -57,6 +58,7 @@ pub enum Route {
     Health,
     Ping,
     Version,
+    OpenApi,
     Metrics,
     Models,
     OneModel,
@@ -69,27 +71,33 @@ pub enum Route {
     CountTokens,
 }
 
+/// Every path; `{model}` is a name, which may hold slashes.
+pub const PATHS: [(&str, Route); 17] = [
+    ("/v1/chat/completions", Route::Chat),
+    ("/v1/completions", Route::Completions),
+    ("/v1/messages", Route::Messages),
+    ("/v1/messages/count_tokens", Route::CountTokens),
+    ("/v1/models", Route::Models),
+    ("/v1/models/{model}", Route::OneModel),
+    ("/tokenize", Route::Tokenize),
+    ("/detokenize", Route::Detokenize),
+    ("/invocations", Route::Invocations),
+    ("/ping", Route::Ping),
+    ("/live", Route::Live),
+    ("/ready", Route::Ready),
+    ("/health", Route::Health),
+    ("/v1/health", Route::Health),
+    ("/metrics", Route::Metrics),
+    ("/version", Route::Version),
+    ("/openapi.json", Route::OpenApi),
+];
+
 impl Route {
     /// The route of a path.
     pub fn of(path: &str) -> Option<Route> {
-        Some(match path {
-            "/live" => Route::Live,
-            "/ready" => Route::Ready,
-            "/health" | "/v1/health" => Route::Health,
-            "/ping" => Route::Ping,
-            "/version" => Route::Version,
-            "/metrics" => Route::Metrics,
-            "/v1/models" => Route::Models,
-            "/v1/chat/completions" => Route::Chat,
-            "/v1/completions" => Route::Completions,
-            "/tokenize" => Route::Tokenize,
-            "/detokenize" => Route::Detokenize,
-            "/invocations" => Route::Invocations,
-            "/v1/messages" => Route::Messages,
-            "/v1/messages/count_tokens" => Route::CountTokens,
-            _ if path.strip_prefix(MODELS).is_some_and(|name| !name.is_empty()) => Route::OneModel,
-            _ => return None,
-        })
+        let named = path.strip_prefix(MODELS).is_some_and(|name| !name.is_empty());
+        let known = || PATHS.iter().find(|(known, _)| *known == path).map(|(_, route)| *route);
+        if named { Some(Route::OneModel) } else { known() }
     }
 
     /// Whose shape its errors have.
@@ -101,15 +109,16 @@ impl Route {
     }
 
     /// Whether it is open to everybody.
-    fn is_open(self) -> bool {
+    pub fn is_open(self) -> bool {
         use Route::*;
-        matches!(self, Live | Ready | Health | Ping | Version | Metrics)
+        matches!(self, Live | Ready | Health | Ping | Version | OpenApi | Metrics)
     }
 
-    fn methods(self) -> &'static str {
+    /// What it may be asked by.
+    pub fn methods(self) -> &'static str {
         use Route::*;
         match self {
-            Live | Ready | Health | Version | Metrics | Models | OneModel => "GET, HEAD",
+            Live | Ready | Health | Version | OpenApi | Metrics | Models | OneModel => "GET, HEAD",
             Ping => "GET, HEAD, POST",
             _ => "POST",
         }
@@ -169,6 +178,7 @@ async fn answer(
         Route::Health | Route::Ping if app.phase() == Phase::Loading => Err(ApiError::loading()),
         Route::Health | Route::Ping => Err(unavailable("dead", "the engine is lost")),
         Route::Version => Ok(Reply::json(&json!({"version": env!("CARGO_PKG_VERSION")}))),
+        Route::OpenApi => Ok(Reply::Json(openapi::text().into())),
         Route::Metrics => Ok(Reply::Metrics(app.scrape())),
         Route::Models => {
             let model = loaded(app)?;
@@ -260,7 +270,9 @@ pub fn prepare(app: &Arc<App>, model: &Arc<Model>, route: Route, mut fields: Fie
 }
 
 /// Does what takes a while where it delays no connection.
-pub async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T, ApiError> + Send + 'static) -> Result<T, ApiError> {
+pub async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(_) => Err(ApiError::engine("internal_error", "the request could not be handled", false)),
