@@ -40,6 +40,10 @@ pub enum Verb {
     Chat(verbs::chat::Args),
     /// Serve a model over HTTP: OpenAI's and Anthropic's interfaces.
     Serve(Box<verbs::serve::Args>),
+    /// What a server does right now: tokens per second, batch, queue, latencies.
+    Top(verbs::top::Args),
+    /// Answer a file of requests in OpenAI's batch format.
+    Batch(Box<verbs::batch::Args>),
     /// Log-probabilities of given text or token ids; perplexity of a text file.
     Score(verbs::score::Args),
     /// Measure prefill and batched decode.
@@ -71,6 +75,8 @@ impl Verb {
             Verb::Generate(args) => args.run(context),
             Verb::Chat(args) => args.run(context),
             Verb::Serve(args) => args.run(context),
+            Verb::Top(args) => args.run(context),
+            Verb::Batch(args) => args.run(context),
             Verb::Score(args) => args.run(context),
             Verb::Bench(args) => args.run(context),
             #[cfg(target_os = "linux")]
@@ -121,6 +127,7 @@ Examples:
   njoule generate \"Explain why the sky is blue.\"   answer with the default model
   njoule chat -m model.gguf                        talk with a model
   njoule serve model.gguf --port 8000              an OpenAI-compatible server
+  njoule batch -i in.jsonl -o out.jsonl            requests in OpenAI's batch format
   njoule bench -m model.gguf --batch 1,4,16        how fast this machine is
   njoule pull                                      get the default model
   njoule pull HuggingFaceTB/SmolLM2-135M-Instruct  get a model from the hub

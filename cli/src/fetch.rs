@@ -25,7 +25,7 @@ mod progress;
 mod proxy;
 mod pypi;
 mod reference;
-mod tls;
+pub(crate) mod tls;
 mod url;
 mod version;
 mod wheel;

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod args;
+pub mod config;
 pub mod fetch;
 pub mod session;
 pub mod verbs;
@@ -13,9 +14,8 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use crate::args::{Cli, UsageError};
+use crate::args::UsageError;
+use crate::config::{ParseError, Parsed};
 use crate::session::Interrupted;
 use crate::verbs::Context;
 use crate::verbs::serve::EngineLost;
@@ -31,14 +31,23 @@ pub fn main() -> ExitCode {
 
 /// Runs one command line and returns its exit code; `out` gets the result, `err` the one line of an error.
 pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
-    let cli = match Cli::try_parse_from(args) {
-        Ok(cli) => cli,
-        Err(error) => {
+    let cli = match config::parse(args) {
+        Ok(Parsed::Run(cli)) => cli,
+        Ok(Parsed::Print(text)) => return if write!(out, "{text}").is_ok() { 0 } else { FAILED },
+        Err(ParseError::Config(error)) => {
+            let _ = writeln!(err, "error: {error}");
+            return USAGE;
+        }
+        Err(ParseError::Clap(error, file)) => {
             // Help and version are "errors" that go to stdout with code 0.
             let stream: &mut dyn Write = if error.use_stderr() { err } else { out };
             let text = error.render();
             let colour = std::env::var_os("NO_COLOR").is_none() && is_terminal(error.use_stderr());
             let written = if colour { write!(stream, "{}", text.ansi()) } else { write!(stream, "{text}") };
+            // clap does not know where a default came from.
+            if let Some(file) = file.filter(|_| error.use_stderr()) {
+                let _ = writeln!(err, "with the settings of {}", file.display());
+            }
             return if written.is_ok() { u8::try_from(error.exit_code()).unwrap_or(FAILED) } else { FAILED };
         }
     };

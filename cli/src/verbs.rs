@@ -1,5 +1,6 @@
 //! One file per verb, and what they share.
 
+pub mod batch;
 pub mod bench;
 #[cfg(target_os = "linux")]
 pub mod build;
@@ -15,6 +16,7 @@ pub mod probe;
 pub mod pull;
 pub mod score;
 pub mod serve;
+pub mod top;
 
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;

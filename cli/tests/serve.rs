@@ -1,5 +1,8 @@
-//! `njoule serve` as a process: its lines, its signals, its exit codes. What it answers is tested in the server's own crate.
+//! `njoule serve` as a process: its lines, its signals, its exit codes, its settings; and its neighbours `batch` and `top`. What
+//! a server answers is tested in the server's own crate.
 
+#[path = "serve/batch.rs"]
+mod batch;
 mod support;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -7,7 +10,7 @@ use std::net::TcpStream;
 use std::process::{Child, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
-use support::{njoule, run, testdata};
+use support::{njoule, ran, run, scratch, testdata, write};
 
 /// A server, ended with its test.
 struct Running(Child);
@@ -90,4 +93,76 @@ fn the_names_that_vllm_has_for_flags_are_taken() {
     let models = ask(&address, "GET /v1/models", "");
     assert!(models.contains(r#""max_model_len":99"#), "{models}");
     assert_eq!(child.code_after(Signal::TERM), Some(0));
+}
+
+#[test]
+fn a_flag_goes_before_its_variable_that_before_the_file_and_that_before_the_default() {
+    let dir = scratch();
+    let text = "port = 1001\nhost = \"0.0.0.0\"\nmax_num_seqs = 5\nalias = [\"a\", \"b\"]\nmodel = \"random:file\"\nmax-n = 3\napi-key = \"secret\"\n";
+    let file = write(dir.path(), "njoule.toml", text);
+    let mut command = njoule(&["serve", "--config", &file, "--port", "1003", "--print-config"]);
+    command.env("NJOULE_PORT", "1002").env("NJOULE_BATCH_SIZE", "6").env("NJOULE_TRUST_REQUEST_CHAT_TEMPLATE", "1");
+    let printed = ran(command.output().unwrap());
+    assert_eq!(printed.code, 0, "{}", printed.stderr);
+    for line in [
+        "port = 1003  # flag",
+        "batch-size = 6  # variable",
+        "host = \"0.0.0.0\"  # file",
+        "served-model-name = [\"a\", \"b\"]  # file",
+        "model = \"random:file\"  # file",
+        "trust-request-chat-template = true  # variable",
+        "max-n = 3  # file",
+        "max-connections = 1024  # default",
+        "# request-timeout is not set",
+        "# api-key: 1 by file, not shown",
+    ] {
+        assert!(printed.stdout.lines().any(|printed| printed == line), "no {line} in\n{}", printed.stdout);
+    }
+    assert!(!printed.stdout.contains("secret"));
+    // What is printed is a file again.
+    let again = write(dir.path(), "again.toml", &printed.stdout);
+    let second = run(&["serve", "--config", &again, "--print-config"]);
+    let values = |text: &str| text.lines().map(|line| line.split("  #").next().unwrap().to_owned()).collect::<Vec<_>>();
+    let shown = |text: &str| values(text).into_iter().filter(|line| !line.starts_with('#')).collect::<Vec<_>>();
+    assert_eq!(shown(&second.stdout), shown(&printed.stdout));
+}
+
+#[test]
+fn a_file_that_is_no_configuration_is_refused_by_its_part() {
+    let dir = scratch();
+    let refused = |text: &str, words: &[&str]| {
+        let file = write(dir.path(), "njoule.toml", text);
+        run(&["serve", "--config", &file]).fails_with(2, words);
+    };
+    refused("prot = 1\n", &["njoule.toml", "there is no setting \"prot\"", "did you mean \"port\"?"]);
+    refused("zzz = 1\n", &["there is no setting \"zzz\""]);
+    refused("port = [1]\n", &["port must be a single string or number"]);
+    refused("trust-request-chat-template = 3\n", &["trust-request-chat-template must be true or false"]);
+    refused("port = \"many\"\n", &["invalid value 'many' for '--port <PORT>'", "njoule.toml"]);
+    refused("max_n = 1\nmax-n = 1\n", &["max-n is set twice"]);
+    refused("port = \n", &["njoule.toml: "]);
+    refused("[serve]\nport = 1\n", &["there is no setting \"serve\""]);
+    run(&["serve", "--config", "/nowhere.toml"]).fails_with(2, &["cannot read /nowhere.toml"]);
+}
+
+#[test]
+fn a_server_is_watched_from_outside() {
+    let (mut child, _log, address) = start(&[]);
+    ask(&address, "POST /v1/completions", r#"{"prompt": "Hi", "max_tokens": 3, "ignore_eos": true}"#);
+    let figures = run(&["top", &address, "--once", "--json", "--interval", "0.05"]).json();
+    assert_eq!((&figures["reachable"], &figures["ready"]), (&true.into(), &true.into()));
+    assert_eq!((&figures["running"], &figures["watts"]), (&0.0.into(), &serde_json::Value::Null));
+    let line = run(&["top", &format!("http://{address}"), "--once", "--interval", "0.05"]);
+    assert!(line.code == 0 && line.stdout.contains("0 running, 0 waiting"), "{}{}", line.stdout, line.stderr);
+    assert_eq!(child.code_after(Signal::TERM), Some(0));
+    run(&["top", &address, "--once"]).fails_with(1, &[&address]);
+    run(&["top", "--interval", "0"]).fails_with(2, &["--interval"]);
+}
+
+#[test]
+fn tls_needs_both_files() {
+    let model = testdata("qwen3");
+    run(&["serve", &model, "--tls-cert", "a"]).fails_with(2, &["--tls-cert and --tls-key need each other"]);
+    let (cert, key) = (testdata("tls/cert.pem"), testdata("tls/make.sh"));
+    run(&["serve", &model, "--ssl-certfile", &cert, "--ssl-keyfile", &key]).fails_with(1, &["TLS: ", "make.sh"]);
 }

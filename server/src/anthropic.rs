@@ -17,6 +17,7 @@ use crate::error::ApiError;
 use crate::fields::{Field, Fields, wrong_type};
 use crate::generation::{Generation, Work};
 use crate::mailbox::Part;
+use crate::masks;
 use crate::model::Model;
 use crate::output::{Format, Looks};
 use crate::params::{Ask, Params, stop_strings};
@@ -48,14 +49,16 @@ impl Messages {
         sampling.top_p = fields.number("top_p", 0.0..=1.0)?.unwrap_or(sampling.top_p);
         let top_k = fields.count("top_k", 0..=usize::MAX)?;
         sampling.top_k = top_k.map_or(sampling.top_k, |k| k.min(model.vocab()));
-        let (input, tools) = read(model, &mut fields)?;
+        let (input, tools, budget) = read(model, &mut fields)?;
         let ids = model.encode_chat(None, &input)?;
         let looks = looks(model, &tools, &ids);
         if looks.format.is_some_and(Format::has_special_marks) {
             params.show_special();
         }
         let spec = tools.demand(looks.format)?;
-        let mask = spec.map(|spec| model.mask(&spec, looks.thinking)).transpose()?;
+        let grammar = spec.map(|spec| model.mask(&spec, looks.thinking)).transpose()?;
+        let budget = budget.filter(|_| looks.thinks).map(|tokens| model.budget(tokens, looks.thinking)).transpose()?;
+        let mask = masks::all(grammar.into_iter().chain(budget).collect());
         let ask = Ask { param: "messages", continues: false, logprobs: None, prompt_logprobs: None, mask };
         let requests = params.requests(app, model, &ids, max_tokens, ask)?;
         app.admit_tokens(model, ids.len(), params.client())?;
@@ -98,12 +101,12 @@ impl Messages {
 
 /// `count_tokens`.
 pub fn count_tokens(_app: &App, model: &Model, mut fields: Fields) -> Result<Reply, ApiError> {
-    let (input, _) = read(model, &mut fields)?;
+    let (input, ..) = read(model, &mut fields)?;
     Ok(Reply::json(&json!({"input_tokens": model.encode_chat(None, &input)?.len()})))
 }
 
-/// The conversation and its tools, in OpenAI's shapes, which is what templates read.
-fn read(model: &Model, fields: &mut Fields) -> Field<(ChatInput, Tools)> {
+/// The conversation and its tools, in OpenAI's shapes, which is what templates read, and the budget of thoughts.
+fn read(model: &Model, fields: &mut Fields) -> Field<(ChatInput, Tools, Option<usize>)> {
     model.check_name(fields.string("model")?.as_deref())?;
     let given = fields.take("messages").ok_or_else(|| ApiError::value("messages", "messages are needed"))?;
     let mut messages = match fields.take("system") {
@@ -120,11 +123,13 @@ fn read(model: &Model, fields: &mut Fields) -> Field<(ChatInput, Tools)> {
     let choice = Fields::of_object(fields.object("tool_choice")?.unwrap_or_default());
     let tools = tool_choice(choice, tools)?;
     let mut input = ChatInput { tools: tools.shown(), ..ChatInput::new(messages) };
+    let mut budget = None;
     if let Some(mut thinking) = fields.object("thinking")?.map(Fields::of_object) {
         let enabled = thinking.string("type")?.as_deref() == Some("enabled");
+        budget = thinking.count("budget_tokens", 0..=usize::MAX)?.filter(|_| enabled);
         input.variables.insert("enable_thinking".into(), enabled.into());
     }
-    Ok((input, tools))
+    Ok((input, tools, budget))
 }
 
 fn tool(tool: &Value) -> Field<Value> {

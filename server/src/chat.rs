@@ -16,6 +16,7 @@ use crate::fields::{Field, Fields};
 use crate::generation::{Generation, Work};
 use crate::logprobs::{ChatLogprobs, PromptLogprobs};
 use crate::mailbox::Part;
+use crate::masks;
 use crate::model::{Model, unix_seconds};
 use crate::output::{self, Call, Delta, Format, Looks, Parser};
 use crate::params::{Ask, Params, alternatives};
@@ -53,6 +54,7 @@ impl Chat {
             return Err(ApiError::unsupported("echo", "echo is not supported in chat"));
         }
         let tools = Tools::take(&mut fields)?;
+        let budget = fields.count("thinking_token_budget", 0..=usize::MAX)?;
         let given = fields.take("messages").ok_or_else(|| ApiError::value("messages", "messages are needed"))?;
         let input = ChatInput {
             messages: messages::read(given)?,
@@ -83,7 +85,10 @@ impl Chat {
             return Err(ApiError::value("tools", "tools that may be called and structured output exclude each other"));
         }
         let spec = demanded.as_ref().or(params.structure.as_ref());
-        let mask = spec.map(|spec| model.mask(spec, looks.thinking)).transpose()?;
+        let grammar = spec.map(|spec| model.mask(spec, looks.thinking)).transpose()?;
+        // A model that does not think keeps to any budget.
+        let budget = budget.filter(|_| looks.thinks).map(|tokens| model.budget(tokens, looks.thinking)).transpose()?;
+        let mask = masks::all(grammar.into_iter().chain(budget).collect());
         let room = model.max_len.saturating_sub(ids.len());
         let max_new = params.max_tokens.unwrap_or(room.max(1));
         let ask = Ask {
@@ -319,8 +324,10 @@ impl ToolCall {
 
 const RESERVED: [&str; 7] =
     ["messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token", "tokenize"];
-const EFFORTS: [&str; 6] = ["none", "minimal", "low", "medium", "high", "xhigh"];
-const MAX_DOCUMENTS: usize = 1024;
+/// `reasoning_effort`.
+pub const EFFORTS: [&str; 6] = ["none", "minimal", "low", "medium", "high", "xhigh"];
+/// Documents of a request.
+pub const MAX_DOCUMENTS: usize = 1024;
 /// Tokens at the end of a prompt that show whether the thoughts have begun.
 const PROMPT_TAIL: usize = 12;
 const ALPHABET: &[u8; 62] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";

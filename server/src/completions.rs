@@ -45,7 +45,7 @@ impl Completions {
         let echo = fields.flag("echo")?;
         let params = Params::take(&mut fields, app, model, usize::from(!echo))?;
         let logprobs = fields.take("logprobs").map(|value| alternatives("logprobs", &value)).transpose()?;
-        for name in ["suffix", "tools", "functions"] {
+        for name in ["suffix", "tools", "functions", "thinking_token_budget"] {
             // An empty suffix is what some clients send by habit.
             let idle = [Value::String(String::new()), Value::Array(vec![])];
             if fields.take(name).is_some_and(|value| !idle.contains(&value)) {
@@ -240,4 +240,5 @@ fn shared<T: Serialize, S: serde::Serializer>(value: &Option<Arc<T>>, serializer
 
 /// OpenAI's.
 const DEFAULT_MAX_TOKENS: usize = 16;
-const MAX_PROMPTS: usize = 1024;
+/// Prompts of a request.
+pub const MAX_PROMPTS: usize = 1024;

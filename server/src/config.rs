@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::metrics::Names;
+pub use crate::tls::TlsFiles;
 
 /// Settings of a server. Start from [`ServerConfig::default`] and set what differs.
 #[derive(Clone, Debug)]
@@ -11,6 +12,8 @@ pub struct ServerConfig {
     pub host: String,
     /// Port; 0 takes a free one.
     pub port: u16,
+    /// Certificate and key; plain HTTP without them.
+    pub tls: Option<TlsFiles>,
     /// Any of these opens the API; none means that everybody may.
     pub api_keys: Vec<String>,
     /// Names that the Host header may carry besides addresses and `localhost`, while the server listens on the loopback
@@ -55,6 +58,7 @@ impl Default for ServerConfig {
         ServerConfig {
             host: "127.0.0.1".into(),
             port: 8000,
+            tls: None,
             api_keys: Vec::new(),
             allowed_hosts: Vec::new(),
             max_connections: 1024,

@@ -14,18 +14,31 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 
 use crate::app::{App, Phase};
 use crate::body::Body;
 use crate::error::ApiError;
 use crate::respond;
 use crate::routes;
+use crate::tls::Transport;
 use crate::wire::Wire;
 
 /// Serves a connection until it ends.
-pub async fn serve(stream: TcpStream, app: Arc<App>) {
+pub async fn serve(stream: TcpStream, tls: Option<TlsAcceptor>, app: Arc<App>) {
     // Tokens are small and must not wait for each other.
     let _ = stream.set_nodelay(true);
+    let stream = match tls {
+        None => Transport::Plain(stream),
+        Some(tls) => tokio::select! {
+            shaken = timeout(app.config.read_timeout, tls.accept(stream)) => match shaken {
+                Ok(Ok(stream)) => Transport::Tls(Box::new(stream)),
+                Ok(Err(error)) => return tracing::debug!(%error, "no TLS handshake"),
+                Err(_) => return tracing::debug!("no TLS handshake in time"),
+            },
+            _ = app.reached(Phase::Ending) => return,
+        },
+    };
     let partial = Arc::new(AtomicBool::new(false));
     let wire = Wire::new(stream, app.config.write_timeout, partial.clone());
     let service = {

@@ -9,6 +9,8 @@ use hyper::StatusCode;
 use njoule_runtime::request::{RequestError, SubmitError};
 use serde_json::{Value, json};
 
+use crate::respond::Dialect;
+
 /// Why a request is refused or failed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ApiError {
@@ -102,6 +104,14 @@ impl ApiError {
     /// The engine is lost.
     pub fn engine(code: &'static str, message: impl Into<String>, should_retry: bool) -> ApiError {
         ApiError { should_retry: Some(should_retry), ..ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, code, message) }
+    }
+
+    /// The body in one shape or the other.
+    pub fn in_dialect(&self, dialect: Dialect) -> Value {
+        match dialect {
+            Dialect::OpenAi => self.body(),
+            Dialect::Anthropic => self.anthropic(),
+        }
     }
 
     /// The body in OpenAI's shape.

@@ -16,6 +16,12 @@ pub struct Fields {
     owner: Option<usize>,
 }
 
+#[cfg(test)]
+thread_local! {
+    /// Names that were asked for on this thread.
+    pub static ASKED: std::cell::RefCell<std::collections::BTreeSet<String>> = const { std::cell::RefCell::new(std::collections::BTreeSet::new()) };
+}
+
 /// A field or why it is refused.
 pub type Field<T> = Result<T, ApiError>;
 
@@ -47,11 +53,15 @@ impl Fields {
 
     /// The field, unless it is absent or null.
     pub fn take(&mut self, name: &str) -> Option<Value> {
+        #[cfg(test)]
+        ASKED.with_borrow_mut(|asked| asked.insert(name.to_owned()));
         self.map.remove(name).filter(|value| !value.is_null())
     }
 
     /// Whether the field is there and not null.
     pub fn has(&self, name: &str) -> bool {
+        #[cfg(test)]
+        ASKED.with_borrow_mut(|asked| asked.insert(name.to_owned()));
         self.map.get(name).is_some_and(|value| !value.is_null())
     }
 

@@ -19,17 +19,21 @@ mod connection;
 pub mod error;
 mod fields;
 mod generation;
+pub mod local;
 pub mod log;
 mod logprobs;
 pub mod mailbox;
+mod masks;
 pub mod metrics;
 pub mod model;
+mod openapi;
 mod output;
 mod params;
 mod respond;
 mod routes;
 mod sse;
 mod structured;
+pub mod tls;
 mod tokenize;
 mod tools;
 mod usage;
@@ -45,6 +49,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 
 use app::App;
 pub use app::Phase;
@@ -78,6 +83,9 @@ pub enum StartError {
     /// No threads.
     #[error("cannot start the server's threads: {0}")]
     Threads(std::io::Error),
+    /// TLS is asked for and cannot be had.
+    #[error("TLS: {0}")]
+    Tls(#[from] tls::TlsError),
     /// The signals are taken.
     #[error("cannot take over signals: {0}")]
     Signals(std::io::Error),
@@ -114,6 +122,7 @@ impl Stop {
 impl Server {
     /// Listens.
     pub fn start(config: ServerConfig) -> Result<Server, StartError> {
+        let tls = config.tls.as_ref().map(tls::acceptor).transpose()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(THREADS)
             .max_blocking_threads(ASIDE_THREADS)
@@ -127,7 +136,7 @@ impl Server {
         let listener = runtime.block_on(TcpListener::bind((host, config.port))).map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
         let app = Arc::new(App::new(config, address.ip().is_loopback()));
-        let listening = runtime.spawn(accept(listener, app.clone()));
+        let listening = runtime.spawn(accept(listener, tls, app.clone()));
         runtime.spawn(watchdog::watch(app.clone()));
         Ok(Server { app, address, listening, runtime })
     }
@@ -210,7 +219,7 @@ async fn end(app: &Arc<App>, listening: JoinHandle<()>) -> Outcome {
 }
 
 /// Takes connections until the end.
-async fn accept(listener: TcpListener, app: Arc<App>) {
+async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, app: Arc<App>) {
     let room = Arc::new(Semaphore::new(app.config.max_connections));
     let mut connections = JoinSet::new();
     loop {
@@ -219,15 +228,18 @@ async fn accept(listener: TcpListener, app: Arc<App>) {
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match (accepted, room.clone().try_acquire_owned()) {
                 (Ok((stream, _)), Ok(permit)) => {
-                    let app = app.clone();
+                    let (app, tls) = (app.clone(), tls.clone());
                     connections.spawn(async move {
-                        connection::serve(stream, app).await;
+                        connection::serve(stream, tls, app).await;
                         drop(permit);
                     });
                 }
                 (Ok((stream, _)), Err(_)) => {
                     tracing::warn!("too many connections");
-                    connections.spawn(connection::refuse(stream));
+                    // Without a handshake nothing can be said.
+                    if tls.is_none() {
+                        connections.spawn(connection::refuse(stream));
+                    }
                 }
                 // Out of file descriptors, mostly: one must be given back first.
                 (Err(error), _) => {

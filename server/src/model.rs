@@ -11,7 +11,8 @@ use njoule_runtime::{Engine, SamplingParams};
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
-use crate::output::END_THINK;
+use crate::masks::Budget;
+use crate::output::{END_THINK, THINK};
 use crate::structured::{Grammars, Spec};
 
 /// What a server is given to serve.
@@ -114,6 +115,11 @@ impl Model {
         self.parts.tokenizer.encode(text, add_special).map_err(|error| encode_error("prompt", &error))
     }
 
+    /// Ids of a text of a client's in which nothing is special, without anything before it.
+    pub fn encode_plain(&self, param: &'static str, text: &str) -> Result<Vec<u32>, ApiError> {
+        self.parts.tokenizer.encode_plain(text).map_err(|error| encode_error(param, &error))
+    }
+
     /// Ids of a chat, rendered by `template` or the model's own.
     pub fn encode_chat(&self, template: Option<&ChatTemplate>, input: &ChatInput) -> Result<Vec<u32>, ApiError> {
         let template = template.or(self.parts.template.as_deref()).ok_or_else(|| {
@@ -135,6 +141,16 @@ impl Model {
         let tokenizer = &self.parts.tokenizer;
         let after = if thinking { tokenizer.token_id(END_THINK) } else { None };
         self.grammars.compile(spec, tokenizer, self.vocab(), self.eos(), after)
+    }
+
+    /// The mask of thoughts that have at most so many tokens.
+    pub fn budget(&self, tokens: usize, thinking: bool) -> Result<Arc<dyn TokenMask>, ApiError> {
+        let tokenizer = &self.parts.tokenizer;
+        let end = tokenizer.token_id(END_THINK).ok_or_else(|| {
+            let message = format!("thoughts of this model cannot be cut: {END_THINK} is not one token");
+            ApiError::unsupported("thinking_token_budget", message)
+        })?;
+        Ok(Arc::new(Budget { tokens, begin: tokenizer.token_id(THINK), end, begun: thinking }))
     }
 
     /// A token's bytes; an id without a token has none.

@@ -267,7 +267,8 @@ fn partial(text: &str, mark: &str) -> usize {
     (1..mark.len()).rev().find(|&n| mark.is_char_boundary(n) && text.ends_with(&mark[..n])).unwrap_or(0)
 }
 
-const THINK: &str = "<think>";
+/// What begins thoughts.
+pub const THINK: &str = "<think>";
 /// What ends thoughts.
 pub const END_THINK: &str = "</think>";
 const TOOL_CALL: &str = "<tool_call>";

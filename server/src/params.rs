@@ -14,6 +14,7 @@ use crate::app::App;
 use crate::error::ApiError;
 use crate::fields::{Field, Fields, integer, number, wrong_type};
 use crate::generation::Layout;
+use crate::masks::{self, Allowed, Without};
 use crate::model::Model;
 use crate::structured::Spec;
 
@@ -42,6 +43,8 @@ pub struct Params {
     include_stop: bool,
     skip_special: bool,
     priority: i64,
+    /// Tokens that may come, whatever a grammar says.
+    masks: Vec<Arc<dyn TokenMask>>,
 }
 
 /// `stream_options`.
@@ -92,6 +95,7 @@ impl Params {
             include_stop: fields.flag("include_stop_str_in_output")?,
             skip_special: fields.boolean("skip_special_tokens")?.unwrap_or(true),
             priority: fields.integer("priority", i64::MIN..=i64::MAX)?.unwrap_or(0),
+            masks: token_masks(fields, model)?,
         })
     }
 
@@ -113,6 +117,7 @@ impl Params {
             include_stop: false,
             skip_special: true,
             priority: 0,
+            masks: Vec::new(),
         }
     }
 
@@ -171,7 +176,7 @@ impl Params {
             priority: self.priority,
             cache_salt: self.scope.clone(),
             client: self.client,
-            mask: ask.mask,
+            mask: masks::all(self.masks.iter().cloned().chain(ask.mask).collect()),
             deadline,
             ..Request::new(prompt.to_vec(), max_new)
         };
@@ -315,20 +320,43 @@ fn client(fields: &mut Fields) -> u64 {
     }
 }
 
+/// `allowed_token_ids` and `bad_words`.
+fn token_masks(fields: &mut Fields, model: &Model) -> Field<Vec<Arc<dyn TokenMask>>> {
+    let mut masks: Vec<Arc<dyn TokenMask>> = Vec::new();
+    if let Some(ids) = fields.token_ids("allowed_token_ids", usize::MAX, model.vocab())? {
+        if ids.is_empty() {
+            return Err(ApiError::value("allowed_token_ids", "allowed_token_ids is empty: no token could come"));
+        }
+        masks.push(Arc::new(Allowed(ids)));
+    }
+    let mut words: Vec<Vec<u32>> = Vec::new();
+    for word in fields.array("bad_words", MAX_BAD_WORDS)?.unwrap_or_default() {
+        let Value::String(word) = word else { return Err(wrong_type("bad_words", "an array of strings", &word)) };
+        if word.trim().is_empty() || word.len() > MAX_STOP_BYTES {
+            let message = format!("bad_words must hold words of 1 to {MAX_STOP_BYTES} bytes");
+            return Err(ApiError::value("bad_words", message));
+        }
+        // At the beginning of a text and within it.
+        for text in [word.clone(), format!(" {}", word.trim_start())] {
+            let ids = model.encode_plain("bad_words", &text)?;
+            if !ids.is_empty() && !words.contains(&ids) {
+                words.push(ids);
+            }
+        }
+    }
+    if !words.is_empty() {
+        masks.push(Arc::new(Without(words)));
+    }
+    Ok(masks)
+}
+
 /// Refuses what would be answered wrongly if it were ignored.
 fn refuse_unsupported(fields: &mut Fields) -> Field<()> {
-    for name in ["guided_json", "guided_regex", "guided_choice", "guided_grammar"] {
-        if fields.has(name) {
-            return Err(ApiError::unsupported(name, format!("{name} was removed; use structured_outputs")));
-        }
+    let name = "use_beam_search";
+    match fields.take(name) {
+        None | Some(Value::Bool(false)) => Ok(()),
+        Some(_) => Err(ApiError::unsupported(name, format!("{name} is not supported"))),
     }
-    for name in ["bad_words", "allowed_token_ids", "thinking_token_budget", "use_beam_search"] {
-        let idle = [Value::Bool(false), Value::Array(vec![])];
-        if fields.take(name).is_some_and(|value| !idle.contains(&value)) {
-            return Err(ApiError::unsupported(name, format!("{name} is not supported")));
-        }
-    }
-    Ok(())
 }
 
 /// An integer that is a count of alternatives.
@@ -339,7 +367,8 @@ pub fn alternatives(name: &'static str, value: &Value) -> Field<usize> {
 
 /// Alternatives per token.
 pub const MAX_LOGPROBS: usize = 20;
-const MAX_BIASES: usize = 1024;
-const MAX_STOPS: usize = 4;
-const MAX_STOP_BYTES: usize = 256;
-const MAX_STOP_IDS: usize = 64;
+pub const MAX_BIASES: usize = 1024;
+pub const MAX_STOPS: usize = 4;
+pub const MAX_STOP_BYTES: usize = 256;
+pub const MAX_STOP_IDS: usize = 64;
+pub const MAX_BAD_WORDS: usize = 128;

@@ -62,11 +62,7 @@ pub fn response(result: Result<Reply, ApiError>, dialect: Dialect) -> Response<B
 
 /// The response to a request that is refused or has failed.
 pub fn refusal(error: &ApiError, dialect: Dialect) -> Response<Body> {
-    let body = match dialect {
-        Dialect::OpenAi => error.body(),
-        Dialect::Anthropic => error.anthropic(),
-    };
-    let mut response = Response::new(Body::whole(body.to_string()));
+    let mut response = Response::new(Body::whole(error.in_dialect(dialect).to_string()));
     *response.status_mut() = error.status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

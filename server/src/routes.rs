@@ -16,6 +16,7 @@ use crate::completions::Completions;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::model::{Model, shorten};
+use crate::openapi;
 use crate::respond::{self, Dialect, Reply};
 use crate::tokenize;
 
@@ -51,12 +52,13 @@ pub async fn handle(app: Arc<App>, request: Request<Incoming>) -> Response<Body>
 
 /// What there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Route {
+pub enum Route {
     Live,
     Ready,
     Health,
     Ping,
     Version,
+    OpenApi,
     Metrics,
     Models,
     OneModel,
@@ -69,29 +71,37 @@ enum Route {
     CountTokens,
 }
 
+/// Every path; `{model}` is a name, which may hold slashes.
+pub const PATHS: [(&str, Route); 17] = [
+    ("/v1/chat/completions", Route::Chat),
+    ("/v1/completions", Route::Completions),
+    ("/v1/messages", Route::Messages),
+    ("/v1/messages/count_tokens", Route::CountTokens),
+    ("/v1/models", Route::Models),
+    ("/v1/models/{model}", Route::OneModel),
+    ("/tokenize", Route::Tokenize),
+    ("/detokenize", Route::Detokenize),
+    ("/invocations", Route::Invocations),
+    ("/ping", Route::Ping),
+    ("/live", Route::Live),
+    ("/ready", Route::Ready),
+    ("/health", Route::Health),
+    ("/v1/health", Route::Health),
+    ("/metrics", Route::Metrics),
+    ("/version", Route::Version),
+    ("/openapi.json", Route::OpenApi),
+];
+
 impl Route {
-    fn of(path: &str) -> Option<Route> {
-        Some(match path {
-            "/live" => Route::Live,
-            "/ready" => Route::Ready,
-            "/health" | "/v1/health" => Route::Health,
-            "/ping" => Route::Ping,
-            "/version" => Route::Version,
-            "/metrics" => Route::Metrics,
-            "/v1/models" => Route::Models,
-            "/v1/chat/completions" => Route::Chat,
-            "/v1/completions" => Route::Completions,
-            "/tokenize" => Route::Tokenize,
-            "/detokenize" => Route::Detokenize,
-            "/invocations" => Route::Invocations,
-            "/v1/messages" => Route::Messages,
-            "/v1/messages/count_tokens" => Route::CountTokens,
-            _ if path.strip_prefix(MODELS).is_some_and(|name| !name.is_empty()) => Route::OneModel,
-            _ => return None,
-        })
+    /// The route of a path.
+    pub fn of(path: &str) -> Option<Route> {
+        let named = path.strip_prefix(MODELS).is_some_and(|name| !name.is_empty());
+        let known = || PATHS.iter().find(|(known, _)| *known == path).map(|(_, route)| *route);
+        if named { Some(Route::OneModel) } else { known() }
     }
 
-    fn dialect(self) -> Dialect {
+    /// Whose shape its errors have.
+    pub fn dialect(self) -> Dialect {
         match self {
             Route::Messages | Route::CountTokens => Dialect::Anthropic,
             _ => Dialect::OpenAi,
@@ -99,15 +109,16 @@ impl Route {
     }
 
     /// Whether it is open to everybody.
-    fn is_open(self) -> bool {
+    pub fn is_open(self) -> bool {
         use Route::*;
-        matches!(self, Live | Ready | Health | Ping | Version | Metrics)
+        matches!(self, Live | Ready | Health | Ping | Version | OpenApi | Metrics)
     }
 
-    fn methods(self) -> &'static str {
+    /// What it may be asked by.
+    pub fn methods(self) -> &'static str {
         use Route::*;
         match self {
-            Live | Ready | Health | Version | Metrics | Models | OneModel => "GET, HEAD",
+            Live | Ready | Health | Version | OpenApi | Metrics | Models | OneModel => "GET, HEAD",
             Ping => "GET, HEAD, POST",
             _ => "POST",
         }
@@ -167,6 +178,7 @@ async fn answer(
         Route::Health | Route::Ping if app.phase() == Phase::Loading => Err(ApiError::loading()),
         Route::Health | Route::Ping => Err(unavailable("dead", "the engine is lost")),
         Route::Version => Ok(Reply::json(&json!({"version": env!("CARGO_PKG_VERSION")}))),
+        Route::OpenApi => Ok(Reply::Json(openapi::text().into())),
         Route::Metrics => Ok(Reply::Metrics(app.scrape())),
         Route::Models => {
             let model = loaded(app)?;
@@ -232,13 +244,15 @@ async fn counted<T>(run: impl Future<Output = T>, preparing: crate::app::Prepari
     .await
 }
 
-enum Prepared {
+/// A request that is ready to run.
+pub enum Prepared {
     Chat(Box<Chat>),
     Completions(Box<Completions>),
     Messages(Box<Messages>),
 }
 
-fn prepare(app: &Arc<App>, model: &Arc<Model>, route: Route, mut fields: Fields) -> Result<Prepared, ApiError> {
+/// Reads the fields of a request for an answer.
+pub fn prepare(app: &Arc<App>, model: &Arc<Model>, route: Route, mut fields: Fields) -> Result<Prepared, ApiError> {
     let route = match route {
         Route::Invocations if fields.has("messages") => Route::Chat,
         Route::Invocations if fields.has("prompt") => Route::Completions,
@@ -256,7 +270,9 @@ fn prepare(app: &Arc<App>, model: &Arc<Model>, route: Route, mut fields: Fields)
 }
 
 /// Does what takes a while where it delays no connection.
-async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T, ApiError> + Send + 'static) -> Result<T, ApiError> {
+pub async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(_) => Err(ApiError::engine("internal_error", "the request could not be handled", false)),

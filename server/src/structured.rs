@@ -16,7 +16,7 @@ use njoule_models::tokenizer::Tokenizer;
 use njoule_runtime::request::{MaskError, MaskStream, TokenMask};
 
 use crate::error::ApiError;
-pub use spec::Spec;
+pub use spec::{MAX_CHOICES, Spec};
 
 /// Makes masks for one vocabulary; built when the first grammar comes.
 #[derive(Default)]

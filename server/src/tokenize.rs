@@ -16,15 +16,19 @@ pub fn tokenize(_app: &App, model: &Model, mut fields: Fields) -> Result<Reply, 
     model.check_name(fields.string("model")?.as_deref())?;
     let strings = fields.flag("return_token_strs")?;
     let add_special = fields.boolean("add_special_tokens")?;
+    // What is of messages alone is read beside a prompt too: a wrong value is wrong there as well.
+    let tools = Tools::take(&mut fields)?;
+    let add_generation_prompt = fields.boolean("add_generation_prompt")?.unwrap_or(true);
+    let continue_final_message = fields.flag("continue_final_message")?;
     let ids = match (fields.string("prompt")?, fields.take("messages")) {
         (Some(_), Some(_)) => return Err(ApiError::value("prompt", "give a prompt or messages, not both")),
         (None, None) => return Err(ApiError::value("prompt", "a prompt or messages are needed")),
         (Some(prompt), None) => model.encode(&prompt, add_special.unwrap_or(true))?,
         (None, Some(given)) => {
             let input = ChatInput {
-                tools: Tools::take(&mut fields)?.shown(),
-                add_generation_prompt: fields.boolean("add_generation_prompt")?.unwrap_or(true),
-                continue_final_message: fields.flag("continue_final_message")?,
+                tools: tools.shown(),
+                add_generation_prompt,
+                continue_final_message,
                 ..ChatInput::new(messages::read(given)?)
             };
             let mut ids = if add_special == Some(true) { model.encode("", true)? } else { Vec::new() };
@@ -48,4 +52,5 @@ pub fn detokenize(model: &Model, mut fields: Fields) -> Result<Reply, ApiError> 
     Ok(Reply::json(&json!({"prompt": model.tokenizer().decode(&ids, false)})))
 }
 
-const MAX_IDS: usize = 1 << 20;
+/// Ids of a request.
+pub const MAX_IDS: usize = 1 << 20;

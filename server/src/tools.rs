@@ -124,5 +124,7 @@ fn name(tool: &Value) -> Field<String> {
     }
 }
 
-const MAX_TOOLS: usize = 128;
-const MAX_NAME: usize = 256;
+/// Tools of a request.
+pub const MAX_TOOLS: usize = 128;
+/// Bytes of a function's name.
+pub const MAX_NAME: usize = 256;

@@ -1,4 +1,4 @@
-//! A TCP stream that does not wait for ever, and that speaks JSON where hyper would say nothing.
+//! A connection's stream that does not wait for ever, and that speaks JSON where hyper would say nothing.
 //!
 //! Invariant: a write that makes no progress for the write timeout fails, which ends the connection and what it asked for.
 //! What hyper itself answers to bytes that are no request has no body; it is replaced by an error in OpenAI's shape.
@@ -13,15 +13,15 @@ use std::time::Duration;
 
 use hyper::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
 use crate::error::ApiError;
 use crate::respond;
+use crate::tls::Transport;
 
 /// A connection's bytes.
 pub struct Wire {
-    stream: TcpStream,
+    stream: Transport,
     write_timeout: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
     /// Stands in for what hyper wrote, and how much of it is written.
@@ -33,7 +33,7 @@ pub struct Wire {
 
 impl Wire {
     /// Over `stream`. `partial` tells whether a request has begun to arrive; whoever gets the request takes it back.
-    pub fn new(stream: TcpStream, write_timeout: Duration, partial: Arc<AtomicBool>) -> Wire {
+    pub fn new(stream: Transport, write_timeout: Duration, partial: Arc<AtomicBool>) -> Wire {
         Wire { stream, write_timeout, stalled: None, replacement: Vec::new(), written: 0, partial }
     }
 
@@ -90,9 +90,12 @@ impl AsyncWrite for Wire {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let polled = self.poll_replacement(context);
-        ready!(self.in_time(polled, context))?;
-        Pin::new(&mut self.stream).poll_flush(context)
+        let polled = match self.poll_replacement(context) {
+            // TLS has records to write here.
+            Poll::Ready(Ok(())) => Pin::new(&mut self.stream).poll_flush(context),
+            other => other,
+        };
+        self.in_time(polled, context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

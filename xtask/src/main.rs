@@ -3,6 +3,7 @@
 
 mod assets;
 mod bindings;
+mod check_api;
 mod features;
 mod live;
 mod python;
@@ -19,12 +20,18 @@ fn main() -> ExitCode {
         ["assets", "--check"] => assets::check(),
         ["bindings"] => bindings::write(),
         ["bindings", "--check"] => bindings::check(),
+        ["check-api"] => check_api::run(),
         ["features"] => features::write(),
         ["features", "--check"] => features::check(),
         ["schemas", file] => schemas::run(file.as_ref(), None),
         ["schemas", file, model] => schemas::run(file.as_ref(), Some(model)),
         ["xla-check"] => xla_check::run(false),
         ["xla-check", "--all"] => xla_check::run(true),
+        // The server of `check-api`: nothing else has to be built for it.
+        ["serve", ..] => {
+            let line = std::iter::once("njoule").chain(words.iter().copied()).map(Into::into);
+            return ExitCode::from(njoule_cli::run(line, &mut std::io::stdout(), &mut std::io::stderr()));
+        }
         [] | ["help" | "--help" | "-h"] => {
             print!("{HELP}");
             Ok(())
@@ -51,6 +58,8 @@ cargo xtask TASK
   bindings          make neuron-sys/src/bindings.rs from its header (needs libclang)
   bindings --check  only say whether it is what the header gives, and unedited (by hashes; with the cargo feature
                     `bindings` also by making it anew)
+  check-api         ask a live server as strangers do: schemathesis by its OpenAPI document, openai's client, curl (needs
+                    python3 with venv; packages come from PyPI into target/api-venv or by NJOULE_API_PYTHON)
   features          write the README's table of backends from what they say they can do
   features --check  only say whether it is the code's
   schemas FILE [MODEL]

@@ -1,6 +1,6 @@
 //! `njoule serve`: a model over HTTP.
 //!
-//! stderr carries the log and one line `listening on http://HOST:PORT` when requests are answered; stdout stays empty.
+//! stderr carries the log and one line `listening on http://HOST:PORT` (or https) when requests are answered; stdout stays empty.
 
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::ValueEnum;
 use njoule_runtime::EngineConfig;
+use njoule_server::config::TlsFiles;
 use njoule_server::log::{Format, Log};
 use njoule_server::metrics::Names;
 use njoule_server::{ModelParts, Outcome, Server, ServerConfig};
@@ -24,6 +25,15 @@ use crate::session::{Interrupted, Model, RunArgs, ScheduleArgs, Size};
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
+    /// A file of settings in TOML: a key is the name of a flag
+    // Both were followed when the command line was read (config.rs).
+    #[allow(dead_code)]
+    #[arg(long, env = "NJOULE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print what the settings are and where each comes from, and serve nothing
+    #[allow(dead_code)]
+    #[arg(long)]
+    print_config: bool,
     /// Address to listen on
     #[arg(long, env = "NJOULE_HOST", default_value = "127.0.0.1", value_name = "HOST")]
     host: String,
@@ -42,6 +52,12 @@ pub struct Args {
     /// A name that the Host header may carry; `*` allows all [default: addresses and localhost on 127.0.0.1, else all]
     #[arg(long, value_name = "NAME")]
     allowed_host: Vec<String>,
+    /// Certificate of TLS in PEM, with those that vouch for it; plain HTTP without
+    #[arg(long, visible_alias = "ssl-certfile", value_name = "FILE")]
+    tls_cert: Option<PathBuf>,
+    /// Its private key in PEM
+    #[arg(long, visible_alias = "ssl-keyfile", value_name = "FILE")]
+    tls_key: Option<PathBuf>,
     #[command(flatten)]
     limits: Limits,
     /// Whether the model's generation_config.json sets sampling defaults
@@ -103,7 +119,7 @@ struct Limits {
 
 /// `--generation-config`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Defaults {
+pub enum Defaults {
     /// The model's, where it asks for sampling
     Auto,
     /// OpenAI's defaults alone
@@ -151,6 +167,7 @@ impl Args {
         self.log().install();
         let asked = self.model.resolve(&context.fetch.env)?;
         // Listens before it loads: probes hear that the server is loading instead of finding nobody.
+        let encrypted = config.tls.is_some();
         let server = Server::start(config)?;
         server.stop_on_signals()?;
         let max_queue = self.limits.max_queued_requests.unwrap_or(sequences).saturating_add(SIBLINGS);
@@ -181,7 +198,8 @@ impl Args {
             load: session.facts.load,
         });
         drop(session);
-        eprintln!("listening on http://{}", server.address());
+        let scheme = if encrypted { "https" } else { "http" };
+        eprintln!("listening on {scheme}://{}", server.address());
         match server.wait() {
             Outcome::Drained => Ok(()),
             Outcome::Aborted => Err(Interrupted.into()),
@@ -199,9 +217,15 @@ impl Args {
         }
         let limits = &self.limits;
         let seconds = |seconds: NonZero<u32>| Duration::from_secs(seconds.get().into());
+        let tls = match (&self.tls_cert, &self.tls_key) {
+            (Some(certificate), Some(key)) => Some(TlsFiles { certificate: certificate.clone(), key: key.clone() }),
+            (None, None) => None,
+            _ => return Err(UsageError("--tls-cert and --tls-key need each other".into()).into()),
+        };
         Ok(ServerConfig {
             host: self.host.clone(),
             port: self.port,
+            tls,
             api_keys,
             allowed_hosts: self.allowed_host.clone(),
             max_connections: limits.max_connections.get(),
@@ -249,7 +273,7 @@ fn read_keys(path: &Path) -> anyhow::Result<Vec<String>> {
 /// Sequences of one request at most: prompts times choices.
 const SIBLINGS: usize = 1024 * 8;
 /// Rows of a step that have logits, at least: what the log-probabilities of prompts go through.
-const OUTPUTS: usize = 64;
+pub const OUTPUTS: usize = 64;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -260,6 +284,7 @@ Examples:
   curl http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\
     -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Why is the sky blue?\"}], \"stream\": true}'
 
+Each flag is a variable too (--max-connections: NJOULE_MAX_CONNECTIONS) and a key of the file of --config.
 SIGTERM or Ctrl-C lets running requests finish (--shutdown-timeout), a second one ends at once.
 Exit code 70: the engine hangs or has failed, start the process anew.
 ";

@@ -87,7 +87,8 @@ fn read_calls(at: &str, calls: &mut Value) -> Field<()> {
     Ok(())
 }
 
-const MAX_MESSAGES: usize = 2048;
+/// Messages of a request.
+pub const MAX_MESSAGES: usize = 2048;
 
 #[cfg(test)]
 mod tests {

@@ -22,17 +22,30 @@ enum Kind {
 }
 
 impl Spec {
-    /// Takes `response_format` and `structured_outputs`, of which one may be given.
+    /// Takes `response_format`, `structured_outputs` and the older `guided_*`, of which one may be given.
     pub fn take(fields: &mut Fields) -> Field<Option<Spec>> {
         let format = match fields.object("response_format")? {
             None => None,
             Some(format) => response_format(format)?,
         };
-        let outputs = fields.object("structured_outputs")?.map(structured_outputs).transpose()?;
-        if format.is_some() && outputs.is_some() {
-            return Err(ApiError::value("structured_outputs", "give response_format or structured_outputs, not both"));
+        let outputs = fields
+            .object("structured_outputs")?
+            .map(|map| structured_outputs("structured_outputs", map))
+            .transpose()?;
+        let mut all: Vec<Spec> = format.into_iter().chain(outputs).collect();
+        for (name, kind) in GUIDED {
+            let idle = |value: &Value| *value == Value::Bool(false);
+            if let Some(value) = fields.take(name).filter(|value| !idle(value)) {
+                all.push(structured_outputs(name, Map::from_iter([(kind.to_owned(), value)]))?);
+            }
         }
-        Ok(format.or(outputs))
+        match all.pop() {
+            Some(last) if !all.is_empty() => {
+                let message = "give one of response_format, structured_outputs and guided_*, not several";
+                Err(ApiError::value(last.param, message))
+            }
+            one => Ok(one),
+        }
     }
 
     /// An answer that is one call of one of these tools, or several, as the model writes them.
@@ -108,8 +121,7 @@ fn response_format(mut format: Map<String, Value>) -> Field<Option<Spec>> {
     Ok(Some(Spec { kind: Kind::Json(schema), param }))
 }
 
-fn structured_outputs(outputs: Map<String, Value>) -> Field<Spec> {
-    let param = "structured_outputs";
+fn structured_outputs(param: &'static str, outputs: Map<String, Value>) -> Field<Spec> {
     let mut given = outputs.into_iter().filter(|(name, value)| KINDS.contains(&name.as_str()) && !value.is_null());
     let (Some((name, value)), None) = (given.next(), given.next()) else {
         return Err(ApiError::value(
@@ -183,8 +195,17 @@ fn check_schema(param: &'static str, schema: &Value) -> Field<()> {
     Ok(())
 }
 
+/// Names that vLLM had before `structured_outputs`, and what they are there.
+const GUIDED: [(&str, &str); 5] = [
+    ("guided_json", "json"),
+    ("guided_json_object", "json_object"),
+    ("guided_regex", "regex"),
+    ("guided_choice", "choice"),
+    ("guided_grammar", "grammar"),
+];
 const KINDS: [&str; 5] = ["json", "json_object", "regex", "choice", "grammar"];
 const WHITE_SPACE: &str = "[ \\t\\n]{1,20}";
 const MAX_BYTES: usize = 1 << 20;
 const MAX_NESTING: usize = 64;
-const MAX_CHOICES: usize = 1024;
+/// Strings of a choice.
+pub const MAX_CHOICES: usize = 1024;

@@ -2,8 +2,11 @@
 
 mod answers;
 mod anthropic;
+mod constraints;
 mod hostile;
 mod http;
 mod life;
+mod local;
 mod reuse;
 mod support;
+mod tls;

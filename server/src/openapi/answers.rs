@@ -1,0 +1,117 @@
+//! What requests are made of, and what answers are.
+
+use serde_json::{Map, Value, json};
+
+use super::reference;
+use crate::tools::MAX_NAME;
+
+/// By their names.
+pub fn schemas() -> Map<String, Value> {
+    let part = json!({"type": "object", "required": ["type", "text"], "properties": {
+        "type": {"type": "string", "enum": ["text"]}, "text": {"type": "string"}}});
+    let content = json!({"anyOf": [{"type": "string"}, {"type": "array", "items": reference("TextPart")}]});
+    let call = json!({"type": "object", "required": ["function"], "properties": {"function": {"type": "object",
+        "required": ["name"], "properties": {"name": {"type": "string"}, "arguments": {"type": ["string", "object", "null"]}}}}});
+    let said = json!({"type": "object", "required": ["role", "content"], "properties": {
+        "role": {"type": "string", "enum": ["system", "developer", "user", "tool"]}, "content": content}});
+    let answered = json!({"type": "object", "required": ["role"], "properties": {
+        "role": {"type": "string", "enum": ["assistant"]}, "content": {"anyOf": [content, {"type": "null"}]},
+        "tool_calls": {"type": ["array", "null"], "items": call}}});
+    let block = json!({"type": "object", "required": ["type"], "properties": {"type": {"type": "string"}}});
+    let function = json!({"type": "object", "required": ["name"], "properties": {
+        "name": {"type": "string", "minLength": 1, "maxLength": MAX_NAME},
+        "description": {}, "parameters": {"type": ["object", "null"]}}});
+    let tool = json!({"type": "object", "required": ["function"], "properties": {
+        "type": {"type": "string", "enum": ["function"]}, "function": function}});
+    let named = json!({"type": "object", "required": ["function"], "properties": {
+        "function": {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}}}});
+    let all = json!({
+        "TextPart": part,
+        "ChatMessage": {"anyOf": [said, answered]},
+        "AnthropicMessage": {"type": "object", "required": ["role", "content"], "properties": {
+            "role": {"type": "string", "enum": ["user", "assistant", "system"]},
+            "content": {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": block}]}}},
+        "Tool": tool,
+        "ToolChoice": {"anyOf": [{"type": "string", "enum": ["none", "auto", "required"]}, named]},
+        "Invocation": {"anyOf": [reference("ChatRequest"), reference("CompletionRequest")]},
+        "Invoked": {"anyOf": [reference("Chat"), reference("Completion")]},
+        "Error": error(),
+        "AnthropicError": closed(json!({"type": constant("error"),
+            "error": closed(json!({"type": string(), "message": string()}))})),
+        "Usage": closed(json!({"prompt_tokens": count(), "completion_tokens": count(), "total_tokens": count(),
+            "prompt_tokens_details": {"type": "object", "required": ["cached_tokens"], "properties": {"cached_tokens": count()}}})),
+        "Chat": open(head("chat.completion", reference("ChatChoice")), json!({"prompt_logprobs": {"type": "array"}})),
+        "ChatChoice": closed(json!({"index": count(), "finish_reason": {"type": "string", "enum": ["stop", "length", "tool_calls"]},
+            "message": open(json!({"role": constant("assistant"), "content": {"type": ["string", "null"]}, "refusal": {"type": "null"}}),
+                json!({"reasoning_content": string(), "reasoning": string(), "tool_calls": {"type": "array", "items": made_call()}})),
+            "logprobs": {"anyOf": [{"type": "null"}, open(json!({"content": {"type": "array"}}), json!({}))]}})),
+        "Completion": head("text_completion", reference("CompletionChoice")),
+        "CompletionChoice": open(json!({"index": count(), "text": string(),
+            "finish_reason": {"type": "string", "enum": ["stop", "length"]},
+            "logprobs": {"anyOf": [{"type": "null"}, closed(json!({"tokens": {"type": "array", "items": string()},
+                "token_logprobs": {"type": "array", "items": {"type": ["number", "null"]}},
+                "top_logprobs": {"type": "array", "items": {"type": ["object", "null"]}},
+                "text_offset": {"type": "array", "items": count()}}))]}}), json!({"prompt_logprobs": {"type": "array"}})),
+        "Message": closed(json!({"id": string(), "type": constant("message"), "role": constant("assistant"), "model": string(),
+            "content": {"type": "array", "items": open(json!({"type": {"type": "string", "enum": ["text", "thinking", "tool_use"]}}), json!({}))},
+            "stop_reason": {"type": "string", "enum": ["end_turn", "max_tokens", "stop_sequence", "tool_use"]},
+            "stop_sequence": {"type": ["string", "null"]},
+            "usage": open(json!({"input_tokens": count(), "output_tokens": count()}), json!({}))})),
+        "TokenCount": closed(json!({"input_tokens": count()})),
+        "Tokens": open(json!({"count": count(), "max_model_len": count(), "tokens": {"type": "array", "items": count()}}),
+            json!({"token_strs": {"type": "array", "items": string()}})),
+        "Text": closed(json!({"prompt": string()})),
+        "Model": open(json!({"id": string(), "object": constant("model"), "created": count(), "owned_by": string(),
+            "root": string(), "max_model_len": count(), "sampling_defaults": {"type": "object"}}), json!({"parent": {}})),
+        "Models": closed(json!({"object": constant("list"), "data": {"type": "array", "items": reference("Model")}})),
+        "Version": closed(json!({"version": string()})),
+        "OpenApi": {"type": "object", "required": ["openapi", "info", "paths"]},
+    });
+    match all {
+        Value::Object(all) => all,
+        _ => Map::new(),
+    }
+}
+
+fn head(object: &str, choice: Value) -> Value {
+    closed(json!({"id": string(), "object": constant(object), "created": count(), "model": string(),
+        "choices": {"type": "array", "minItems": 1, "items": choice}, "usage": reference("Usage")}))
+}
+
+fn made_call() -> Value {
+    closed(
+        json!({"id": string(), "type": constant("function"), "function": closed(json!({"name": string(), "arguments": string()}))}),
+    )
+}
+
+fn error() -> Value {
+    let text = || json!({"type": ["string", "null"]});
+    closed(json!({"error": closed(json!({"message": string(), "type": string(), "param": text(), "code": text()}))}))
+}
+
+/// An object that always has these.
+fn closed(properties: Value) -> Value {
+    let names: Vec<&String> = properties.as_object().into_iter().flat_map(Map::keys).collect();
+    json!({"type": "object", "required": names, "properties": properties})
+}
+
+/// The same with what may be there besides: of an object's schema, or of properties.
+fn open(always: Value, sometimes: Value) -> Value {
+    let mut schema = if always.get("required").is_some_and(Value::is_array) { always } else { closed(always) };
+    if let (Some(Value::Object(properties)), Value::Object(more)) = (schema.get_mut("properties"), sometimes) {
+        properties.extend(more);
+    }
+    schema
+}
+
+fn string() -> Value {
+    json!({"type": "string"})
+}
+
+fn count() -> Value {
+    json!({"type": "integer", "minimum": 0})
+}
+
+fn constant(value: &str) -> Value {
+    json!({"type": "string", "enum": [value]})
+}
