@@ -8,6 +8,7 @@ mod interrupt;
 #[cfg(target_os = "linux")]
 pub mod neuron;
 pub mod options;
+pub mod planning;
 pub mod sampling;
 pub mod schedule;
 mod text;

@@ -1,9 +1,13 @@
 //! Build, artifact and run against the stand-ins of neuron-fake: nothing here has run on a device or with a compiler.
 
+#[path = "neuron/gguf.rs"]
+mod gguf;
 mod support;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -24,10 +28,14 @@ impl Bench {
     }
 
     fn run(&self, args: &[&str], environment: &[(&str, &str)]) -> Ran {
+        ran(self.command(args, environment).output().expect("the binary starts"))
+    }
+
+    fn command(&self, args: &[&str], environment: &[(&str, &str)]) -> Command {
         let mut command = njoule(args);
         command.env("NJOULE_NRT", &self.nrt).env("NJOULE_NEURONX_CC", &self.cc).env("NJOULE_INSTANCE", "inf2.xlarge");
         command.env("NJOULE_CACHE", self.path("cache")).envs(environment.iter().copied());
-        ran(command.output().expect("the binary starts"))
+        command
     }
 
     fn path(&self, name: &str) -> String {
@@ -133,6 +141,155 @@ fn an_artifact_of_a_gguf_file_serves_without_the_file() {
     assert_eq!(ids(&answered), expected, "{}", answered.stderr);
 }
 
+/// Two files, and a tensor that belongs to the configuration: the artifact keeps what describes the model of both.
+#[test]
+fn an_artifact_of_a_split_gguf_file_with_rotary_divisors_serves_without_the_files() {
+    let Some(bench) = Bench::new() else { return };
+    let whole = fs::read(fixture_path("gguf_llama/model.gguf")).unwrap();
+    let parts = gguf::split_with_divisors(&whole);
+    let [first, second] = [1, 2].map(|i| bench.path(&format!("model-0000{i}-of-00002.gguf")));
+    fs::write(&first, &parts[0]).unwrap();
+    fs::write(&second, &parts[1]).unwrap();
+    let reference = ["--backend", "cpu", "--quant", "none"];
+    let expected = ids(&bench.generate(&first, &reference, &[]));
+    assert_ne!(
+        expected,
+        ids(&bench.generate(&fixture_path("gguf_llama/model.gguf"), &reference, &[])),
+        "divisors count"
+    );
+    let artifact = bench.path("split");
+    let options = ["--context", "512", "--candidates", "16", "--quant", "none", "--tp", "1", "--batch", "2", "-q"];
+    let args = [&["build", &first, "-o", &artifact, "--max-neffs", "4", "--verify", "--json"], &options[..]].concat();
+    assert_eq!(bench.run(&args, &[]).json()["verified"], true);
+    fs::remove_file(&first).unwrap();
+    fs::remove_file(&second).unwrap();
+    let answered = bench.generate(&artifact, &[], &[]);
+    assert_eq!(ids(&answered), expected, "{}", answered.stderr);
+}
+
+/// Ctrl-C in the middle: exit code 130, no compiler left, no artifact, and what was done is not done again.
+#[test]
+fn an_interrupted_build_ends_its_compilers_and_goes_on_from_what_was_done() {
+    let Some(bench) = Bench::new() else { return };
+    let (model, place) = (fixture_path("llama_tied"), bench.path("out"));
+    let args = [
+        "build",
+        &model,
+        "-o",
+        &place,
+        "--context",
+        "512",
+        "--candidates",
+        "16",
+        "--quant",
+        "none",
+        "--tp",
+        "1",
+        "--batch",
+        "2",
+        "--max-neffs",
+        "4",
+        "--jobs",
+        "1",
+        "--keep-logs",
+    ];
+    // The second compile outlives any test.
+    let counter = bench.path("count");
+    let slow = bench.path("slow-cc");
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = compile ] && {{ echo . >> {counter}; [ $(wc -l < {counter}) = 2 ] && export NJOULE_FAKE_CC_DELAY=1000s; }}\n\
+         {} \"$@\" & echo $! > {counter}.pid; wait $!\n",
+        bench.cc.display()
+    );
+    fs::write(&slow, script).unwrap();
+    fs::set_permissions(&slow, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut child = bench
+        .command(&args, &[("NJOULE_NEURONX_CC", &slow)])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let said: Vec<String> = lines.by_ref().take_while(|line| !line.starts_with("[1/")).collect();
+    assert!(said[0].starts_with("compiling ") && said[0].contains("the cache has 0"), "{said:?}");
+    let started = lines.by_ref().find(|line| line.starts_with("compiling ")).unwrap();
+    while fs::read_to_string(&counter).unwrap_or_default().lines().count() < 2 {}
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let rest: Vec<String> = lines.collect();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{started} {rest:?}");
+    assert!(rest.iter().any(|line| line.contains("the next build goes on from there")), "{rest:?}");
+    let compiler = fs::read_to_string(format!("{counter}.pid")).unwrap();
+    let state = fs::read_to_string(format!("/proc/{}/stat", compiler.trim()));
+    assert!(state.is_err() || state.is_ok_and(|s| s.contains(") Z ")), "the compiler lives on");
+    let left = || fs::read_dir(bench.dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    assert!(left().all(|name| !name.starts_with("out")), "{:?}", left().collect::<Vec<_>>());
+    // What a build that was killed outright has left goes too.
+    let stale = bench.path("out.tmp-999999999");
+    fs::create_dir(&stale).unwrap();
+    let built = bench.run(&[&args[..], &["--json", "-q"]].concat(), &[]).json();
+    let cached: Vec<bool> = built["modules"].as_array().unwrap().iter().map(|m| m["cached"] == true).collect();
+    assert!(cached[0] && cached.len() > 2 && !cached[1..].contains(&true), "{cached:?}");
+    assert!(!Path::new(&stale).exists());
+    for module in built["modules"].as_array().unwrap() {
+        let log = Path::new(&format!("{place}.logs")).join(format!("{}.log", module["name"].as_str().unwrap()));
+        assert!(fs::read_to_string(&log).unwrap().contains("Compiler status PASS"), "{}", log.display());
+    }
+}
+
+#[test]
+fn an_artifact_is_verified_byte_by_byte_and_what_differs_is_named() {
+    let Some(bench) = Bench::new() else { return };
+    let options = ["--quant", "none", "--tp", "1", "--batch", "2", "--max-neffs", "4"];
+    let (artifact, built) = bench.build("llama_tied", "seen", &options);
+    let seen = bench.run(&["inspect", &artifact, "--verify", "--json", "-q"], &[]).json();
+    assert_eq!((&seen["id"], &seen["verified"]), (&built["id"], &true.into()));
+    assert_eq!(seen["modules"].as_array().unwrap().len(), built["modules"].as_array().unwrap().len());
+    let table = bench.run(&["inspect", &artifact], &[]);
+    for words in ["inf2.xlarge", "1 of 1 core(s)", "rank(s)", "--verify reads all"] {
+        assert!(table.stdout.contains(words), "no {words:?} in:\n{}", table.stdout);
+    }
+    let weights = Path::new(&artifact).join("weights/rank0.bin");
+    let mut bytes = fs::read(&weights).unwrap();
+    bytes[100] ^= 4;
+    fs::write(&weights, bytes).unwrap();
+    let damaged = bench.run(&["inspect", &artifact, "--verify", "-q"], &[]);
+    damaged.fails_with(1, &["rank0.bin", "sha256", built["weights"][0]["sha256"].as_str().unwrap(), "damaged"]);
+    bench.run(&["inspect", &fixture_path("llama_tied"), "--verify"], &[]).fails_with(2, &["no artifact"]);
+    bench.run(&["build", &artifact, "-o", &bench.path("again")], &[]).fails_with(2, &["is an artifact already"]);
+    let place = fixture_path("llama_tied");
+    bench.run(&["build", &place, "-o", &place, "-q"], &[]).fails_with(1, &["is there and is no artifact"]);
+}
+
+/// A plan that was made before, requests' lengths, and the instance as a flag of a run verb.
+#[test]
+fn a_build_takes_a_plan_or_lengths_and_a_run_an_instance() {
+    let Some(bench) = Bench::new() else { return };
+    let (model, place, plan) = (fixture_path("llama_tied"), bench.path("planned"), bench.path("plan.json"));
+    let lengths = bench.path("lengths.csv");
+    fs::write(&lengths, "ContextTokens,GeneratedTokens\n40,20\n100,28\n30,10\n").unwrap();
+    let common =
+        ["--context", "128", "--candidates", "16", "--quant", "none", "--tp", "1", "--batch", "2", "--max-neffs", "4"];
+    let with_lengths = ["--instance", "inf2.8xlarge", "--lengths", &lengths, "--json", "-q"];
+    let planned = bench.run(&[&["plan", &model], &common[..], &with_lengths].concat(), &[]);
+    fs::write(&plan, &planned.stdout).unwrap();
+    let instance = [("NJOULE_INSTANCE", "inf2.8xlarge")];
+    let by_plan = bench.run(&["build", &model, "-o", &place, "--plan", &plan, "--json", "-q"], &instance).json();
+    let by_lengths =
+        bench.run(&[&["build", &model, "-o", &bench.path("again")], &common[..], &with_lengths].concat(), &[]).json();
+    assert_eq!((&by_plan["id"], &by_plan["instance"]), (&by_lengths["id"], &"inf2.8xlarge".into()));
+    assert!(by_plan["figures"]["lengths"].as_str().unwrap().ends_with("lengths.csv"));
+    let other = fixture_path("qwen3");
+    bench
+        .run(&["build", &other, "-o", &place, "--plan", &plan], &instance)
+        .fails_with(1, &["plan.json", "another model"]);
+    bench.run(&["build", &model, "-o", &place, "--plan", &plan], &[]).fails_with(2, &["inf2.8xlarge", "inf2.xlarge"]);
+    fs::write(&plan, "{}").unwrap();
+    bench.run(&["build", &model, "-o", &place, "--plan", &plan], &[]).fails_with(1, &["plan.json is no plan"]);
+    let unknown = ["--backend", "neuron", "--instance", "inf9.huge", "--quant", "none"];
+    let seen = bench.generate(&model, &unknown, &[]);
+    assert!(seen.code == 2 && seen.stderr.contains("\"inf9.huge\""), "{}", seen.stderr);
+}
+
 #[test]
 fn a_second_build_compiles_nothing_and_makes_the_same_artifact() {
     let Some(bench) = Bench::new() else { return };
@@ -205,6 +362,9 @@ fn an_artifact_that_does_not_fit_the_machine_or_is_damaged_is_refused_at_once_in
         assert!(seen.code == 1 && seen.stderr.contains(says), "{says}: {}", seen.stderr);
         assert!(started.elapsed() < Duration::from_secs(1), "{says}: {:?}", started.elapsed());
     };
+    let (newer, _) = bench_newer(&bench);
+    let seen = bench.generate(&newer, &[], &[]);
+    assert!(seen.code == 1 && seen.stderr.contains("(10)"), "a NEFF of another version: {}", seen.stderr);
     refused("it was built for inf2", &[("NJOULE_FAKE_INSTANCE", "trn2.48xlarge")]);
     refused("it needs 2 cores, this process has 1", &[("NEURON_RT_NUM_CORES", "1")]);
     let neff = fs::read_dir(Path::new(&artifact).join("modules")).unwrap().map(|e| e.unwrap().path());
@@ -217,6 +377,17 @@ fn an_artifact_that_does_not_fit_the_machine_or_is_damaged_is_refused_at_once_in
     let text = fs::read_to_string(&manifest).unwrap();
     fs::write(&manifest, text.replacen("\"tp\": 2", "\"tp\": 1", 1)).unwrap();
     refused("manifest.json: field `id`", &[]);
+}
+
+/// An artifact whose NEFFs are of a format that the runtime does not load.
+fn bench_newer(bench: &Bench) -> (String, Value) {
+    let place = bench.path("newer");
+    let model = fixture_path("llama_tied");
+    let args =
+        ["build", &model, "-o", &place, "--context", "512", "--candidates", "16", "--quant", "none", "--tp", "1"];
+    let args = [&args[..], &["--batch", "3", "--max-neffs", "4", "--json", "-q"]].concat();
+    let built = bench.run(&args, &[("NJOULE_FAKE_CC_NEFF_VERSION", "3.0")]).json();
+    (place, built)
 }
 
 /// Every status at every kind of call: a request is answered or refused, within the deadline, and nothing panics.

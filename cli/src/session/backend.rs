@@ -14,7 +14,7 @@ use njoule_runtime::backend::{Backend, Capacity, Executor, KvType, Limits, LoadE
 
 use super::Model;
 #[cfg(target_os = "linux")]
-use super::neuron::{self, BuildOptions};
+use super::neuron;
 use super::options::{FallbackArg, RunOptions};
 use crate::args::UsageError;
 use crate::verbs::Context;
@@ -258,9 +258,8 @@ impl RunOptions {
             candidates: usual.candidates.min(model.program.vocab()),
             ..usual
         };
-        let instance = context.fetch.env.var("NJOULE_INSTANCE").map(str::to_owned);
-        let options = BuildOptions { instance, wish, ..BuildOptions::default() };
-        let backend = AnyBackend::Neuron(neuron::backend(model, &options, context)?);
+        let instance = self.instance.as_deref().filter(|name| !name.is_empty());
+        let backend = AnyBackend::Neuron(neuron::backend(model, instance, &wish, context)?);
         let capacity = capacity(&backend);
         let executor = backend.load(model, capacity)?;
         let reason = if model.artifact.is_some() { "the model is an artifact" } else { "--backend asks for it" };

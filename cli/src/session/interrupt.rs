@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use njoule_runtime::{Event, RequestHandle};
-use signal_hook::consts::SIGINT;
-use signal_hook::flag;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::{SigId, flag, low_level};
 
 /// Whether Ctrl-C was pressed.
 #[derive(Clone, Debug)]
@@ -44,6 +44,38 @@ impl Interrupt {
                 Err(Timeout) => {}
                 Err(Disconnected) => return None,
             }
+        }
+    }
+}
+
+/// Asks long work to end by Ctrl-C, SIGTERM or SIGHUP, for as long as it lives; a second Ctrl-C ends the process.
+#[derive(Debug)]
+pub struct Stop {
+    asked: Arc<AtomicBool>,
+    hooks: Vec<SigId>,
+}
+
+impl Stop {
+    /// Takes the signals over.
+    pub fn install() -> std::io::Result<Stop> {
+        let mut stop = Stop { asked: Arc::default(), hooks: vec![] };
+        stop.hooks.push(flag::register_conditional_shutdown(SIGINT, INTERRUPTED, stop.asked.clone())?);
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            stop.hooks.push(flag::register(signal, stop.asked.clone())?);
+        }
+        Ok(stop)
+    }
+
+    /// Set once somebody has asked.
+    pub fn flag(&self) -> &AtomicBool {
+        &self.asked
+    }
+}
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        for hook in self.hooks.drain(..) {
+            low_level::unregister(hook);
         }
     }
 }

@@ -26,6 +26,9 @@ pub struct RunArgs {
     /// What computes where --backend neuron cannot be had: `cpu`; an error without
     #[arg(long, value_enum, value_name = "BACKEND")]
     fallback: Option<FallbackArg>,
+    /// Neuron instance type that modules are built for where there is no artifact [default: this machine]
+    #[arg(long, env = "NJOULE_INSTANCE", value_name = "TYPE")]
+    instance: Option<String>,
     /// Threads that compute [default: the cores of this machine]
     #[arg(long, short = 't', value_name = "N")]
     threads: Option<NonZero<usize>>,
@@ -125,12 +128,14 @@ pub fn kv_name(kv: KvType) -> &'static str {
 }
 
 /// How to run a model.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct RunOptions {
     quant: QuantArg,
     pub(super) backend: BackendArg,
     pub(super) fallback: Option<FallbackArg>,
     pub(super) kv: Option<KvType>,
+    /// Neuron instance type.
+    pub(super) instance: Option<String>,
     /// Threads that compute.
     pub threads: NonZero<usize>,
     /// Longest sequence, if given.
@@ -152,6 +157,7 @@ impl RunArgs {
             backend: self.backend,
             fallback: self.fallback,
             kv: self.kv_type.map(KvArg::kv),
+            instance: self.instance.clone(),
             threads,
             context: self.context.map(NonZero::get),
             batch_size: self.batch_size.map(NonZero::get),

@@ -1,5 +1,8 @@
 //! `njoule inspect`: what a model is and what it costs, read from headers alone: no weight is loaded.
 
+#[cfg(target_os = "linux")]
+mod artifact;
+
 use std::collections::BTreeMap;
 
 use njoule_models::ModelConfig;
@@ -10,7 +13,7 @@ use njoule_runtime::backend::cpu::StoredWeights;
 use serde_json::{Map, Value, json};
 
 use super::Context;
-use crate::args::ModelArgs;
+use crate::args::{ModelArgs, UsageError};
 use crate::session::options::{KvArg, QuantArg, kv_name};
 use crate::session::{Model, kv_bytes_per_token};
 
@@ -23,6 +26,9 @@ pub struct Args {
     /// Print the whole program: weights, caches and every operation
     #[arg(long)]
     program: bool,
+    /// Of an artifact for Neuron devices: read every byte and compare it with the manifest
+    #[arg(long, conflicts_with = "program")]
+    verify: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -32,6 +38,21 @@ impl Args {
     /// Prints what is known.
     pub fn run(self, context: &mut Context<'_>) -> anyhow::Result<()> {
         let model = Model::open(&self.model.resolve(&context.fetch.env)?, context)?;
+        #[cfg(target_os = "linux")]
+        if let Some(found) = model.artifact.as_ref().filter(|_| !self.program) {
+            if self.verify {
+                crate::session::neuron::verify(found, context)?;
+            }
+            match self.json {
+                true => writeln!(context.out, "{}", artifact::object(found, self.verify))?,
+                false => artifact::print(found, self.verify, context.out)?,
+            }
+            return Ok(());
+        }
+        if self.verify {
+            let what = "is no artifact of `njoule build`: nothing says what its bytes should be";
+            return Err(UsageError(format!("--verify: {} {what}", model.name)).into());
+        }
         let loader = model.load_text();
         let facts = Facts {
             packed: packed(&model)?,

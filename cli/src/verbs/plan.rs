@@ -1,20 +1,13 @@
 //! `njoule plan`: how to serve a model on a Neuron instance, by arithmetic alone: no weight is loaded, no device is asked.
 
-use std::path::PathBuf;
-
-use anyhow::Context as _;
-use clap::ValueEnum;
-use njoule_runtime::backend::Quant;
 use njoule_runtime::backend::neuron::ModuleKind;
-use njoule_runtime::backend::neuron::plan::{
-    Assumptions, Instance, Instances, Lengths, Objective, Plan, PlanError, Wish, plan, smallest_instance,
-};
+use njoule_runtime::backend::neuron::plan::{Instance, Instances, Lengths, Plan, PlanError, plan, smallest_instance};
 use serde::Serialize;
 
 use super::Context;
 use crate::args::{ModelArgs, UsageError};
 use crate::session::Model;
-use crate::session::options::KvArg;
+use crate::session::planning::PlanArgs;
 
 /// Arguments of `plan`.
 #[derive(Debug, clap::Args)]
@@ -23,177 +16,49 @@ pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
     /// Instance type, such as inf2.xlarge
-    #[arg(long, value_name = "TYPE", required_unless_present = "list")]
+    #[arg(long, env = "NJOULE_INSTANCE", value_name = "TYPE", required_unless_present = "list")]
     instance: Option<String>,
-    /// What to be best at
-    #[arg(long, value_enum, default_value_t = ObjectiveArg::TokensPerJoule, value_name = "GOAL")]
-    objective: ObjectiveArg,
-    /// Time per output token at most, such as 50ms
-    #[arg(long, value_name = "TIME", value_parser = seconds)]
-    tpot: Option<f64>,
-    /// Longest sequence in tokens, prompt and answer [default: what the model was made for, at most 4096]
-    #[arg(long, short = 'c', value_name = "N")]
-    context: Option<usize>,
-    /// Lengths of requests: CSV, JSON or JSON lines with prompt and output tokens [default: a sample of the Azure
-    /// conversation trace 2023]
-    #[arg(long, value_name = "FILE")]
-    lengths: Option<PathBuf>,
-    /// Stored type of weights [default: bf16 if that fits, else int8]
-    #[arg(long, value_enum, value_name = "TYPE")]
-    weights: Option<WeightsArg>,
-    /// Type of the key/value cache [default: bf16 if that fits, else int8; f32 beside f32 weights]
-    #[arg(long, value_enum, value_name = "TYPE")]
-    kv_type: Option<KvArg>,
-    /// Cores of a replica
-    #[arg(long, value_name = "N")]
-    tp: Option<usize>,
-    /// Sequences of a replica at once
-    #[arg(long, value_name = "N")]
-    batch: Option<usize>,
-    /// Compiled modules at most
-    #[arg(long, default_value_t = 32, value_name = "N")]
-    max_neffs: usize,
-    /// Least share of useful positions, in decode and in prefill, such as 0.8
-    #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
-    min_useful: f64,
-    /// Candidates that a step returns per row
-    #[arg(long, default_value_t = 64, value_name = "N")]
-    candidates: usize,
-    /// DMA rings of a module, as a share of the bytes it works on (estimate) [default: 0.11]
-    #[arg(long, value_name = "SHARE")]
-    ring_share: Option<f64>,
-    /// Time of a hop between cores in microseconds [default: 1, the least that is published]
-    #[arg(long, value_name = "US")]
-    hop_us: Option<f64>,
-    /// USD per hour of the instance
-    #[arg(long, value_name = "USD")]
-    price: Option<f64>,
-    /// More instances, or other prices: JSON of the built-in table's form
-    #[arg(long, value_name = "FILE")]
-    instances: Option<PathBuf>,
     /// List the instances that are known
     #[arg(long)]
     list: bool,
-    /// Print one JSON object
+    /// Print one JSON object: all that the table says, and what `njoule build --plan` takes
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum ObjectiveArg {
-    /// Tokens per second of each chip in use
-    TokensPerJoule,
-    /// Tokens per second of the instance
-    Throughput,
-    /// Time per output token
-    Latency,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum WeightsArg {
-    /// f32
-    None,
-    /// bfloat16
-    Bf16,
-    /// 8 bits with one scale per output row
-    Int8,
+    #[command(flatten)]
+    planning: PlanArgs,
 }
 
 impl Args {
     /// Prints a plan.
     pub fn run(self, context: &mut Context<'_>) -> anyhow::Result<()> {
-        let table = self.table()?;
+        let table = self.planning.table()?;
         if self.list {
             return Ok(list(&table, self.json, context.out)?);
         }
-        let named = self.instance.as_deref().unwrap_or_default();
-        let Some(instance) = table.find(named) else {
-            return Err(UsageError(format!("no instance {named:?}: there are {}", table.names())).into());
-        };
-        let mut instance = instance.clone();
-        if let Some(price) = self.price {
-            if !(price > 0.0 && price.is_finite()) {
-                return Err(UsageError(format!("--price {price}: a price is positive")).into());
-            }
-            instance.price_per_hour = Some(price);
-        }
-        let lengths = self.lengths()?;
+        let instance = self.planning.instance(&table, self.instance.as_deref().unwrap_or_default())?;
+        let lengths = self.planning.lengths()?;
         let model = Model::open(&self.model.resolve(&context.fetch.env)?, context)?;
-        let made_for = model.checkpoint.config.max_len;
-        if let Some(asked) = self.context.filter(|asked| *asked > made_for) {
-            context.note(&format!("--context {asked} is more than the {made_for} tokens that the model was made for"));
-        }
-        let wish = self.wish(self.context.unwrap_or(DEFAULT_CONTEXT.min(made_for)));
+        let wish = self.planning.wish(&model, context);
         match plan(&model.program, &instance, &lengths, &wish) {
             Ok(plan) if self.json => writeln!(context.out, "{}", serde_json::to_string(&plan)?)?,
             Ok(plan) => print(&plan, &model.name, &instance, &lengths, context.out)?,
-            Err(error @ (PlanError::Wish { .. } | PlanError::Tp { .. })) => {
-                return Err(UsageError(error.to_string()).into());
-            }
-            Err(error @ PlanError::Memory { .. }) => {
-                let other = smallest_instance(&model.program, &table, &lengths, &wish);
-                let hint =
-                    other.map_or("no instance of the table would do".to_owned(), |i| format!("{} would do", i.name));
-                return Err(anyhow::anyhow!("{error}; {hint}"));
-            }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(in_words(error, || smallest_instance(&model.program, &table, &lengths, &wish))),
         }
         Ok(())
     }
-
-    fn table(&self) -> anyhow::Result<Instances> {
-        let Some(path) = &self.instances else { return Ok(Instances::built_in()) };
-        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-        Instances::with(&text).with_context(|| path.display().to_string())
-    }
-
-    fn lengths(&self) -> anyhow::Result<Lengths> {
-        let Some(path) = &self.lengths else { return Ok(Lengths::default()) };
-        let name = path.display().to_string();
-        let text = std::fs::read_to_string(path).with_context(|| name.clone())?;
-        Lengths::parse(&text, &name).with_context(|| name)
-    }
-
-    fn wish(&self, context: usize) -> Wish {
-        let assumed = Assumptions::default();
-        Wish {
-            objective: match self.objective {
-                ObjectiveArg::TokensPerJoule => Objective::TokensPerJoule,
-                ObjectiveArg::Throughput => Objective::Throughput,
-                ObjectiveArg::Latency => Objective::Latency,
-            },
-            tpot: self.tpot,
-            context,
-            weights: self.weights.map(|weights| match weights {
-                WeightsArg::None => Quant::None,
-                WeightsArg::Bf16 => Quant::Bf16,
-                WeightsArg::Int8 => Quant::Int8,
-            }),
-            kv: self.kv_type.map(KvArg::kv),
-            tp: self.tp,
-            batch: self.batch,
-            max_neffs: self.max_neffs,
-            min_useful: self.min_useful,
-            candidates: self.candidates,
-            assumptions: Assumptions {
-                ring_share: self.ring_share.unwrap_or(assumed.ring_share),
-                hop_us: self.hop_us.unwrap_or(assumed.hop_us),
-                ..assumed
-            },
-            ..Wish::default()
-        }
-    }
 }
 
-/// `50ms`, `0.05s` or `50` (milliseconds), as seconds.
-fn seconds(text: &str) -> Result<f64, String> {
-    let (number, unit) = match (text.strip_suffix("ms"), text.strip_suffix('s')) {
-        (Some(number), _) => (number, 1e-3),
-        (None, Some(number)) => (number, 1.0),
-        (None, None) => (text, 1e-3),
-    };
-    let value: f64 = number.trim().parse().map_err(|_| "not a time such as 50ms or 0.05s".to_owned())?;
-    if value > 0.0 && value.is_finite() { Ok(value * unit) } else { Err("a time is positive".into()) }
+/// A planner's error as a verb reports it: what was asked for wrongly, or what would do where memory is short.
+pub fn in_words<'a>(error: PlanError, fits: impl FnOnce() -> Option<&'a Instance>) -> anyhow::Error {
+    match error {
+        PlanError::Wish { .. } | PlanError::Tp { .. } => UsageError(error.to_string()).into(),
+        PlanError::Memory { .. } => {
+            let hint =
+                fits().map_or("no instance of the table would do".to_owned(), |i| format!("{} would do", i.name));
+            anyhow::anyhow!("{error}; {hint}")
+        }
+        error => error.into(),
+    }
 }
 
 fn list(table: &Instances, json: bool, out: &mut dyn std::io::Write) -> std::io::Result<()> {
@@ -328,8 +193,6 @@ fn print(
 fn word(value: &impl Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
 }
-
-const DEFAULT_CONTEXT: usize = 4096;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -34,6 +34,15 @@ pub struct Gguf {
     is_head: bool,
 }
 
+/// A model's description, see [`Gguf::head`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// A GGUF file up to its tensors' data.
+    pub bytes: Vec<u8>,
+    /// Bytes that it would have with all of them, as [`Gguf::open_head`] wants to know.
+    pub whole: u64,
+}
+
 impl Gguf {
     /// Opens `path`; of a split model any part will do, the others lie beside it.
     pub fn open(path: &Path) -> Result<Gguf, WeightError> {
@@ -64,22 +73,28 @@ impl Gguf {
         Ok(Gguf { parts, tensors, is_head: false })
     }
 
-    /// Opens the [head](Gguf::head) of a file of `whole` bytes: it says what the model is and has no weight.
+    /// Opens a [head](Gguf::head) of a model of `whole` bytes: it says what the model is and has no weight.
     pub fn open_head(path: &Path, whole: u64) -> Result<Gguf, WeightError> {
         let part = Part::head(path, whole)?;
         let tensors = part.tensors.keys().map(|name| (name.clone(), 0)).collect();
         Ok(Gguf { parts: vec![part], tensors, is_head: true })
     }
 
-    /// What stands before the tensors' data. `None` of a split model, and where data are needed to know what the model is.
-    pub fn head(&self) -> Option<&[u8]> {
-        match &self.parts[..] {
-            [one] if !self.tensors.contains_key(names::ROPE_FREQS) => {
-                let bytes = one.file.bytes();
-                Some(&bytes[..one.data_start.min(bytes.len())])
-            }
-            _ => None,
-        }
+    /// What says what the model is, without its weights: the metadata, a description of every tensor of every part, and
+    /// the data of rotary divisors, which belong to the configuration.
+    pub fn head(&self) -> Head {
+        let m = self.metadata();
+        let is_config = |name: &str| name == names::ROPE_FREQS;
+        let mut names: Vec<&str> = self.tensor_names().collect();
+        // What has its data in the head comes first: then they lie within it.
+        names.sort_unstable_by_key(|name| (!is_config(name), *name));
+        let tensors = names.iter().filter_map(|name| {
+            let (part, tensor) = self.find(name)?;
+            let data = is_config(name).then(|| &part.file.bytes()[tensor.offset..tensor.offset + tensor.bytes]);
+            Some(reader::Described { name, tensor, data })
+        });
+        let (bytes, whole) = reader::write_head(&m, self.parts[0].entries_span.clone(), &tensors.collect::<Vec<_>>());
+        Head { bytes, whole }
     }
 
     /// Number of files.
@@ -177,13 +192,14 @@ impl Gguf {
     /// `rope_freqs.weight`: divisors of the rotary frequencies.
     pub(crate) fn rope_divisors(&self) -> Result<Option<Vec<f32>>, ConfigError> {
         let Some((part, tensor)) = self.find(names::ROPE_FREQS) else { return Ok(None) };
-        let encoding = tensor.kind.encoding().filter(|_| !self.is_head);
-        let (Some((1, n)), Some(encoding)) = (tensor.matrix(), encoding) else {
+        // In a head that was cut its data may be missing.
+        let data = part.file.bytes().get(tensor.offset..tensor.offset + tensor.bytes);
+        let (Some((1, n)), Some(encoding), Some(data)) = (tensor.matrix(), tensor.kind.encoding(), data) else {
             let (key, expected) = (names::ROPE_FREQS.to_owned(), "a vector of F32");
             return Err(ConfigError::Type { key, expected, value: format!("{} {:?}", tensor.kind, tensor.dims) });
         };
         let mut divisors = vec![0.0; n];
-        dequant::decode(encoding, &part.file.bytes()[tensor.offset..tensor.offset + tensor.bytes], &mut divisors);
+        dequant::decode(encoding, data, &mut divisors);
         Ok(Some(divisors))
     }
 

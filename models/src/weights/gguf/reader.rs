@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
 
-use super::metadata::{Array, Kind, Value};
+use super::metadata::{Array, Kind, Metadata, Value};
 use super::types::TensorType;
 use crate::weights::WeightError;
 use crate::weights::mapped::MappedFile;
@@ -23,10 +23,10 @@ pub struct Part {
     pub file: MappedFile,
     /// Metadata.
     pub entries: HashMap<String, Value>,
+    /// Their bytes.
+    pub entries_span: Range<usize>,
     /// Tensors, by name.
     pub tensors: HashMap<String, Tensor>,
-    /// Where the tensors' data begin.
-    pub data_start: usize,
 }
 
 /// A tensor; its data lies within the file.
@@ -66,7 +66,7 @@ impl Part {
 
     fn read(path: &Path, whole: Option<usize>) -> Result<Part, WeightError> {
         let file = MappedFile::open(path)?;
-        let (entries, tensors, data_start) = match parse(file.bytes(), whole.unwrap_or(file.bytes().len())) {
+        let (entries, entries_span, tensors) = match parse(file.bytes(), whole.unwrap_or(file.bytes().len())) {
             Ok(parsed) => parsed,
             Err(Fault::Format(what)) => return Err(WeightError::Format { path: path.to_owned(), what }),
             Err(Fault::Truncated { name, offset, end }) => {
@@ -74,7 +74,7 @@ impl Part {
                 return Err(WeightError::Truncated { path: path.to_owned(), name, offset, end, actual });
             }
         };
-        Ok(Part { file, entries, tensors, data_start })
+        Ok(Part { file, entries, entries_span, tensors })
     }
 }
 
@@ -91,7 +91,7 @@ impl From<String> for Fault {
     }
 }
 
-type Parsed = (HashMap<String, Value>, HashMap<String, Tensor>, usize);
+type Parsed = (HashMap<String, Value>, Range<usize>, HashMap<String, Tensor>);
 
 /// Of a file of `len` bytes, of which `bytes` are here: all that stands before the data at least.
 fn parse(bytes: &[u8], len: usize) -> Result<Parsed, Fault> {
@@ -109,16 +109,60 @@ fn parse(bytes: &[u8], len: usize) -> Result<Parsed, Fault> {
     }
     let tensor_count = c.u64("tensor count")?;
     let entry_count = c.u64("metadata count")?;
+    let first = c.at;
     let entries = parse_entries(&mut c, entry_count)?;
-    let alignment = match entries.get("general.alignment") {
-        None => 32,
+    let span = first..c.at;
+    let alignment = match entries.get(ALIGNMENT) {
+        None => USUAL_ALIGNMENT,
         Some(value) => match value.as_unsigned().and_then(|n| usize::try_from(n).ok()) {
-            Some(n) if n.is_power_of_two() => n,
-            _ => return Err(Fault::Format("general.alignment is no power of two".to_owned())),
+            Some(n) if n.is_power_of_two() && n <= MOST_ALIGNMENT => n,
+            _ => return Err(Fault::Format(format!("general.alignment is no power of two up to {MOST_ALIGNMENT}"))),
         },
     };
-    let (tensors, data_start) = parse_tensors(&mut c, tensor_count, alignment, len)?;
-    Ok((entries, tensors, data_start))
+    let tensors = parse_tensors(&mut c, tensor_count, alignment, len)?;
+    Ok((entries, span, tensors))
+}
+
+/// A tensor of a head.
+pub struct Described<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Type and dimensions.
+    pub tensor: &'a Tensor,
+    /// Its data, where they are part of the head; only of the first tensors.
+    pub data: Option<&'a [u8]>,
+}
+
+/// A file with the metadata of `m`, whose entries are `entries` of its bytes, and these tensors, up to the last data that
+/// are given; and the bytes that it would have with all data.
+pub fn write_head(m: &Metadata<'_>, entries: Range<usize>, tensors: &[Described<'_>]) -> (Vec<u8>, u64) {
+    // Parsed once: a power of two, or not there.
+    let alignment = m.unsigned(ALIGNMENT).ok().flatten().unwrap_or(USUAL_ALIGNMENT as u64).max(1);
+    let aligned = |n: u64| n.next_multiple_of(alignment);
+    let mut bytes = b"GGUF".to_vec();
+    bytes.extend(3u32.to_le_bytes());
+    for count in [tensors.len(), m.keys().count()] {
+        bytes.extend((count as u64).to_le_bytes());
+    }
+    bytes.extend(&m.bytes[entries]);
+    let mut end = 0u64;
+    for Described { name, tensor, .. } in tensors {
+        bytes.extend((name.len() as u64).to_le_bytes());
+        bytes.extend(name.as_bytes());
+        bytes.extend((tensor.dims.len() as u32).to_le_bytes()); // at most 4
+        tensor.dims.iter().for_each(|dim| bytes.extend((*dim as u64).to_le_bytes()));
+        bytes.extend(tensor.kind.0.to_le_bytes());
+        bytes.extend(end.to_le_bytes());
+        end = aligned(end + tensor.bytes as u64);
+    }
+    let pad = |bytes: &mut Vec<u8>| bytes.resize(aligned(bytes.len() as u64) as usize, 0); // less than an alignment more
+    pad(&mut bytes);
+    let start = bytes.len() as u64;
+    for data in tensors.iter().map_while(|described| described.data) {
+        bytes.extend(data);
+        pad(&mut bytes);
+    }
+    (bytes, start + end)
 }
 
 fn parse_entries(c: &mut Cursor<'_>, count: u64) -> Result<HashMap<String, Value>, Fault> {
@@ -139,7 +183,7 @@ fn parse_tensors(
     count: u64,
     alignment: usize,
     len: usize,
-) -> Result<(HashMap<String, Tensor>, usize), Fault> {
+) -> Result<HashMap<String, Tensor>, Fault> {
     let mut infos = vec![];
     for _ in 0..count {
         let at = c.at;
@@ -187,8 +231,13 @@ fn parse_tensors(
             return Err(Fault::Format(format!("tensor `{name}` described at offset {at} is there twice")));
         }
     }
-    Ok((tensors, data_start))
+    Ok(tensors)
 }
+
+const ALIGNMENT: &str = "general.alignment";
+const USUAL_ALIGNMENT: usize = 32;
+/// Far above any: what a head is padded to stays small.
+const MOST_ALIGNMENT: usize = 1 << 20;
 
 /// Reads forward; every read says what it wanted where.
 struct Cursor<'a> {

@@ -257,6 +257,7 @@ fn broken_headers_are_refused_with_the_offset() {
     says(&Writer::new().entry("k", 7, &[2]).bytes(), &["`k`", "Bool"]);
     says(&Writer::new().entry("k", 13, &[0; 8]).bytes(), &["`k`", "13"]);
     says(&Writer::new().u32("general.alignment", 48).bytes(), &["general.alignment"]);
+    says(&Writer::new().u32("general.alignment", 1 << 30).bytes(), &["general.alignment", "1048576"]);
     says(&Writer::new().tensor("t", &[33], 2, &[0; 64]).bytes(), &["`t`", "33", "Q4_0"]);
     says(&Writer::new().tensor("t", &[u64::MAX, u64::MAX], 0, &[]).bytes(), &["`t`"]);
     let huge = [5u32.to_le_bytes().to_vec(), u64::MAX.to_le_bytes().to_vec()].concat();
@@ -316,6 +317,10 @@ fn exercise(bytes: &[u8]) {
     let Ok(gguf) = open(bytes) else { return };
     let _ = gguf.vocab();
     let Ok(config) = gguf.config() else { return };
+    let Head { bytes, whole } = gguf.head();
+    let head = Gguf::open_head(file(&bytes).path(), whole).unwrap();
+    // In words: a NaN is no equal of itself.
+    assert_eq!(format!("{:?}", head.config().unwrap()), format!("{config:?}"));
     for decl in &config.program().weights {
         let Ok(view) = gguf.get(decl) else { continue };
         let mut row = vec![0.0; view.shape().1];
@@ -370,20 +375,33 @@ fn encodings_of_all_supported_types_are_named() {
     assert_eq!(TensorType(14).encoding(), Some(Encoding::GgufBlock(GgmlType::Q6_K)));
 }
 
-/// A head says what the whole file says, and has no weight to give.
+/// A head says what the whole model says, and has no weight to give.
 #[test]
 fn a_head_describes_the_model_and_has_no_weights() {
-    let whole = Gguf::open(&fixtures::path("gguf_llama").join("model.gguf")).unwrap();
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(whole.head().unwrap()).unwrap();
-    let head = Gguf::open_head(file.path(), whole.file_bytes()).unwrap();
-    let program = whole.config().unwrap().program();
-    assert_eq!(head.config().unwrap().program().to_string(), program.to_string());
-    assert_eq!(head.vocab().unwrap().unwrap().tokens, whole.vocab().unwrap().unwrap().tokens);
-    let decl = &program.weights[0];
-    assert!(whole.get(decl).is_ok());
-    assert!(matches!(head.get(decl), Err(WeightError::Missing { .. })));
-    // It is no model of its own, and no head of a shorter file.
-    assert!(matches!(Gguf::open(file.path()), Err(WeightError::Truncated { .. })));
-    assert!(matches!(Gguf::open_head(file.path(), whole.file_bytes() - 1), Err(WeightError::Truncated { .. })));
+    let dir = tempfile::tempdir().unwrap();
+    let part = |i: usize| dir.path().join(format!("m-{i:05}-of-00002.gguf"));
+    let divisors = Writer::new().u32("split.count", 2).u32("split.no", 1).f32s("output_norm.weight", &[8], &[3.0; 8]);
+    std::fs::write(part(1), llama().u32("split.count", 2).u32("split.no", 0).bytes()).unwrap();
+    std::fs::write(part(2), divisors.f32s("rope_freqs.weight", &[2], &[1.0, 8.0]).bytes()).unwrap();
+    let wide = llama().u32("general.alignment", 4096).f32s("rope_freqs.weight", &[2], &[2.0, 8.0]);
+    std::fs::write(dir.path().join("wide.gguf"), wide.bytes()).unwrap();
+    for path in [fixtures::path("gguf_llama").join("model.gguf"), part(1), dir.path().join("wide.gguf")] {
+        let whole = Gguf::open(&path).unwrap();
+        let Head { bytes, whole: len } = whole.head();
+        let file = file(&bytes);
+        let head = Gguf::open_head(file.path(), len).unwrap();
+        let program = whole.config().unwrap().program();
+        assert_eq!(head.config().unwrap(), whole.config().unwrap());
+        let tokens =
+            |gguf: &Gguf| gguf.vocab().unwrap().map(|v| v.tokens.iter().map(|t| t.to_string()).collect::<Vec<_>>());
+        assert_eq!(tokens(&head), tokens(&whole));
+        assert!(program.weights.iter().all(|decl| matches!(head.get(decl), Err(WeightError::Missing { .. }))));
+        assert_eq!(head.head(), whole.head(), "a head's head is itself");
+        // It is no model of its own, and no head of a shorter file.
+        assert!(matches!(Gguf::open(file.path()), Err(WeightError::Truncated { .. })));
+        assert!(matches!(Gguf::open_head(file.path(), len - 4096), Err(WeightError::Truncated { .. })));
+    }
+    let whole = Gguf::open(&dir.path().join("wide.gguf")).unwrap().head();
+    let cut = file(&whole.bytes[..whole.bytes.len() - 4096]);
+    assert!(Gguf::open_head(cut.path(), whole.whole).unwrap().config().is_err(), "the divisors are gone");
 }

@@ -18,6 +18,7 @@
 mod check;
 mod parameters;
 mod roles;
+mod verify;
 mod write;
 
 use std::fs;
@@ -220,34 +221,6 @@ impl Artifact {
         Ok(artifact)
     }
 
-    /// Compares every file with its hash; `on_bytes` hears of the progress. Reads all of the artifact.
-    pub fn verify(&self, mut on_bytes: impl FnMut(u64)) -> Result<(), ArtifactError> {
-        use sha2::{Digest, Sha256};
-        let mut buffer = vec![0; 1 << 20];
-        for record in self.files() {
-            let path = self.dir.join(&record.path);
-            let io = |source| ArtifactError::Io { path: path.clone(), source };
-            let mut file = fs::File::open(&path).map_err(io)?;
-            let mut hasher = Sha256::new();
-            loop {
-                match file.read(&mut buffer) {
-                    Ok(0) => break,
-                    Ok(n) => {
-                        hasher.update(&buffer[..n]);
-                        on_bytes(n as u64);
-                    }
-                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                    Err(e) => return Err(io(e)),
-                }
-            }
-            let found = digest::hex(&hasher.finalize());
-            if found != record.sha256 {
-                return Err(ArtifactError::Hash { path, found, expected: record.sha256.clone() });
-            }
-        }
-        Ok(())
-    }
-
     /// Every file but the manifest.
     pub fn files(&self) -> impl Iterator<Item = &FileRecord> {
         let m = &self.manifest;
@@ -353,6 +326,14 @@ pub enum ArtifactError {
     /// A NEFF is broken.
     #[error(transparent)]
     Neff(#[from] NeffError),
+    /// A module or its NEFF is not what the manifest says.
+    #[error("{path} is not as the manifest has it: {what}")]
+    Differs {
+        /// File.
+        path: PathBuf,
+        /// In what.
+        what: String,
+    },
 }
 
 /// Bytes of a port's type and dimensions, if they are a number.

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use njoule_hlo::encode;
 use njoule_models::program::{Program, WeightId};
@@ -36,6 +37,8 @@ pub struct Job<'a> {
     pub flags: &'a [String],
     /// Its `-O`; by default 2 for decode and 1 for the large modules of prefill, as AWS's own stack has it.
     pub opt_level: Option<u8>,
+    /// Set by somebody who wants to stop: compilers are killed, no artifact appears, what is compiled stays in the cache.
+    pub cancelled: &'a AtomicBool,
 }
 
 /// Modules that were lowered.
@@ -54,7 +57,9 @@ pub enum Progress<'a> {
     Lowered(usize, usize),
     /// Of a compile.
     Compile(Event<'a>),
-    /// Weights are packed: bytes of this piece.
+    /// Weights are going to be packed: bytes of all ranks.
+    Packing(u64),
+    /// Bytes of this piece.
     Packed(u64),
 }
 
@@ -91,9 +96,16 @@ pub enum BuildError {
     /// What was written cannot be read.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
-    /// A file of the model that belongs into the artifact cannot be had.
-    #[error("{0}")]
-    Files(String),
+    /// Somebody asked to stop.
+    #[error("the build was stopped; modules that are done stay in the cache, and the next build goes on from there")]
+    Stopped,
+}
+
+impl BuildError {
+    /// Whether somebody asked for it.
+    pub fn is_stop(&self) -> bool {
+        matches!(self, BuildError::Stopped | BuildError::Compile(CompileError::Cancelled))
+    }
 }
 
 impl Job<'_> {
@@ -103,6 +115,7 @@ impl Job<'_> {
         let sharded = shard(self.program, layout.tp)?;
         let (mut modules, mut units) = (vec![], vec![]);
         for (i, module) in layout.modules.iter().enumerate() {
+            self.go_on()?;
             let name = module_name(module);
             let lowered = lower(&sharded, &spec, module)
                 .map_err(|source| BuildError::Lower { module: name.clone(), source: Box::new(source) })?;
@@ -113,15 +126,16 @@ impl Job<'_> {
         Ok(Lowering { sharded, modules, units })
     }
 
-    /// Compiles what `cache` lacks.
+    /// Compiles what `cache` lacks, `jobs` at once at most.
     pub fn compile(
         &self,
         lowering: &Lowering,
         compiler: &Compiler,
         cache: &NeffCache,
-        limits: Limits<'_>,
+        jobs: Option<usize>,
         on_progress: &Observer<'_>,
     ) -> Result<Vec<Compiled>, BuildError> {
+        let limits = Limits { jobs, memory: None, deadline: None, cancelled: self.cancelled };
         Ok(compiler.compile(&lowering.units, cache, limits, &|event| on_progress(Progress::Compile(event)))?)
     }
 
@@ -172,11 +186,14 @@ impl Job<'_> {
             })?;
         }
         if let Some(source) = source {
+            let bytes: u64 = writer.parameters().iter().map(|p| p.bytes).sum();
+            on_progress(Progress::Packing(bytes * self.layout.tp as u64));
             for rank in 0..self.layout.tp {
                 writer.weights(|put| self.pack(&lowering.sharded, source, rank, &used, put, on_progress))?;
             }
         }
         files(&mut writer)?;
+        self.go_on()?;
         writer.finish()?;
         Ok(Artifact::open(place)?)
     }
@@ -196,6 +213,8 @@ impl Job<'_> {
             // The sink speaks of loading; what a write said is kept beside it.
             let mut failed = None;
             let mut sink = |part, bytes: &[u8]| {
+                // The cause is said below.
+                self.go_on().map_err(|stop| LoadError::Device(stop.to_string()))?;
                 on_progress(Progress::Packed(bytes.len() as u64));
                 put(Input::Weight(id, part), bytes).map_err(|error| {
                     let what = error.to_string();
@@ -207,9 +226,15 @@ impl Job<'_> {
             if let Some(error) = failed {
                 return Err(error.into());
             }
+            self.go_on()?;
             result?;
         }
         Ok(())
+    }
+
+    /// An error where somebody asked to stop.
+    fn go_on(&self) -> Result<(), BuildError> {
+        if self.cancelled.load(Ordering::Relaxed) { Err(BuildError::Stopped) } else { Ok(()) }
     }
 
     fn settings(&self, module: &ModuleSpec) -> Settings {

@@ -2,9 +2,10 @@
 //!
 //! * [`instances`]: machines; * [`lengths`]: what requests look like; * [`shard`]: one core's part of a program;
 //! * [`memory`]: what a core holds; * [`roofline`]: the least time of a step; * [`buckets`]: few buckets for many lengths;
-//! * `choose` and `classes`: the search; * [`mod@simulate`]: a trace of requests through a plan.
+//! * `choose` and `classes`: the search; * [`mod@replay`]: a trace of requests through rows; * [`mod@simulate`]: through a
+//! plan's buckets.
 //!
-//! Pure arithmetic over a [`Program`](njoule_models::program::Program): nothing is read, run or measured. A plan fits in memory by its own table, and every
+//! Pure arithmetic over a [`Program`]: nothing is read, run or measured. A plan fits in memory by its own table, and every
 //! admissible sequence has a class and a bucket for each of its steps. Speeds are bounds from above, never forecasts;
 //! watts are unknown and stay so.
 
@@ -15,20 +16,23 @@ pub mod instances;
 pub mod lengths;
 pub mod memory;
 mod reasons;
+pub mod replay;
 pub mod roofline;
 pub mod shard;
 pub mod simulate;
 
 use njoule_hlo::Target;
+use njoule_models::program::Program;
 use serde::{Deserialize, Serialize};
 
 pub use self::choose::{plan, smallest_instance};
 pub use self::instances::{Instance, Instances, InstancesError};
 pub use self::lengths::{Lengths, LengthsError, Request};
 pub use self::memory::{Assumptions, Hbm, Stored};
+pub use self::replay::Lane;
 pub use self::roofline::Roofline;
 pub use self::shard::Shard;
-pub use self::simulate::{Lane, Simulation, Useful, simulate};
+pub use self::simulate::{Simulation, Useful, simulate};
 use super::{CacheShape, ModelSpec, ModuleKind, ModuleSpec, Profile};
 use crate::backend::{KvType, Quant};
 
@@ -292,6 +296,49 @@ impl Plan {
         ModelSpec { target, tp, weights, kv, candidates, profile }
     }
 
+    /// Whether a plan that was read from a file is one for `program` that modules can be made of; the error names the field.
+    pub fn check(&self, program: &Program) -> Result<(), String> {
+        let Plan { fingerprint, tp, replicas, weights, kv, candidates, context, .. } = *self;
+        if fingerprint != program.fingerprint() {
+            let (of, is) = (&self.model, &program.name);
+            return Err(format!("it is a plan for another model: {of} ({fingerprint:016x}), not this {is}"));
+        }
+        let field = |name: &str, value: String| Err(format!("field `{name}` is {value}"));
+        if !(1..=MAX_CORES).contains(&tp) || !(1..=MAX_CORES).contains(&replicas) {
+            return field("tp", format!("{tp}, with {replicas} replicas"));
+        }
+        if matches!(weights, Quant::Int4 | Quant::Auto) || kv == KvType::F16 {
+            return field("weights", format!("{weights:?} beside caches in {kv:?}, which Neuron modules do not take"));
+        }
+        if !(1..=program.vocab()).contains(&candidates) || !(2..=MAX_CONTEXT).contains(&context) {
+            return field("candidates", format!("{candidates} of {} tokens, context {context}", program.vocab()));
+        }
+        let whole = |c: &CacheShape| {
+            c.rows >= 1 && c.positions >= 2 && c.rows.checked_mul(c.positions).is_some_and(|n| n <= MAX_PLACES)
+        };
+        let ascending = self.classes.windows(2).all(|pair| pair[0].positions < pair[1].positions);
+        if self.classes.is_empty() || self.classes.len() > MAX_NEFFS || !ascending || !self.classes.iter().all(whole) {
+            return field("classes", format!("{:?}", self.classes));
+        }
+        for (i, m) in self.modules.iter().enumerate() {
+            let decode = matches!(m.kind, ModuleKind::Decode { .. });
+            let most = if decode { m.class.rows } else { m.class.positions };
+            let fits = (1..=most).contains(&m.kind.tokens()) && m.len <= m.class.positions;
+            if !self.classes.contains(&m.class) || !fits || m.biases > program.vocab() {
+                return field(&format!("modules[{i}]"), format!("{m:?}"));
+            }
+        }
+        let decodes = |class: &CacheShape| {
+            let all = ModuleKind::Decode { batch: class.rows };
+            self.modules.iter().any(|m| m.class == *class && m.kind == all)
+        };
+        match self.classes.iter().find(|class| !decodes(class)) {
+            _ if self.modules.len() > MAX_NEFFS => field("modules", format!("a list of {}", self.modules.len())),
+            Some(class) => Err(format!("field `modules`: no decode module takes all rows of {class:?}")),
+            None => Ok(()),
+        }
+    }
+
     /// Rows, longest sequence and chunks of a class.
     pub fn lane(&self, class: CacheShape) -> Lane {
         let chunk = |m: &ModuleSpec| match m.kind {
@@ -388,7 +435,10 @@ pub(super) mod target_name {
     }
 }
 
+const MAX_CORES: usize = 256;
 const MAX_CONTEXT: usize = 1 << 24;
+/// Of a class: s32 holds them, and f32 exactly.
+const MAX_PLACES: usize = 1 << 24;
 const MAX_NEFFS: usize = 1024;
 
 #[cfg(test)]

@@ -73,6 +73,20 @@ fn outputs(spec: &ModuleSpec) -> Vec<Port<Output>> {
     ports
 }
 
+/// A module with these ports that computes nothing.
+fn module_of(inputs: &[Port<Input>], outputs: &[Port<Output>]) -> Vec<u8> {
+    let mut b = njoule_hlo::Builder::new("ports");
+    let parameters: Vec<_> =
+        inputs.iter().enumerate().map(|(i, p)| b.parameter(&format!("p{i}"), p.dtype, &p.dims)).collect();
+    let mut result = |port: &Port<Output>| match port.role {
+        Output::Cache(id, part) => parameters[inputs.iter().position(|p| p.role == Input::Cache(id, part)).unwrap()],
+        _ if port.dtype == DType::F32 => b.full(&port.dims, 0f32),
+        _ => b.full(&port.dims, 0i32),
+    };
+    let results: Vec<_> = outputs.iter().map(&mut result).collect();
+    njoule_hlo::encode(&b.finish(&results))
+}
+
 /// Writes an artifact of [`layout`] at `place`.
 fn write(place: &Path) -> String {
     let layout = layout();
@@ -99,9 +113,9 @@ fn write(place: &Path) -> String {
         let module = Module {
             name: format!("m{i}"),
             spec: *spec,
-            inputs,
+            inputs: inputs.clone(),
             outputs: outputs(spec),
-            hlo: vec![1, 2, 3],
+            hlo: module_of(&inputs, &outputs(spec)),
             neff: neff.clone(),
             flags: vec!["-O1".to_owned()],
             peak_bytes: 7,
@@ -214,6 +228,37 @@ fn damage_is_refused_naming_file_and_field() {
     assert!(matches!(&error, ArtifactError::Hash { path, .. } if *path == rank0), "{error}");
 }
 
+/// What hashes cannot tell: a manifest that was made for other modules.
+#[test]
+fn modules_and_neffs_that_differ_from_the_manifest_are_named() {
+    let (_dir, place) = written();
+    let opened = || Artifact::open(&place).unwrap();
+    opened().verify(|_| ()).unwrap();
+    let differs = |change: fn(&mut Manifest)| {
+        let mut artifact = opened();
+        change(&mut artifact.manifest);
+        match artifact.verify(|_| ()).unwrap_err() {
+            ArtifactError::Differs { path, what } => format!("{}: {what}", path.display()),
+            other => panic!("{other}"),
+        }
+    };
+    let text = differs(|m| m.modules[0].inputs[0].dims[0] = 7);
+    assert!(text.contains("m0.hlo.pb") && text.contains("parameter 0"), "{text}");
+    let text = differs(|m| m.modules[2].outputs[0].dtype = DType::S32);
+    assert!(text.contains("m2.hlo.pb") && text.contains("result 0"), "{text}");
+    let text = differs(|m| drop(m.modules[1].outputs.pop()));
+    assert!(text.contains("it has 5 results, the manifest 4"), "{text}");
+    // A NEFF that tells its inputs' sizes tells others.
+    let def = br#"{"var": {"input0": {"type": "input", "size": 3}, "output0": {"type": "output", "size": 3}}}"#;
+    let neff = neff::fixture(&[("sg00/def.json", def)], 1);
+    let mut artifact = opened();
+    let record = &mut artifact.manifest.modules[0].neff;
+    (record.sha256, record.bytes) = (digest::of_bytes(&neff), neff.len() as u64);
+    fs::write(place.join(&record.path), &neff).unwrap();
+    let error = artifact.verify(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("m0.neff") && error.contains("`input0` has 3 bytes, the manifest says 8"), "{error}");
+}
+
 /// The manifest's text with one value replaced and the id made right again.
 fn changed(text: &[u8], pointer: &str, to: Value) -> Vec<u8> {
     let mut value: Value = serde_json::from_slice(text).unwrap();
@@ -281,6 +326,8 @@ proptest! {
         let text = changed(&text, &pointer, to);
         let _ = Manifest::parse(&text);
         fs::write(place.join(MANIFEST), text).unwrap();
-        let _ = Artifact::open(&place);
+        if let Ok(artifact) = Artifact::open(&place) {
+            let _ = artifact.verify(|_| ());
+        }
     }
 }

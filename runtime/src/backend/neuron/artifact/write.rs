@@ -60,6 +60,7 @@ pub struct Writer {
     place: PathBuf,
     /// Where it is written; gone once it was renamed.
     scratch: Option<PathBuf>,
+    _lock: Option<File>,
     manifest: Manifest,
 }
 
@@ -90,13 +91,22 @@ pub enum WriteError {
 }
 
 impl Writer {
+    /// Whether an artifact may be put there: to be asked before hours of compiling.
+    pub fn may_take(place: &Path) -> Result<(), WriteError> {
+        match place.exists() && !super::Artifact::is_in(place) {
+            true => Err(WriteError::Occupied { path: place.to_owned() }),
+            false => Ok(()),
+        }
+    }
+
     /// Starts an artifact that will be at `place`; one that is there is replaced at the end.
     pub fn start(place: &Path, source: Source) -> Result<Writer, WriteError> {
-        if place.exists() && !super::Artifact::is_in(place) {
-            return Err(WriteError::Occupied { path: place.to_owned() });
-        }
+        Writer::may_take(place)?;
         let scratch = beside(place, "tmp");
-        let _ = fs::remove_dir_all(&scratch); // of a process of the same number that died
+        sweep(place);
+        fs::create_dir_all(&scratch).map_err(failed("make", &scratch))?;
+        // Says that somebody writes here; where there are no locks, nothing is swept either.
+        let lock = File::open(&scratch).and_then(|dir| dir.try_lock().map(|()| dir).map_err(io::Error::other)).ok();
         for dir in ["modules", "weights"] {
             let dir = scratch.join(dir);
             fs::create_dir_all(&dir).map_err(failed("make", &dir))?;
@@ -115,7 +125,7 @@ impl Writer {
             weights: vec![],
             files: vec![],
         };
-        Ok(Writer { place: place.to_owned(), scratch: Some(scratch), manifest })
+        Ok(Writer { place: place.to_owned(), scratch: Some(scratch), _lock: lock, manifest })
     }
 
     /// Adds a module; in the order of the layout's.
@@ -135,6 +145,11 @@ impl Writer {
             seconds: *seconds,
         });
         Ok(())
+    }
+
+    /// The weights' places.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.manifest.parameters
     }
 
     /// How many modules it has.
@@ -279,6 +294,22 @@ impl Write for Hashed {
 
 fn failed<'a>(action: &'static str, path: &'a Path) -> impl Fn(io::Error) -> WriteError + use<'a> {
     move |source| WriteError::Io { action, path: path.to_owned(), source }
+}
+
+/// Removes what processes that were killed have left beside `place`: directories whose lock nobody has.
+fn sweep(place: &Path) {
+    let mut prefix = place.file_name().unwrap_or_default().to_owned();
+    prefix.push(".tmp-");
+    let dir = place.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let number = name.as_encoded_bytes().strip_prefix(prefix.as_encoded_bytes());
+        if number.is_some_and(|number| !number.is_empty() && number.iter().all(u8::is_ascii_digit))
+            && File::open(entry.path()).is_ok_and(|dir| dir.try_lock().is_ok())
+        {
+            let _ = fs::remove_dir_all(entry.path()); // left over: it is in nobody's way
+        }
+    }
 }
 
 /// A name beside `place` that no other process uses.

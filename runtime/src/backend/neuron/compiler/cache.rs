@@ -7,11 +7,14 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{CompileError, Compiler, Settings};
+use super::{CompileError, Compiler, Settings, Unit};
 use crate::backend::neuron::neff::{self, NeffError};
 
 /// What a NEFF is known by: SHA-256 of module, flags, target, core size and compiler.
@@ -94,30 +97,56 @@ impl NeffCache {
         whole.then_some((path, record))
     }
 
-    /// The key's lock, waited for; `waiting` is called once if somebody else has it.
-    pub(super) fn lock(&self, key: Key, waiting: impl FnOnce()) -> Result<File, CompileError> {
+    /// Whether it has the NEFF of a unit.
+    pub fn has(&self, unit: &Unit, compiler: &Compiler) -> bool {
+        self.find(Key::new(&unit.hlo, &unit.settings, compiler)).is_some()
+    }
+
+    /// The key's lock, waited for; `waiting` is called once if somebody else has it, `cancelled` ends the wait.
+    pub(super) fn lock(&self, key: Key, waiting: impl FnOnce(), cancelled: &AtomicBool) -> Result<Held, CompileError> {
         let path = self.root.join("locks").join(key.to_string());
         let io = |action, path| move |source| CompileError::Io { action, path, source };
         let dir = self.root.join("locks");
         fs::create_dir_all(&dir).map_err(io("make", dir.clone()))?;
         let file = File::create(&path).map_err(io("write", path.clone()))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => {
-                waiting();
-                file.lock().map_err(io("lock", path.clone()))?;
+        let mut waiting = Some(waiting);
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Held { key, alone: true, _file: file }),
+                Err(fs::TryLockError::WouldBlock) => {
+                    if let Some(waiting) = waiting.take() {
+                        waiting();
+                    }
+                    if cancelled.load(Ordering::Relaxed) {
+                        return Err(CompileError::Cancelled);
+                    }
+                    // Not by the kernel's own wait: nothing could end that.
+                    thread::sleep(POLL);
+                }
+                // A file system without locks: as if nobody else were there. Entries still appear whole.
+                Err(fs::TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {
+                    return Ok(Held { key, alone: false, _file: file });
+                }
+                Err(fs::TryLockError::Error(e)) => return Err(io("lock", path.clone())(e)),
             }
-            // A file system without locks: as if nobody else were there. Entries still appear whole.
-            Err(fs::TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {}
-            Err(fs::TryLockError::Error(e)) => return Err(io("lock", path.clone())(e)),
         }
-        Ok(file)
     }
 
     /// A directory to compile in, whose name no other process uses; it stands beside where the entry will.
-    pub(super) fn scratch(&self, key: Key) -> Result<Scratch, CompileError> {
-        let dir = self.entry(key).with_extension(format!("tmp-{}", std::process::id()));
+    pub(super) fn scratch(&self, held: &Held) -> Result<Scratch, CompileError> {
+        let entry = self.entry(held.key);
+        let of_process = |id: &str| entry.with_extension(format!("tmp-{id}"));
+        let dir = of_process(&std::process::id().to_string());
         let _ = fs::remove_dir_all(&dir); // of a process of the same number that died
+        if held.alone {
+            // Of others that were killed: while they lived they had the lock.
+            let name = |path: &Path| path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            let prefix = name(&of_process(""));
+            let beside = entry.parent().and_then(|dir| fs::read_dir(dir).ok()).into_iter().flatten().flatten();
+            for left in beside.map(|entry| entry.path()).filter(|path| name(path).starts_with(&prefix)) {
+                let _ = fs::remove_dir_all(left); // stays if it must
+            }
+        }
         fs::create_dir_all(&dir).map_err(CompileError::io("make", &dir))?;
         Ok(Scratch(Some(dir)))
     }
@@ -133,6 +162,7 @@ impl NeffCache {
     /// Makes what `scratch` holds the entry of `key`.
     pub(super) fn publish(&self, key: Key, mut scratch: Scratch, record: &Record) -> Result<PathBuf, CompileError> {
         let Some(dir) = scratch.0.clone() else { return Ok(self.entry(key).join(NEFF)) };
+        scratch.keep_only(&[NEFF, HLO, LOGFILE, OUTPUT]);
         let text = serde_json::to_vec_pretty(record).map_err(|e| CompileError::io("write", &dir)(e.into()))?;
         fs::write(dir.join(RECORD), text).map_err(CompileError::io("write", &dir))?;
         let entry = self.entry(key);
@@ -146,6 +176,15 @@ impl NeffCache {
         let key = key.to_string();
         self.root.join(&key[..2]).join(key)
     }
+}
+
+/// A key's lock, for as long as it lives.
+#[derive(Debug)]
+pub(super) struct Held {
+    key: Key,
+    /// Whether the file system has locks, so that nobody else has it.
+    alone: bool,
+    _file: File,
 }
 
 /// Removed when dropped, unless it was published.
@@ -162,6 +201,16 @@ impl Scratch {
         let path = self.path().join(NEFF);
         neff::read_header(&path).map(|_| path)
     }
+
+    /// Removes what the compiler left lying about: its own intermediates may take gigabytes.
+    fn keep_only(&self, names: &[&str]) {
+        let entries = self.0.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten();
+        for entry in entries.filter(|entry| !names.iter().any(|name| entry.file_name() == **name)) {
+            let (path, is_dir) = (entry.path(), entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            // What cannot be removed is in nobody's way.
+            let _ = if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        }
+    }
 }
 
 impl Drop for Scratch {
@@ -174,4 +223,9 @@ impl Drop for Scratch {
 
 pub(super) const NEFF: &str = "module.neff";
 pub(super) const HLO: &str = "module.hlo.pb";
+/// What the compiler printed.
+pub(super) const OUTPUT: &str = "output.txt";
+/// What it wrote to its own log.
+pub(super) const LOGFILE: &str = "log-neuron-cc.txt";
 const RECORD: &str = "record.json";
+const POLL: Duration = Duration::from_millis(100);

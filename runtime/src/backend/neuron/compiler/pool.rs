@@ -11,7 +11,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use super::cache::{HLO, Key, NEFF, NeffCache, Record};
+use super::cache::{HLO, Key, LOGFILE, NEFF, NeffCache, OUTPUT, Record};
 use super::child::{self, End};
 use super::memory::{self, Peaks};
 use super::{CompileError, Compiler, Limits, Unit, advice};
@@ -191,12 +191,12 @@ fn one(
     if let Some(found) = found() {
         return Ok(found);
     }
-    let _held = cache.lock(key, || on_event(Event::Waiting(unit)))?;
+    let held = cache.lock(key, || on_event(Event::Waiting(unit)), limits.cancelled)?;
     if let Some(found) = found() {
         return Ok(found);
     }
     on_event(Event::Started(unit));
-    let scratch = cache.scratch(key)?;
+    let scratch = cache.scratch(&held)?;
     let dir = scratch.path();
     fs::write(dir.join(HLO), &unit.hlo).map_err(CompileError::io("write", &dir.join(HLO)))?;
     let flags = unit.settings.flags();
@@ -240,9 +240,26 @@ fn one(
     Ok(Compiled { neff, record, cached: false })
 }
 
+impl Compiled {
+    /// Writes what the compiler said of it to `path`.
+    pub fn copy_log(&self, path: &Path) -> Result<(), CompileError> {
+        let place = path.parent().unwrap_or(path);
+        fs::create_dir_all(place).map_err(CompileError::io("make", place))?;
+        let text = log_text(self.neff.parent().unwrap_or(Path::new("")));
+        fs::write(path, text).map_err(CompileError::io("write", path))
+    }
+}
+
 /// Puts the log of a failed compile where it stays, and returns it with its text, of which the end if it is long.
 fn keep_log(cache: &NeffCache, unit: &Unit, key: Key, dir: &Path) -> Result<(PathBuf, String), CompileError> {
     let path = cache.log(&unit.name, key)?;
+    let text = log_text(dir);
+    fs::write(&path, &text).map_err(CompileError::io("write", &path))?;
+    Ok((path, text))
+}
+
+/// What the compiler wrote in `dir`, of which the end if it is long.
+fn log_text(dir: &Path) -> String {
     let mut text = String::new();
     for part in [LOGFILE, OUTPUT] {
         let bytes = fs::read(dir.join(part)).unwrap_or_default();
@@ -252,8 +269,7 @@ fn keep_log(cache: &NeffCache, unit: &Unit, key: Key, dir: &Path) -> Result<(Pat
             text.push('\n');
         }
     }
-    fs::write(&path, &text).map_err(CompileError::io("write", &path))?;
-    Ok((path, text))
+    text
 }
 
 /// The line that says why: the one with the code, else the last.
@@ -264,9 +280,5 @@ fn last_words(text: &str, code: Option<&str>) -> String {
     line.chars().take(300).collect()
 }
 
-/// What the compiler printed.
-const OUTPUT: &str = "output.txt";
-/// What it wrote to its own log.
-const LOGFILE: &str = "log-neuron-cc.txt";
 const MOST_LOG: usize = 8 << 20;
 const POLL: Duration = Duration::from_millis(100);

@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 use super::buckets::{coarse, fit};
 use super::lengths::Request;
 use super::memory::{Assumptions, Hbm, Stored};
+use super::replay::{Lane, LaneUse, Replay, replay};
 use super::roofline::Roofline;
-use super::simulate::{Lane, LaneUse, Replay, Simulation, cost, replay};
+use super::simulate::{Simulation, cost};
 use super::{CacheShape, Instance, ModuleKind, ModuleSpec};
 
 /// What the search is given.
@@ -71,31 +72,67 @@ impl Problem<'_> {
         let totals: Vec<(usize, u64)> =
             self.requests.iter().map(|r| (coarse(r.total(), grain, self.context), r.output as u64)).collect();
         let most = if self.latency { 1 } else { MAX_CLASSES.min(self.batch.unwrap_or(MAX_ROWS)) };
-        let mut search = Search { problem: self, roofline, grain, replays: BTreeMap::new() };
-        let (mut found, mut nothing) = (Vec::new(), Nothing::Memory(u64::MAX));
+        let requests = spread(self.requests, LOOK);
+        let mut search =
+            Search { problem: self, roofline, grain, requests, turns: LOOK_TURNS, replays: BTreeMap::new() };
+        let (mut looks, mut nothing) = (Vec::new(), Nothing::Memory(u64::MAX));
         for set in fit(&totals, most.min(self.max_neffs / 2).max(1), self.context) {
             for (chunks, starts) in PREFILLS {
                 let lanes = self.lanes(&set.buckets, chunk, chunks);
-                for decodes in DECODES {
-                    let neffs = lanes.len() * (chunks * starts + decodes);
-                    if neffs > self.max_neffs.max(2) {
-                        continue;
-                    }
-                    match search.candidate(&lanes, (chunks, starts, decodes)) {
-                        Ok(candidate) => found.push(candidate),
+                let room = self.max_neffs.max(2).saturating_sub(lanes.len() * chunks * starts);
+                let mut totals = DECODES.map(|each| each * lanes.len()).to_vec();
+                totals.push(room.min(MAX_DECODES * lanes.len()));
+                totals.sort_unstable();
+                totals.dedup();
+                for decodes in totals.into_iter().filter(|n| (lanes.len()..=room).contains(n)) {
+                    match search.look(lanes.clone(), (chunks, starts, decodes)) {
+                        Ok(look) => looks.push(look),
                         Err(why) => nothing = nearer(nothing, why),
                     }
                 }
             }
         }
-        let score = |c: &Candidate| match self.latency {
+        // Looks are at few requests; those that promise most are held against all of them.
+        looks.sort_by(|a, b| self.promise(&b.candidate).total_cmp(&self.promise(&a.candidate)));
+        (search.requests, search.turns) = (self.requests.to_vec(), TURNS);
+        search.replays.clear();
+        let mut found = Vec::new();
+        for look in looks.iter().take(FINALISTS) {
+            match search.settle(look) {
+                Ok(candidate) => found.push(candidate),
+                Err(why) => nothing = nearer(nothing, why),
+            }
+        }
+        let best = found.iter().map(|c| self.score(c)).fold(0.0, f64::max);
+        // A module more is a compilation and memory more: it must be worth something.
+        let good = found.into_iter().filter(|c| self.score(c) >= best * WORTH);
+        good.min_by_key(|c| c.modules.len()).ok_or(nothing)
+    }
+
+    fn score(&self, c: &Candidate) -> f64 {
+        match self.latency {
             true => 1.0 / c.simulation.round_s().max(f64::MIN_POSITIVE),
             false => c.simulation.tokens_per_s(),
-        };
-        let best = found.iter().map(score).fold(0.0, f64::max);
-        // A module more is a compilation and memory more: it must be worth something.
-        let good = found.into_iter().filter(|c| score(c) >= best * WORTH);
-        good.min_by_key(|c| c.modules.len()).ok_or(nothing)
+        }
+    }
+
+    /// What a candidate may come to, less the further it is from what is asked for.
+    fn promise(&self, c: &Candidate) -> f64 {
+        let (round, useful) = (c.simulation.round_s(), c.simulation.useful);
+        let late = self.tpot.map_or(1.0, |tpot| (tpot / round.max(f64::MIN_POSITIVE)).min(1.0));
+        let padded = (useful.decode.min(useful.prefill) / self.min_useful.max(f64::MIN_POSITIVE)).min(1.0);
+        self.score(c) * late * padded.powi(8)
+    }
+
+    /// What is wrong with a candidate, memory aside.
+    fn flaw(&self, c: &Candidate) -> Option<Nothing> {
+        let (round, useful) = (c.simulation.round_s(), c.simulation.useful);
+        let useful = useful.decode.min(useful.prefill);
+        match self.tpot {
+            Some(tpot) if round > tpot => Some(Nothing::Tpot(round)),
+            _ if useful < self.min_useful => Some(Nothing::Useful(useful)),
+            _ => None,
+        }
     }
 
     /// Lanes without rows, with `chunks` sizes of chunks fitted to the prompts of each.
@@ -128,58 +165,78 @@ struct Search<'a> {
     problem: &'a Problem<'a>,
     roofline: Roofline,
     grain: usize,
+    /// What is replayed, and how often each row is taken at least.
+    requests: Vec<Request>,
+    turns: usize,
     /// By lanes: chunks and rows.
     replays: BTreeMap<Vec<(usize, Vec<usize>)>, Replay>,
 }
 
+/// A candidate with as many rows as fit.
+struct Look {
+    /// Lanes without rows.
+    lanes: Vec<Lane>,
+    counts: (usize, usize, usize),
+    shares: Vec<f64>,
+    rows: usize,
+    candidate: Candidate,
+}
+
 impl Search<'_> {
-    /// As many rows as fit, in memory and time, and buckets for them.
-    fn candidate(&mut self, lanes: &[Lane], counts: (usize, usize, usize)) -> Result<Candidate, Nothing> {
+    /// As many rows as fit in memory, and buckets for them.
+    fn look(&mut self, lanes: Vec<Lane>, counts: (usize, usize, usize)) -> Result<Look, Nothing> {
         let problem = self.problem;
-        let shares = self.shares(lanes);
+        let shares = self.shares(&lanes);
         let least = lanes.len();
-        let fits = |rows: usize| self.bound(&with_rows(lanes, &shares, rows), counts).fits();
+        let fits = |rows: usize| self.bound(&with_rows(&lanes, &shares, rows), counts).fits();
         let mut rows = match problem.batch.or(problem.latency.then_some(1)) {
             Some(batch) => batch.max(least),
             None => largest(least, MAX_ROWS, fits),
         };
         if !fits(rows) {
-            let hbm = self.bound(&with_rows(lanes, &shares, rows), counts);
+            let hbm = self.bound(&with_rows(&lanes, &shares, rows), counts);
             return Err(Nothing::Memory(hbm.total() - hbm.limit));
         }
-        let bad = |c: &Candidate| {
-            let (round, useful) = (c.simulation.round_s(), c.simulation.useful);
-            let useful = useful.decode.min(useful.prefill);
-            match problem.tpot {
-                Some(tpot) if round > tpot => Some(Nothing::Tpot(round)),
-                _ if useful < problem.min_useful => Some(Nothing::Useful(useful)),
-                _ => None,
-            }
-        };
-        let mut candidate = self.build(&with_rows(lanes, &shares, rows), counts);
-        if bad(&candidate).is_some() && problem.batch.is_none() {
-            // Fewer rows make shorter steps, and maxima nearer to the mean.
-            let (mut good, mut bad_rows) = (least, rows);
-            while bad_rows - good > bad_rows / 8 + 1 {
-                let middle = good.midpoint(bad_rows);
-                match bad(&self.build(&with_rows(lanes, &shares, middle), counts)) {
-                    Some(_) => bad_rows = middle,
-                    None => good = middle,
-                }
-            }
-            rows = good;
-            candidate = self.build(&with_rows(lanes, &shares, rows), counts);
+        let mut candidate = self.build(&with_rows(&lanes, &shares, rows), counts);
+        // The bound takes every class for one of its share of modules; some get more.
+        while !candidate.hbm.fits() && problem.batch.is_none() && rows > least {
+            rows = (rows - rows.div_ceil(16)).max(least);
+            candidate = self.build(&with_rows(&lanes, &shares, rows), counts);
         }
-        if !candidate.hbm.fits() {
-            return Err(Nothing::Memory(candidate.hbm.total() - candidate.hbm.limit));
+        match candidate.hbm.fits() {
+            true => Ok(Look { lanes, counts, shares, rows, candidate }),
+            false => Err(Nothing::Memory(candidate.hbm.total() - candidate.hbm.limit)),
         }
-        if let Some(why) = bad(&candidate) {
-            return Err(why);
-        }
-        Ok(candidate)
     }
 
-    /// Shares of rows: how long each lane's requests hold one.
+    /// A look's candidate with as many rows as leave steps short enough and padding small enough: fewer rows make shorter
+    /// steps, and maxima nearer to the mean.
+    fn settle(&mut self, look: &Look) -> Result<Candidate, Nothing> {
+        let problem = self.problem;
+        let of = |search: &mut Self, rows| search.build(&with_rows(&look.lanes, &look.shares, rows), look.counts);
+        let mut candidate = of(self, look.rows);
+        if problem.flaw(&candidate).is_some() && problem.batch.is_none() && !problem.latency {
+            let (mut good, mut bad) = (look.lanes.len(), look.rows);
+            let mut best = None;
+            while bad - good > bad / 8 + 1 {
+                let middle = good.midpoint(bad);
+                let candidate = of(self, middle);
+                match problem.flaw(&candidate) {
+                    Some(_) => bad = middle,
+                    None => (good, best) = (middle, Some(candidate)),
+                }
+            }
+            candidate = best.unwrap_or_else(|| of(self, good));
+        }
+        match problem.flaw(&candidate) {
+            _ if !candidate.hbm.fits() => Err(Nothing::Memory(candidate.hbm.total() - candidate.hbm.limit)),
+            Some(why) => Err(why),
+            None => Ok(candidate),
+        }
+    }
+
+    /// Shares of rows: how long each lane's requests hold one, and more for the longer ones. Mixes drift, and a long row
+    /// serves anybody, a short one not.
     fn shares(&self, lanes: &[Lane]) -> Vec<f64> {
         let mut rounds = vec![0.0; lanes.len()];
         for request in self.problem.requests {
@@ -187,6 +244,10 @@ impl Search<'_> {
                 let chunk = lanes[i].chunks.last().copied().unwrap_or(1);
                 rounds[i] += (request.prompt.div_ceil(chunk) + request.output - 1) as f64;
             }
+        }
+        let steps = lanes.len().saturating_sub(1).max(1) as f64;
+        for (i, rounds) in rounds.iter_mut().enumerate().skip(1) {
+            *rounds *= 1.0 + SLACK * (i as f64 / steps).powi(2);
         }
         let all: f64 = rounds.iter().sum();
         rounds.iter().map(|r| r / all.max(1.0)).collect()
@@ -200,7 +261,7 @@ impl Search<'_> {
             let prefill = self.spec(lane, ModuleKind::Prefill { tokens: chunk }, lane.longest);
             let decode = self.spec(lane, ModuleKind::Decode { batch: lane.rows }, lane.longest);
             modules.extend(std::iter::repeat_n(prefill, chunks * starts));
-            modules.extend(std::iter::repeat_n(decode, decodes));
+            modules.extend(std::iter::repeat_n(decode, decodes.div_ceil(lanes.len().max(1))));
         }
         self.problem.stored.hbm(self.problem.instance, &modules, self.problem.assumed)
     }
@@ -217,11 +278,11 @@ impl Search<'_> {
         let problem = self.problem;
         let done = self.replays.entry(key).or_insert_with(|| {
             let rows: usize = lanes.iter().map(|l| l.rows).sum();
-            let times = (TURNS * rows).div_ceil(problem.requests.len().max(1)).max(1);
-            replay(lanes, &problem.requests.repeat(times), None, false)
+            let times = (self.turns * rows).div_ceil(self.requests.len().max(1)).max(1);
+            replay(lanes, &self.requests.repeat(times), None, true, self.grain)
         });
         let done = done.clone();
-        let grids = decode_grids(lanes, &done.lanes, decodes * lanes.len(), self.grain);
+        let grids = decode_grids(lanes, &done.lanes, decodes, self.grain);
         let mut modules: Vec<Vec<(ModuleSpec, f64)>> = Vec::new();
         for ((lane, done), (batches, lens)) in lanes.iter().zip(&done.lanes).zip(grids) {
             let before: Vec<_> = done
@@ -293,6 +354,12 @@ fn decode_curve(lane: &Lane, done: &LaneUse, most: usize, grain: usize) -> Vec<(
     curve
 }
 
+/// At most `n` of `requests`, evenly spaced.
+fn spread(requests: &[Request], n: usize) -> Vec<Request> {
+    let len = requests.len();
+    if len <= n { requests.to_vec() } else { (0..n).map(|i| requests[i * len / n]).collect() }
+}
+
 /// `rows` rows shared out, at least one to each lane.
 fn with_rows(lanes: &[Lane], shares: &[f64], rows: usize) -> Vec<Lane> {
     let spare = rows.saturating_sub(lanes.len()) as f64;
@@ -336,19 +403,27 @@ impl std::fmt::Display for Nothing {
 
 /// Sequences of a replica at most.
 pub const MAX_ROWS: usize = 512;
-const MAX_CLASSES: usize = 12;
+const MAX_CLASSES: usize = 16;
 const MAX_BATCHES: usize = 3;
 const MAX_DECODES: usize = 16;
 /// Sizes of chunks, and lengths before them, that a class may have.
 const PREFILLS: [(usize, usize); 3] = [(1, 1), (2, 1), (2, 2)];
-/// Decode modules per class.
+/// Decode modules per class that are tried, beside as many as there may be.
 const DECODES: [usize; 3] = [1, 2, 4];
 /// Distinct lengths that buckets are fitted to.
 const LEVELS: usize = 256;
 /// Chunks are multiples of it, TensorE's moving dimension being a multiple of 64 at its fastest.
 const CHUNK_GRAIN: usize = 64;
 const TAIL_GRAIN: usize = 16;
-/// Requests per row in a replay: enough that its beginning and end do not weigh.
-const TURNS: usize = 8;
+/// Requests per row in a replay: enough that its beginning and end do not weigh too much.
+const TURNS: usize = 16;
+/// The same in a first look, and the requests that it replays.
+const LOOK_TURNS: usize = 6;
+const LOOK: usize = 1000;
+/// Candidates that are held against all requests.
+const FINALISTS: usize = 8;
+/// How many more rows the longest class gets than its requests need, as a share; classes below it get less. On the halves
+/// of the Azure trace, the one planned for and the other, more of it pads more and less of it leaves rows idle.
+const SLACK: f64 = 0.1;
 /// Of two candidates this near, the one with fewer modules.
 const WORTH: f64 = 0.99;
