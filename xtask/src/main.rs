@@ -20,6 +20,8 @@ fn main() -> ExitCode {
         ["features", "--check"] => features::check(),
         ["xla-check"] => xla_check::run(false),
         ["xla-check", "--all"] => xla_check::run(true),
+        #[cfg(feature = "pjrt")]
+        ["xla-run", plugin] => xla_check::serve(plugin),
         [] | ["help" | "--help" | "-h"] => {
             print!("{HELP}");
             Ok(())
@@ -48,8 +50,9 @@ cargo xtask TASK
                     `bindings` also by making it anew)
   features          write the README's table of backends from what they say they can do
   features --check  only say whether it is the code's
-  xla-check         run modules for Neuron on XLA (jaxlib, in target/xla-venv or by NJOULE_XLA_PYTHON) and compare what they
-                    compute with candle: some families, and layers of SmolLM2's size
+  xla-check         run modules for Neuron on XLA (jaxlib, in target/xla-venv or by NJOULE_XLA_PYTHON; with the cargo
+                    feature `pjrt`, the plugin that NJOULE_PJRT names) and compare logits, tokens and caches with
+                    candle's: some families, and layers of SmolLM2's size
   xla-check --all   the same of every family, in f32 and bf16, on 1, 2 and 4 cores
   help              this list
 ";

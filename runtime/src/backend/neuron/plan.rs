@@ -289,7 +289,7 @@ impl Plan {
     /// What the modules of this plan have in common.
     pub fn model_spec(&self, profile: Profile) -> ModelSpec {
         let Plan { target, tp, weights, kv, candidates, .. } = *self;
-        ModelSpec { target, tp, weights, kv, candidates, profile }
+        ModelSpec { target, tp, weights, kv, candidates, profile, shares: false }
     }
 
     /// Rows, longest sequence and chunks of a class.
