@@ -70,6 +70,13 @@ pub fn sequence(seq: usize, vocab: usize) -> (Vec<u32>, usize) {
     ((0..len).map(|position| token(seq, position, vocab)).collect(), ROPE_LEN[seq])
 }
 
+/// First block of a sequence, and its slot of each position so far.
+pub fn slots(seq: usize) -> (BlockId, Vec<usize>) {
+    let (tokens, _) = sequence(seq, 2);
+    let slot = |position: usize| TABLES[seq][position / 32] as usize * 32 + position % 32;
+    (BlockId(TABLES[seq][0]), (0..tokens.len()).map(slot).collect())
+}
+
 fn token(seq: usize, position: usize, vocab: usize) -> u32 {
     ((position * 7919 + seq * 104_729 + position * position + 11) % vocab) as u32
 }

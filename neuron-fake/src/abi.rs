@@ -24,12 +24,26 @@ use crate::status::{self, Answer, refuse};
 
 /// A call that needs the running library.
 fn call(function: &str, body: impl FnOnce(&Arc<Runtime>) -> Answer) -> u32 {
-    always(function, || body(&running()?))
+    carry_out(function, || None, || body(&running()?))
 }
 
-/// A call that is allowed at any time. What was ordered for it comes first.
+/// The same, on one core.
+fn call_on(
+    function: &str,
+    core: impl FnOnce(&Runtime) -> Option<u32>,
+    body: impl FnOnce(&Arc<Runtime>) -> Answer,
+) -> u32 {
+    carry_out(function, || core(&*running().ok()?), || body(&running()?))
+}
+
+/// A call that is allowed at any time.
 fn always(function: &str, body: impl FnOnce() -> Answer) -> u32 {
-    let answer = catch_unwind(AssertUnwindSafe(|| match ordered(function)? {
+    carry_out(function, || None, body)
+}
+
+/// What was ordered for the call comes first.
+fn carry_out(function: &str, core: impl FnOnce() -> Option<u32>, body: impl FnOnce() -> Answer) -> u32 {
+    let answer = catch_unwind(AssertUnwindSafe(|| match ordered(function, core)? {
         Some(status::SUCCESS) => Ok(()),
         Some(code) => {
             let runs = matches!(function, "nrt_execute" | "nrta_execute_schedule");
@@ -112,6 +126,30 @@ unsafe fn text(from: *const c_char) -> String {
 #[unsafe(no_mangle)]
 pub extern "C" fn neuron_fake_faults() -> u64 {
     misuse::count()
+}
+
+/// Orders faults in place of those before, as `NJOULE_FAKE_FAULTS` does; 2 if the text is no orders.
+///
+/// # Safety
+///
+/// `orders` is null or a string.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn neuron_fake_order(orders: *const c_char) -> u32 {
+    // SAFETY: the caller's.
+    let text = unsafe { text(orders) };
+    match crate::inject::order(&text) {
+        Ok(()) => status::SUCCESS,
+        Err(problem) => {
+            eprintln!("neuron-fake: ERROR neuron_fake_order: {problem}");
+            status::INVALID
+        }
+    }
+}
+
+/// Nanoseconds of all runs so far, on all cores: each from its call to its end, waiting for its turn included.
+#[unsafe(no_mangle)]
+pub extern "C" fn neuron_fake_run_time() -> u64 {
+    crate::execute::run_time()
 }
 
 /// Handles in use: models, tensors, sets, tensor infos.

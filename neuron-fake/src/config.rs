@@ -8,7 +8,7 @@
 //! | `NJOULE_FAKE_CORES_TAKEN` | cores of the instance that another process owns: `nrt_init` returns 1 if it wants one |
 //! | `NJOULE_FAKE_FAULTS` | faults on order (grammar in `inject.rs`) |
 //! | `NJOULE_FAKE_HANG_LIMIT` | how long a hang lasts; for ever |
-//! | `NJOULE_FAKE_LATENCY` | how long a run takes at least |
+//! | `NJOULE_FAKE_LATENCY` | how long a run takes at least; its end is waited for busily, so to the microsecond |
 //! | `NJOULE_FAKE_EVALUATE` | `0`: runs compute nothing; outputs are zero, in-place tensors stay |
 //! | `NJOULE_FAKE_QUEUE_DEPTH` | scheduled runs in flight on a core, 16 |
 //! | `NJOULE_FAKE_FP8_AS_I8` | `1`: tensor infos give fp8 as i8, as some libraries do |

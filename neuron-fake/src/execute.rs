@@ -5,10 +5,10 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
-use njoule_hlo::{ArrayShape, Data, Tensor as Array};
+use njoule_hlo::{ArrayShape, DType, Data, Tensor as Array};
 
 use crate::collective::Lost;
 use crate::inject::{self, Action};
@@ -23,8 +23,16 @@ pub(crate) struct Job {
     model: Arc<Model>,
     inputs: Vec<Arc<Tensor>>,
     outputs: Vec<Arc<Tensor>>,
+    accepted: Instant,
     _flight: Vec<InFlight>,
     _busy: [Busy; 3],
+}
+
+/// Nanoseconds of all runs so far.
+static RUN_TIME: AtomicU64 = AtomicU64::new(0);
+
+pub(crate) fn run_time() -> u64 {
+    RUN_TIME.load(Ordering::Relaxed)
 }
 
 /// Keeps a model or set marked as in use.
@@ -34,6 +42,7 @@ struct Busy(Arc<AtomicU32>);
 impl Job {
     /// Checks the sets against the model.
     pub(crate) fn bind(runtime: &Runtime, model: &Arc<Model>, inputs: &Set, outputs: &Set) -> Answer<Job> {
+        let accepted = Instant::now();
         if model.core.is_dead() {
             return dead(model);
         }
@@ -48,11 +57,18 @@ impl Job {
         check_aliases(program, &inputs, &outputs)?;
         let reads = inputs.iter().map(|t| InFlight::new(t, Use::Read));
         let flight = reads.chain(outputs.iter().map(|t| InFlight::new(t, Use::Write))).collect();
-        Ok(Job { model: model.clone(), inputs, outputs, _flight: flight, _busy: busy })
+        Ok(Job { model: model.clone(), inputs, outputs, accepted, _flight: flight, _busy: busy })
     }
 
     /// Runs it to its end.
     pub(crate) fn run(&self, runtime: &Runtime) -> Answer {
+        let answer = self.compute(runtime);
+        // A run takes no centuries.
+        RUN_TIME.fetch_add(self.accepted.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        answer
+    }
+
+    fn compute(&self, runtime: &Runtime) -> Answer {
         let model = &*self.model;
         let _turn = model.core.turn();
         if model.core.is_dead() {
@@ -60,7 +76,7 @@ impl Job {
         }
         let start = Instant::now();
         let mut nan = false;
-        match inject::plan()?.next(inject::EVALUATE) {
+        match inject::plan()?.next(inject::EVALUATE, || Some(model.core.index)) {
             None => {}
             Some(Action::Status(code)) => {
                 if code == status::EXEC_UNIT_UNRECOVERABLE {
@@ -75,18 +91,33 @@ impl Job {
                 return refuse(status::TIMEOUT, format!("not finished within {:?}", model.timeout));
             }
             Some(Action::Nan) => nan = true,
+            Some(Action::Index(value)) if self.has(value) => {
+                return refuse(status::EXEC_OOB, format!("an index is {value}, as NJOULE_FAKE_FAULTS says"));
+            }
+            Some(Action::Index(_)) => {}
         }
         if runtime.config.evaluate { self.evaluate() } else { self.pretend() }?;
         if nan {
-            self.outputs.iter().zip(&model.program.alias).filter(|(_, a)| a.is_none()).for_each(|(t, _)| t.lose());
+            let Program { outputs: shapes, alias, .. } = &*model.program;
+            for ((t, shape), alias) in self.outputs.iter().zip(shapes).zip(alias) {
+                if alias.is_none() && shape.dtype().is_float() {
+                    t.lose();
+                }
+            }
         }
-        std::thread::sleep(runtime.config.latency.saturating_sub(start.elapsed()));
+        wait_until(start + runtime.config.latency);
         if runtime.config.fail_on_nan
             && let Some(j) = self.outputs.iter().zip(&model.program.outputs).position(|(t, &s)| has_nan(&t.share(s)))
         {
             return refuse(status::EXEC_COMPLETED_WITH_NUM_ERR, format!("output{j} has a NaN"));
         }
         Ok(())
+    }
+
+    /// Whether an input of s32 has this value.
+    fn has(&self, value: i32) -> bool {
+        let integers = self.inputs.iter().zip(&self.model.program.inputs).filter(|(_, s)| s.dtype() == DType::S32);
+        integers.into_iter().any(|(t, &s)| t.share(s).as_slice::<i32>().is_some_and(|v| v.contains(&value)))
     }
 
     fn evaluate(&self) -> Answer {
@@ -220,6 +251,19 @@ fn check_aliases(program: &Program, inputs: &[Arc<Tensor>], outputs: &[Arc<Tenso
     }
     Ok(())
 }
+
+/// Not by sleeping alone: a sleep ends late by as much as a step costs the host.
+fn wait_until(end: Instant) {
+    while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+        match left.checked_sub(LATE) {
+            Some(most) => std::thread::sleep(most),
+            None => std::hint::spin_loop(),
+        }
+    }
+}
+
+/// What a sleep may be late by.
+const LATE: std::time::Duration = std::time::Duration::from_micros(300);
 
 fn has_nan(array: &Array) -> bool {
     match array.data() {

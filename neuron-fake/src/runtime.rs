@@ -124,9 +124,9 @@ pub(crate) fn hang<T>() -> Answer<T> {
 }
 
 /// What was ordered for this call of a function: carried out, or returned as a refusal.
-pub(crate) fn ordered(function: &str) -> Answer<Option<u32>> {
-    match inject::plan()?.next(function) {
-        None | Some(Action::Nan) => Ok(None),
+pub(crate) fn ordered(function: &str, core: impl FnOnce() -> Option<u32>) -> Answer<Option<u32>> {
+    match inject::plan()?.next(function, core) {
+        None | Some(Action::Nan | Action::Index(_)) => Ok(None),
         Some(Action::Status(code)) => Ok(Some(code)),
         Some(Action::Delay(time)) => {
             std::thread::sleep(time);

@@ -32,6 +32,8 @@ fn main() -> ExitCode {
             let line = std::iter::once("njoule").chain(words.iter().copied()).map(Into::into);
             return ExitCode::from(njoule_cli::run(line, &mut std::io::stdout(), &mut std::io::stderr()));
         }
+        #[cfg(feature = "pjrt")]
+        ["xla-run", plugin] => xla_check::serve(plugin),
         [] | ["help" | "--help" | "-h"] => {
             print!("{HELP}");
             Ok(())
@@ -65,8 +67,9 @@ cargo xtask TASK
   schemas FILE [MODEL]
                     answer each JSON schema of a file (lines of name and schema) by a live server, validate what it completed
                     with Python's jsonschema, and tell what the grammar costs per token
-  xla-check         run modules for Neuron on XLA (jaxlib, in target/xla-venv or by NJOULE_XLA_PYTHON) and compare what they
-                    compute with candle: some families, and layers of SmolLM2's size
+  xla-check         run modules for Neuron on XLA (jaxlib, in target/xla-venv or by NJOULE_XLA_PYTHON; with the cargo
+                    feature `pjrt`, the plugin that NJOULE_PJRT names) and compare logits, tokens and caches with
+                    candle's: some families, and layers of SmolLM2's size
   xla-check --all   the same of every family, in f32 and bf16, on 1, 2 and 4 cores
   help              this list
 ";

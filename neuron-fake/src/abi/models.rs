@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 
 use super::layout::{TensorInfo, padded};
-use super::{bytes, call, give};
+use super::{bytes, call, call_on, give};
 use crate::misuse;
 use crate::neff::nrt_dtype;
 use crate::runtime::{Runtime, lock};
@@ -31,14 +31,18 @@ pub unsafe extern "C" fn nrt_load(
     vnc_count: i32,
     model: *mut *mut c_void,
 ) -> u32 {
-    call("nrt_load", |runtime| {
-        check_count(vnc_count);
-        // SAFETY: the caller's.
-        let neff = unsafe { bytes(neff.cast(), size) }?;
-        let handle = runtime.load(neff, vnc, None)?;
-        // SAFETY: the caller's.
-        unsafe { give(model, handle as *mut c_void) }
-    })
+    call_on(
+        "nrt_load",
+        |_| u32::try_from(vnc).ok(),
+        |runtime| {
+            check_count(vnc_count);
+            // SAFETY: the caller's.
+            let neff = unsafe { bytes(neff.cast(), size) }?;
+            let handle = runtime.load(neff, vnc, None)?;
+            // SAFETY: the caller's.
+            unsafe { give(model, handle as *mut c_void) }
+        },
+    )
 }
 
 /// Loads a NEFF as one rank of several; the first such load waits for all ranks.
@@ -56,14 +60,18 @@ pub unsafe extern "C" fn nrt_load_collectives(
     world: u32,
     model: *mut *mut c_void,
 ) -> u32 {
-    call("nrt_load_collectives", |runtime| {
-        check_count(vnc_count);
-        // SAFETY: the caller's.
-        let neff = unsafe { bytes(neff.cast(), size) }?;
-        let handle = runtime.load(neff, vnc, Some((rank, world)))?;
-        // SAFETY: the caller's.
-        unsafe { give(model, handle as *mut c_void) }
-    })
+    call_on(
+        "nrt_load_collectives",
+        |_| u32::try_from(vnc).ok(),
+        |runtime| {
+            check_count(vnc_count);
+            // SAFETY: the caller's.
+            let neff = unsafe { bytes(neff.cast(), size) }?;
+            let handle = runtime.load(neff, vnc, Some((rank, world)))?;
+            // SAFETY: the caller's.
+            unsafe { give(model, handle as *mut c_void) }
+        },
+    )
 }
 
 /// Unloads.

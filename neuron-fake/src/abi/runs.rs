@@ -2,7 +2,7 @@
 
 use std::ffi::{c_char, c_void};
 
-use super::{call, give, silent, text};
+use super::{call, call_on, give, silent, text};
 use crate::execute::Job;
 use crate::misuse;
 use crate::runtime::Runtime;
@@ -87,7 +87,9 @@ pub unsafe extern "C" fn nrt_get_tensor_from_tensor_set(
 /// Runs a model to its end.
 #[unsafe(no_mangle)]
 pub extern "C" fn nrt_execute(model: *mut c_void, inputs: *const c_void, outputs: *mut c_void) -> u32 {
-    call("nrt_execute", |runtime| bind(runtime, model as usize, inputs as usize, outputs as usize)?.run(runtime))
+    call_on("nrt_execute", core_of(model), |runtime| {
+        bind(runtime, model as usize, inputs as usize, outputs as usize)?.run(runtime)
+    })
 }
 
 /// Schedules a run.
@@ -104,7 +106,7 @@ pub unsafe extern "C" fn nrta_execute_schedule(
     word: *mut u32,
     seq: *mut u64,
 ) -> u32 {
-    call("nrta_execute_schedule", |runtime| {
+    call_on("nrta_execute_schedule", core_of(model), |runtime| {
         since(runtime, [2, 31, 0], "nrta_execute_schedule")?;
         if queue != 0 || word.is_null() || !word.is_aligned() || seq.is_null() {
             return refuse(status::INVALID, format!("queue {queue}, status at {word:p}, seq at {seq:p}"));
@@ -146,6 +148,11 @@ pub extern "C" fn nrta_event_register_seq_id_completion(seq: u64, eventfd: i32) 
             refuse(status::INVALID, format!("no run has the number {seq:#x}"))
         }
     })
+}
+
+/// Where a model is loaded.
+fn core_of(model: *const c_void) -> impl FnOnce(&Runtime) -> Option<u32> {
+    move |runtime| Some(runtime.model(model as usize).ok()?.core.index)
 }
 
 fn bind(runtime: &Runtime, model: usize, inputs: usize, outputs: usize) -> Answer<Job> {

@@ -3,7 +3,7 @@
 use std::ffi::{c_char, c_void};
 
 use super::layout::{AllocInfo, Batch};
-use super::{bytes, bytes_mut, call, give, silent, text};
+use super::{bytes, bytes_mut, call, call_on, give, silent, text};
 use crate::runtime::{self, Runtime};
 use crate::status::{self, Answer, refuse};
 use crate::tensor::Tensor;
@@ -21,26 +21,30 @@ pub unsafe extern "C" fn nrt_tensor_allocate(
     name: *const c_char,
     tensor: *mut *mut c_void,
 ) -> u32 {
-    call("nrt_tensor_allocate", |runtime| {
-        // SAFETY: the caller's.
-        let name = unsafe { text(name) };
-        if size == 0 {
-            return refuse(status::INVALID, format!("tensor `{name}` of no bytes"));
-        }
-        let old = runtime.config.version < [2, 30, 0];
-        let core = match placement {
-            DEVICE if old && size > u32::MAX as usize => {
-                return refuse(status::INVALID, format!("tensor `{name}` of {size} bytes overflows before 2.30"));
+    call_on(
+        "nrt_tensor_allocate",
+        |_| u32::try_from(vnc).ok(),
+        |runtime| {
+            // SAFETY: the caller's.
+            let name = unsafe { text(name) };
+            if size == 0 {
+                return refuse(status::INVALID, format!("tensor `{name}` of no bytes"));
             }
-            DEVICE => Some(runtime.core(vnc.into())?),
-            HOST if size <= LARGEST_HOST => None,
-            HOST => return refuse(status::INVALID, format!("{size} bytes on the host: at most {LARGEST_HOST}")),
-            other => return refuse(status::INVALID, format!("placement {other}")),
-        };
-        let handle = runtime.add_tensor(Tensor::allocate(core, size, name)?);
-        // SAFETY: the caller's.
-        unsafe { give(tensor, handle as *mut c_void) }
-    })
+            let old = runtime.config.version < [2, 30, 0];
+            let core = match placement {
+                DEVICE if old && size > u32::MAX as usize => {
+                    return refuse(status::INVALID, format!("tensor `{name}` of {size} bytes overflows before 2.30"));
+                }
+                DEVICE => Some(runtime.core(vnc.into())?),
+                HOST if size <= LARGEST_HOST => None,
+                HOST => return refuse(status::INVALID, format!("{size} bytes on the host: at most {LARGEST_HOST}")),
+                other => return refuse(status::INVALID, format!("placement {other}")),
+            };
+            let handle = runtime.add_tensor(Tensor::allocate(core, size, name)?);
+            // SAFETY: the caller's.
+            unsafe { give(tensor, handle as *mut c_void) }
+        },
+    )
 }
 
 /// Frees the tensor and nulls the handle.
@@ -97,7 +101,7 @@ pub unsafe extern "C" fn nrt_tensor_write(
     offset: usize,
     size: usize,
 ) -> u32 {
-    call("nrt_tensor_write", |runtime| {
+    call_on("nrt_tensor_write", core_of(tensor), |runtime| {
         let tensor = runtime.tensor(tensor as usize)?;
         // SAFETY: the caller's.
         tensor.write(offset, unsafe { bytes(buffer.cast(), size) }?)
@@ -116,7 +120,7 @@ pub unsafe extern "C" fn nrt_tensor_read(
     offset: usize,
     size: usize,
 ) -> u32 {
-    call("nrt_tensor_read", |runtime| {
+    call_on("nrt_tensor_read", core_of(tensor), |runtime| {
         let tensor = runtime.tensor(tensor as usize)?;
         // SAFETY: the caller's.
         tensor.read(offset, unsafe { bytes_mut(buffer.cast(), size) }?)
@@ -186,7 +190,7 @@ pub extern "C" fn nrt_tensor_copy(
 /// Fills with a byte.
 #[unsafe(no_mangle)]
 pub extern "C" fn nrt_tensor_memset(tensor: *mut c_void, offset: u64, value: i32, size: usize) -> u32 {
-    call("nrt_tensor_memset", |runtime| {
+    call_on("nrt_tensor_memset", core_of(tensor), |runtime| {
         // As memset: the low byte.
         runtime.tensor(tensor as usize)?.fill(place(offset)?, size, value as u8)
     })
@@ -252,6 +256,11 @@ unsafe fn batch(
         }
     }
     Ok(())
+}
+
+/// In whose memory a tensor is.
+fn core_of(tensor: *const c_void) -> impl FnOnce(&Runtime) -> Option<u32> {
+    move |runtime| Some(runtime.tensor(tensor as usize).ok()?.storage.core.as_ref()?.index)
 }
 
 fn place(offset: u64) -> Answer<usize> {

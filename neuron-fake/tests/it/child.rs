@@ -30,7 +30,9 @@ pub fn spawn<F: FnOnce()>(environment: &[(&str, &str)], body: F) -> Option<Outpu
         return None;
     }
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args([&name, "--exact", "--nocapture", "--test-threads=1"]).env("NJOULE_FAKE_TEST", &name);
+    command
+        .args([&name, "--exact", "--include-ignored", "--nocapture", "--test-threads=1"])
+        .env("NJOULE_FAKE_TEST", &name);
     for (key, _) in std::env::vars().filter(|(key, _)| key.starts_with("NEURON_") || key.starts_with("NJOULE_FAKE_")) {
         if key != "NJOULE_FAKE_TEST" {
             command.env_remove(key);
@@ -53,6 +55,23 @@ pub fn library() -> PathBuf {
 /// Opens and starts it.
 pub fn start() -> Runtime {
     Runtime::start(Library::open().unwrap()).unwrap()
+}
+
+/// Orders faults in place of those before; calls are counted from now on.
+pub fn order(text: &str) {
+    let (path, text) = (std::env::var_os("NJOULE_NRT").unwrap(), std::ffi::CString::new(text).unwrap());
+    // SAFETY: it is mapped already, so nothing runs.
+    let library = unsafe { libloading::Library::new(path) }.unwrap();
+    // SAFETY: the function's type in abi.rs.
+    let function =
+        unsafe { library.get::<unsafe extern "C" fn(*const std::ffi::c_char) -> u32>(b"neuron_fake_order") }.unwrap();
+    // SAFETY: a string that lives as long as the call.
+    assert_eq!(unsafe { function(text.as_ptr()) }, 0, "{text:?}");
+}
+
+/// Whether this is the process of a test that [`spawn`] started.
+pub fn is_child() -> bool {
+    std::env::var_os("NJOULE_FAKE_TEST").is_some()
 }
 
 /// What one of its extra functions says.

@@ -4,6 +4,7 @@ mod abi;
 mod child;
 mod collectives;
 mod compiler;
+mod executor;
 mod faults;
 mod lifecycle;
 mod memory;

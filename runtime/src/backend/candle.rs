@@ -31,13 +31,13 @@ mod weights;
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
-use njoule_models::program::{Program, Val, WeightUse};
+use njoule_models::program::{CacheId, Program, Val, WeightUse};
 use njoule_models::weights::{WeightError, WeightSource};
 
 use self::attention::Cache;
 use self::weights::Weights;
 use super::{
-    Backend, Batch, Capacity, Cost, Executor, KvType, Limits, LoadError, MemoryUse, PREFIX_LEN, Quant, StepError,
+    Backend, Batch, Capacity, Cost, Executor, KvType, Limits, LoadError, MemoryUse, PREFIX_LEN, Quant, Routes, StepError,
     StepOutput, rope_border,
 };
 
@@ -134,6 +134,7 @@ impl CandleBackend {
             caches,
             capacity,
             logits: None,
+            routes: None,
         })
     }
 }
@@ -166,9 +167,28 @@ pub struct CandleExecutor {
     last_uses: Vec<Vec<Val>>,
     /// The last step's logits, on the device.
     logits: Option<Tensor>,
+    /// What routers chose, where somebody asked for it.
+    routes: Option<Routes>,
     memory: MemoryUse,
     streamed: usize,
     kv: KvType,
+}
+
+impl CandleExecutor {
+    /// From here on notes what routers choose.
+    pub fn note_routes(&mut self) {
+        self.routes = Some(Routes::new());
+    }
+
+    /// What they chose since, if it was to be noted.
+    pub fn routes(&self) -> Option<&Routes> {
+        self.routes.as_ref()
+    }
+
+    /// Keys and values of a cache, `[slots, columns]` each.
+    pub fn cached(&self, cache: CacheId) -> Result<[Vec<Vec<f32>>; 2], StepError> {
+        self.caches[cache.0 as usize].rows().map_err(device_failure)
+    }
 }
 
 impl Executor for CandleExecutor {

@@ -232,10 +232,10 @@ pub enum StepError {
     #[error("device busy: {0}")]
     Busy(String),
     /// The device found an index out of bounds in rows of these sequences: they fail, the others are run again.
-    #[error("index out of bounds in sequences {} to {} of the batch: {what}", seqs.start, seqs.end)]
+    #[error("index out of bounds in sequences {seqs:?} of the batch: {what}")]
     OutOfBounds {
         /// Indices into [`Batch::seqs`].
-        seqs: Range<usize>,
+        seqs: Vec<usize>,
         /// What the device says.
         what: String,
     },

@@ -4,7 +4,6 @@
 //! both.
 
 use std::any::Any;
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
@@ -271,7 +270,7 @@ impl Worker {
             match result {
                 Ok(()) => return Ok(true),
                 Err(StepError::Busy(_)) if !again => again = true,
-                Err(StepError::OutOfBounds { seqs, what }) if self.refuse(seqs.clone(), &what) => {
+                Err(StepError::OutOfBounds { seqs, what }) if self.refuse(&seqs, &what) => {
                     self.stats.retried_steps += 1;
                     return Ok(false);
                 }
@@ -282,7 +281,7 @@ impl Worker {
     }
 
     /// Ends the sequences of the batch that the device refused; false if there are none.
-    fn refuse(&mut self, seqs: Range<usize>, what: &str) -> bool {
+    fn refuse(&mut self, seqs: &[usize], what: &str) -> bool {
         let before = self.ended.len();
         for i in (0..self.scheduler.running().len()).rev() {
             let sequence = &mut self.scheduler.running_mut()[i];

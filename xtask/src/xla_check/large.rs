@@ -1,5 +1,5 @@
 //! A few layers of SmolLM2-135M's sizes, with its whole vocabulary and random weights: nine query heads of three pairs, which
-//! neither two nor four cores divide.
+//! neither two nor four cores divide. Steps that choose take biases and a mask, as those of an artifact do.
 
 use std::collections::HashMap;
 
@@ -9,12 +9,12 @@ use njoule_models::checkpoint::Checkpoint;
 use njoule_runtime::backend::candle::CandleBackend;
 use njoule_runtime::backend::neuron::evaluated::EvaluatedBackend;
 use njoule_runtime::backend::neuron::{Input, ModuleKind, ModuleSpec, Output};
-use njoule_runtime::backend::{Backend, Batch, BlockId, Capacity, Quant, SeqSpan, StepOutput};
+use njoule_runtime::backend::{Backend, Batch, BlockId, Capacity, Masks, Quant, SeqSpan, StepOutput};
 
-use super::compare;
+use super::compare::{self, Bound};
 use super::xla::Xla;
 
-/// bf16 or not, and cores.
+/// bf16 or not, and cores: what every change must pass.
 pub const FORMS: [(bool, usize); 4] = [(false, 1), (false, 2), (false, 4), (true, 2)];
 
 /// Prefill, decode and score steps on XLA against candle.
@@ -48,41 +48,56 @@ pub fn check(bf16: bool, tp: usize, xla: &Xla) -> anyhow::Result<String> {
     let mut model = backend.load_evaluated(&program, source, capacity)?;
     model.spec_mut().candidates = CANDIDATES;
     model.run_by(Box::new(xla.clone()));
-    let module = |kind, len| ModuleSpec { class: model.class(), kind, len, biases: 0, mask: false };
+    let (class, biases) = (model.class(), BIASES.len());
+    let module = |kind, len, biases, mask| ModuleSpec { class, kind, len, biases, mask };
     let modules = [
-        module(ModuleKind::Prefill { tokens: TOKENS }, 0),
-        module(ModuleKind::Decode { batch: 1 }, 32),
-        module(ModuleKind::Score { tokens: TOKENS }, 0),
+        module(ModuleKind::Prefill { tokens: TOKENS }, 0, biases, true),
+        module(ModuleKind::Decode { batch: 1 }, 32, biases, true),
+        module(ModuleKind::Score { tokens: TOKENS }, 0, 0, false),
     ];
-    let ids: Vec<i32> = tokens.iter().map(|t| *t as i32).collect();
+    // A third of the tokens is forbidden; a bias is of one that is allowed, of one that is not, and of the last.
+    let mask: Vec<u32> = (0..vocab.div_ceil(32)).map(|w| 0xdb6d_b6db_u32.rotate_left(w as u32)).collect();
+    let (ids, values): (Vec<i32>, Vec<f32>) = BIASES.iter().copied().unzip();
+    let choice = [
+        (Input::BiasIds, Tensor::new(&[1, biases], ids)?),
+        (Input::BiasValues, Tensor::new(&[1, biases], values)?),
+        (Input::Mask, Tensor::new(&[1, mask.len()], mask.clone())?),
+    ];
+    let tokens: Vec<i32> = tokens.iter().map(|t| *t as i32).collect();
     let chunk = |row: i32| {
         HashMap::from([
-            (Input::Tokens, vector(&ids[..TOKENS])),
+            (Input::Tokens, vector(&tokens[..TOKENS])),
             (Input::Start, Tensor::scalar(0i32)),
             (Input::Row, Tensor::scalar(row)),
             (Input::Last, Tensor::scalar(TOKENS as i32 - 1)),
         ])
     };
-    let prefilled = model.step(&modules[0], &chunk(0))?;
+    let mut first = chunk(0);
+    first.extend(choice.clone());
+    let prefilled = model.step(&modules[0], &first)?;
     let place = || vector(&[TOKENS as i32]);
-    let one = [(Input::Tokens, vector(&ids[TOKENS..])), (Input::Positions, place()), (Input::Slots, place())];
-    let decoded = model.step(&modules[1], &one.into())?;
+    let one = [(Input::Tokens, vector(&tokens[TOKENS..])), (Input::Positions, place()), (Input::Slots, place())];
+    let decoded = model.step(&modules[1], &one.into_iter().chain(choice).collect())?;
     let scored = model.step(&modules[2], &chunk(1))?;
 
     let logits = scored[&Output::Logits].as_slice::<f32>().context("logits of f32")?;
     let rows: Vec<&[f32]> = logits.chunks_exact(vocab).collect();
     // With random weights bf16's own error is that of its products' inputs: a 256th of each, over the layers.
     let size = want.iter().flat_map(|row| row.iter()).map(|x| x.abs()).fold(0.0, f32::max);
-    let bound = bf16.then_some(f64::from(size) / 256.0);
-    let figures = compare::logits(&rows, &want[..TOKENS], bound, false)?;
+    let bound = if bf16 { Bound::Mean(f64::from(size) / 256.0) } else { Bound::Worst(1e-4) };
+    let figures = compare::logits(&rows, &want[..TOKENS], bound, &[true; TOKENS])?;
     for (results, want) in [(&prefilled, want[TOKENS - 1]), (&decoded, want[TOKENS])] {
-        candidates(results, want, if bf16 { size / 64.0 } else { size * 1e-4 })?;
+        candidates(results, want, &mask, if bf16 { size / 64.0 } else { size * 1e-4 })?;
     }
     Ok(figures)
 }
 
-/// Candidates are the largest of candle's logits, but for what lies within twice `near` of the least of them.
-fn candidates(results: &HashMap<Output, Tensor>, want: &[f32], near: f32) -> anyhow::Result<()> {
+/// Candidates are the largest of candle's logits, biases and mask applied, but for what lies within twice `near` of the least
+/// of them.
+fn candidates(results: &HashMap<Output, Tensor>, logits: &[f32], mask: &[u32], near: f32) -> anyhow::Result<()> {
+    let mut want = logits.to_vec();
+    BIASES.iter().for_each(|(id, value)| want[*id as usize] += value);
+    want.iter_mut().enumerate().filter(|(id, _)| !Masks::allows(mask, *id as u32)).for_each(|(_, x)| *x = f32::MIN);
     let values = results[&Output::CandidateValues].as_slice::<f32>().context("values of f32")?;
     let ids = results[&Output::CandidateIds].as_slice::<i32>().context("ids of s32")?;
     let greedy = results[&Output::Greedy].as_slice::<i32>().context("ids of s32")?;
@@ -95,7 +110,7 @@ fn candidates(results: &HashMap<Output, Tensor>, want: &[f32], near: f32) -> any
     let least = values[CANDIDATES - 1];
     let missed = want.iter().enumerate().find(|(id, x)| **x > least + 2.0 * near && !ids.contains(&(*id as i32)));
     ensure!(missed.is_none(), "{missed:?} is no candidate");
-    let exact: f64 = want.iter().map(|x| f64::from(*x).exp()).sum::<f64>().ln();
+    let exact: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum::<f64>().ln();
     ensure!((f64::from(sum) - exact).abs() <= f64::from(near), "log-sum-exp {sum}, not {exact}");
     Ok(())
 }
@@ -104,6 +119,8 @@ fn vector<T: Element>(values: &[T]) -> Tensor {
     Tensor::new(&[values.len()], values.to_vec()).expect("as long as it is")
 }
 
+/// Tokens and what is added to their logits. Token 1 is allowed, token 5 is not.
+const BIASES: [(i32, f32); 3] = [(1, 3.0), (5, 8.0), (49151, 2.5)];
 const LAYERS: usize = 2;
 const TOKENS: usize = 8;
 const CANDIDATES: usize = 64;

@@ -1,57 +1,116 @@
-//! XLA in a child process: a module that it cannot stand ends the child, not the check.
+//! XLA, each module in a process of its own: one that it cannot stand ends its process, not the check.
+//!
+//! jaxlib runs in forks of one Python (`run.py`). Where `NJOULE_PJRT` names a plugin, this program itself is started for each
+//! module and opens it. Requests and answers are lines, arrays go by files.
+
+mod arrays;
+mod child;
+#[cfg(feature = "pjrt")]
+mod plugin;
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context, bail};
-use njoule_hlo::{ArrayShape, DType, Module, Tensor, encode};
+use anyhow::{Context, bail, ensure};
+use njoule_hlo::{Builder, DType, Module, Tensor, encode};
 use njoule_runtime::backend::neuron::evaluated::Engine;
+use serde_json::json;
+
+use child::Child;
+#[cfg(feature = "pjrt")]
+pub use plugin::serve;
 
 use crate::python;
 
-/// A Python with jaxlib of the one version that is known to work: `NJOULE_XLA_PYTHON`, or a virtual environment that is made.
-pub fn python(target: &Path) -> anyhow::Result<PathBuf> {
-    if let Some(python) = std::env::var_os("NJOULE_XLA_PYTHON") {
-        return Ok(python.into());
-    }
-    let packages = [format!("jax=={VERSION}"), format!("jaxlib=={VERSION}")];
-    python::environment(target, "xla-venv", &packages.each_ref().map(String::as_str))
+/// What runs modules.
+#[derive(Clone, Debug)]
+pub enum Host {
+    /// This Python, with jaxlib.
+    Python(PathBuf),
+    /// This plugin of the PJRT C API.
+    Plugin(PathBuf),
 }
 
-/// XLA, in a child that is started when it is first asked, and again when it died.
+impl Host {
+    /// `NJOULE_PJRT`, else a Python with jaxlib of the one version that is known to work: `NJOULE_XLA_PYTHON`, or a virtual
+    /// environment that is made.
+    pub fn find(target: &Path) -> anyhow::Result<Host> {
+        if let Some(plugin) = std::env::var_os("NJOULE_PJRT").filter(|value| !value.is_empty()) {
+            ensure!(
+                cfg!(feature = "pjrt"),
+                "NJOULE_PJRT is set: `cargo run -p xtask --features pjrt -- xla-check` uses it"
+            );
+            return Ok(Host::Plugin(plugin.into()));
+        }
+        if let Some(python) = std::env::var_os("NJOULE_XLA_PYTHON") {
+            return Ok(Host::Python(python.into()));
+        }
+        let packages = [format!("jax=={VERSION}"), format!("jaxlib=={VERSION}")];
+        Ok(Host::Python(python::environment(target, "xla-venv", &packages.each_ref().map(String::as_str))?))
+    }
+}
+
+/// XLA, started when it is first asked.
 #[derive(Clone, Debug)]
 pub struct Xla(Arc<Mutex<Runs>>);
 
 #[derive(Debug)]
 struct Runs {
-    python: PathBuf,
+    host: Host,
     directory: PathBuf,
-    process: Option<Process>,
+    /// jaxlib's, under no name; a plugin's by module.
+    children: HashMap<PathBuf, Child>,
     /// Modules that were written, by their bytes.
     modules: HashMap<Vec<u8>, PathBuf>,
 }
 
-#[derive(Debug)]
-struct Process {
-    child: Child,
-    requests: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
-
 impl Xla {
-    /// By this Python; files that the child reads and writes are in `directory`.
-    pub fn new(python: PathBuf, directory: PathBuf) -> anyhow::Result<Xla> {
+    /// Files that children read and write are in `directory`.
+    pub fn new(host: Host, directory: PathBuf) -> anyhow::Result<Xla> {
         std::fs::create_dir_all(&directory)?;
         std::fs::write(directory.join("run.py"), include_str!("run.py"))?;
-        Ok(Xla(Arc::new(Mutex::new(Runs { python, directory, process: None, modules: HashMap::new() }))))
+        let (children, modules) = (HashMap::new(), HashMap::new());
+        Ok(Xla(Arc::new(Mutex::new(Runs { host, directory, children, modules }))))
     }
 
-    /// Modules that were run.
-    pub fn modules(&self) -> usize {
-        self.runs().modules.len()
+    /// Modules that were run, by their bytes.
+    pub fn modules(&self) -> Vec<Vec<u8>> {
+        self.runs().modules.keys().cloned().collect()
+    }
+
+    /// Ends the processes of the modules so far: another model has others.
+    pub fn forget(&self) -> anyhow::Result<()> {
+        let mut runs = self.runs();
+        if matches!(runs.host, Host::Plugin(_)) {
+            runs.children.clear();
+        } else if !runs.children.is_empty() {
+            runs.say(Path::new(""), &json!({ "forget": true }))?;
+        }
+        Ok(())
+    }
+
+    /// That a module whose process aborts is named, and that another's process lives on.
+    pub fn check_isolation(&self) -> anyhow::Result<()> {
+        let twice = |name: &str| {
+            let mut b = Builder::new(name);
+            let x = b.parameter("x", DType::F32, &[2]);
+            let y = b.add(x, x);
+            b.finish(&[y])
+        };
+        let (one, other) = (twice("lives"), twice("aborts"));
+        let input = || vec![vec![Tensor::new(&[2], vec![1.5_f32, -2.0]).expect("two elements")]];
+        let expected = [vec![Tensor::new(&[2], vec![3_f32, -4.0]).expect("two elements")]];
+        let mut runs = self.runs();
+        ensure!(runs.ask(&one, &input())? == expected, "XLA adds otherwise");
+        let path = runs.written(&other)?;
+        let died = runs.say(&path, &json!({ "module": path, "abort": true }))?;
+        ensure!(died.contains("SIGABRT") || died.contains("signal: 6"), "a child that aborts is told as: {died}");
+        ensure!(runs.ask(&one, &input())? == expected && runs.ask(&other, &input())? == expected, "XLA adds otherwise");
+        // They are no model's.
+        runs.modules.clear();
+        Ok(())
     }
 
     fn runs(&self) -> MutexGuard<'_, Runs> {
@@ -60,54 +119,55 @@ impl Xla {
 }
 
 impl Runs {
-    fn ask(&mut self, module: &Module, inputs: &[Vec<Tensor>]) -> anyhow::Result<Vec<Vec<Tensor>>> {
+    fn written(&mut self, module: &Module) -> anyhow::Result<PathBuf> {
         let bytes = encode(module);
-        let path = match self.modules.get(&bytes) {
-            Some(path) => path.clone(),
-            None => {
-                let path = self.directory.join(format!("{}.pb", self.modules.len()));
-                std::fs::write(&path, &bytes)?;
-                self.modules.insert(bytes, path.clone());
-                path
+        if let Some(path) = self.modules.get(&bytes) {
+            return Ok(path.clone());
+        }
+        let path = self.directory.join(format!("{}.pb", self.modules.len()));
+        std::fs::write(&path, &bytes)?;
+        self.modules.insert(bytes, path.clone());
+        Ok(path)
+    }
+
+    fn ask(&mut self, module: &Module, inputs: &[Vec<Tensor>]) -> anyhow::Result<Vec<Vec<Tensor>>> {
+        let path = self.written(module)?;
+        let [input, output] = ["inputs", "outputs"].map(|name| self.directory.join(name));
+        arrays::write(&input, inputs)?;
+        let said = self.say(&path, &json!({ "module": path, "inputs": input, "outputs": output }))?;
+        if said != "ok" {
+            bail!("XLA does not take {} ({}): {said}", module.name, path.display());
+        }
+        arrays::read(&output)
+    }
+
+    /// The answer to a request about a module; what became of its process if that ended.
+    fn say(&mut self, module: &Path, request: &serde_json::Value) -> anyhow::Result<String> {
+        let (name, mut command) = match &self.host {
+            Host::Python(python) => {
+                let mut command = Command::new(python);
+                command.arg(self.directory.join("run.py"));
+                (Path::new(""), command)
+            }
+            Host::Plugin(plugin) => {
+                let mut command = Command::new(std::env::current_exe()?);
+                command.arg("xla-run").arg(plugin).env("TF_CPP_MIN_LOG_LEVEL", "3");
+                // As in run.py.
+                command.env("XLA_FLAGS", "--xla_allow_excess_precision=false");
+                (module, command)
             }
         };
-        let [input, output] = ["inputs", "outputs"].map(|name| self.directory.join(name));
-        write(&input, inputs)?;
-        let request = serde_json::json!({ "module": path, "inputs": input, "outputs": output });
-        let mut process = match self.process.take() {
-            Some(process) => process,
-            None => Process::start(&self.python, &self.directory.join("run.py"))?,
+        let mut child = match self.children.remove(name) {
+            Some(child) => child,
+            None => Child::start(&mut command)?,
         };
-        let mut line = String::new();
-        let asked = writeln!(process.requests, "{request}").and_then(|()| process.answers.read_line(&mut line));
-        if asked.is_err() || line.is_empty() {
-            bail!("XLA died of {} ({})", module.name, path.display());
+        match child.ask(request) {
+            Some(said) => {
+                self.children.insert(name.to_owned(), child);
+                Ok(said)
+            }
+            None => Ok(format!("its process ended with {}", child.end()?)),
         }
-        self.process = Some(process);
-        if line.trim() != "ok" {
-            bail!("XLA refuses {} ({}): {}", module.name, path.display(), line.trim());
-        }
-        read(&output)
-    }
-}
-
-impl Process {
-    fn start(python: &Path, script: &Path) -> anyhow::Result<Process> {
-        let mut command = Command::new(python);
-        command.arg(script).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("cannot run {}", python.display()))?;
-        let (Some(requests), Some(answers)) = (child.stdin.take(), child.stdout.take()) else {
-            bail!("the child has no pipes")
-        };
-        Ok(Process { child, requests, answers: BufReader::new(answers) })
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It is only this check's; whether it was still there does not matter.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -115,41 +175,6 @@ impl Engine for Xla {
     fn run(&mut self, module: &Module, inputs: Vec<Vec<Tensor>>) -> Result<Vec<Vec<Tensor>>, String> {
         self.runs().ask(module, &inputs).map_err(|e| format!("{e:#}"))
     }
-}
-
-fn write(path: &Path, replicas: &[Vec<Tensor>]) -> anyhow::Result<()> {
-    let entry = |(replica, tensor): (usize, &Tensor)| {
-        let shape = tensor.shape();
-        serde_json::json!({ "replica": replica, "dtype": shape.dtype().to_string(), "dims": shape.dims().to_vec() })
-    };
-    let all = || replicas.iter().enumerate().flat_map(|(r, tensors)| tensors.iter().map(move |t| (r, t)));
-    let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
-    writeln!(file, "{}", serde_json::Value::from(all().map(entry).collect::<Vec<_>>()))?;
-    for (_, tensor) in all() {
-        file.write_all(&tensor.to_bytes())?;
-    }
-    file.flush().with_context(|| format!("cannot write {}", path.display()))
-}
-
-fn read(path: &Path) -> anyhow::Result<Vec<Vec<Tensor>>> {
-    let mut file = BufReader::new(std::fs::File::open(path)?);
-    let mut header = String::new();
-    file.read_line(&mut header)?;
-    let entries: Vec<serde_json::Value> = serde_json::from_str(&header)?;
-    let mut replicas: Vec<Vec<Tensor>> = vec![];
-    for entry in entries {
-        let dtype = DType::ALL.into_iter().find(|t| Some(t.to_string().as_str()) == entry["dtype"].as_str());
-        let dims: Option<Vec<usize>> =
-            entry["dims"].as_array().map(|d| d.iter().filter_map(|n| n.as_u64()).map(|n| n as usize).collect());
-        let shape = dtype.zip(dims).and_then(|(dtype, dims)| ArrayShape::new(dtype, &dims));
-        let shape = shape.with_context(|| format!("no array: {entry}"))?;
-        let mut bytes = vec![0; shape.bytes()];
-        file.read_exact(&mut bytes)?;
-        let replica = entry["replica"].as_u64().unwrap_or(0) as usize;
-        replicas.resize_with(replicas.len().max(replica + 1), Vec::new);
-        replicas[replica].push(Tensor::from_bytes(shape, &bytes)?);
-    }
-    Ok(replicas)
 }
 
 /// Of jax and jaxlib.

@@ -55,6 +55,12 @@ impl Cache {
         Ok(Cache { info, block_len: capacity.block_len, keys: tensor(info.k_dim)?, values: tensor(info.v_dim)? })
     }
 
+    /// Keys and values of every slot.
+    pub fn rows(&self) -> Result<[Vec<Vec<f32>>; 2]> {
+        let rows = |cache: &Tensor| cache.to_dtype(DType::F32)?.to_vec2();
+        Ok([rows(&self.keys)?, rows(&self.values)?])
+    }
+
     /// Bytes of all blocks.
     pub fn bytes(&self) -> usize {
         bytes(&self.keys) + bytes(&self.values)

@@ -11,7 +11,7 @@ use njoule_models::program::{
 use super::attention::Attention;
 use super::ops::{self, Angles};
 use super::{CandleExecutor, Weights};
-use crate::backend::Batch;
+use crate::backend::{Batch, Routes};
 
 /// A step in the making.
 #[derive(Default)]
@@ -87,7 +87,13 @@ impl CandleExecutor {
             Op::Scale { x, factor, out } => (out, (step.val(*x)? * f64::from(*factor))?),
             Op::Softcap { x, cap, out } => (out, ops::cap(step.val(*x)?, *cap)?),
             Op::Clamp { x, bound, out } => (out, step.val(*x)?.clamp(-bound, *bound)?),
-            Op::Route { x, routing, out } => (out, route(step.val(*x)?, routing)?),
+            Op::Route { x, routing, out } => {
+                let shares = route(step.val(*x)?, routing)?;
+                if let Some(routes) = &mut self.routes {
+                    note(routes, &shares, batch)?;
+                }
+                (out, shares)
+            }
             Op::MoeMlp { x, shares, gate, up, down, glu, out } => {
                 (out, experts(weights, step.val(*x)?, step.val(*shares)?, [gate, up, down], *glu)?)
             }
@@ -142,6 +148,18 @@ fn normed(weights: &Weights, x: &Tensor, norm: &Norm, group: NormGroup) -> Resul
 fn route(x: &Tensor, routing: &Routing) -> Result<Tensor> {
     let shares: Vec<f32> = x.to_vec2()?.iter().flat_map(|row: &Vec<f32>| ops::shares(row, routing)).collect();
     Tensor::from_vec(shares, x.shape(), x.device())
+}
+
+/// Adds what a router chose; routers are called in order. A step that is run again adds to what it noted before.
+fn note(routes: &mut Routes, shares: &Tensor, batch: &Batch) -> Result<()> {
+    let shares: Vec<Vec<f32>> = shares.to_vec2()?;
+    for seq in &batch.seqs {
+        for row in seq.rows.clone() {
+            let chosen = shares[row].iter().enumerate().filter(|(_, share)| **share != 0.0).map(|(expert, _)| expert);
+            routes.entry((batch.tables[seq.table.start], batch.positions[row])).or_default().extend(chosen);
+        }
+    }
+    Ok(())
 }
 
 /// Each expert on the rows that have a share in it, in the order of the experts' numbers.

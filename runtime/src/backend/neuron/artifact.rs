@@ -144,7 +144,7 @@ impl Layout {
     /// What lowering is told.
     pub fn model_spec(&self) -> ModelSpec {
         let Layout { target, tp, weights, kv, candidates, profile, .. } = *self;
-        ModelSpec { target, tp, weights, kv, candidates, profile }
+        ModelSpec { target, tp, weights, kv, candidates, profile, shares: false }
     }
 }
 

@@ -11,15 +11,15 @@ use std::collections::HashMap;
 
 use half::bf16;
 use njoule_hlo::{ArrayShape, DType, Executable, Module, Target, Tensor};
-use njoule_models::program::{Program, WeightId};
+use njoule_models::program::{CacheId, Op, Program, WeightId};
 use njoule_models::weights::WeightSource;
 
-use super::interface::{CacheShape, Input, ModelSpec, ModuleKind, ModuleSpec, Output, Port, WeightPart};
+use super::interface::{CachePart, CacheShape, Input, ModelSpec, ModuleKind, ModuleSpec, Output, Port, WeightPart};
 use super::shard::{Sharded, shard};
 use super::{Profile, lower, weights};
 use crate::backend::{
-    Backend, Batch, BlockId, Capacity, Cost, Executor, KvType, Limits, LoadError, MemoryUse, Quant, SeqSpan, StepError,
-    StepOutput,
+    Backend, Batch, BlockId, Capacity, Cost, Executor, KvType, Limits, LoadError, MemoryUse, Quant, Routes, SeqSpan,
+    StepError, StepOutput,
 };
 
 /// How modules are lowered that the evaluator runs.
@@ -65,6 +65,7 @@ impl EvaluatedBackend {
             kv: self.kv,
             candidates: program.vocab(),
             profile: self.profile,
+            shares: false,
         };
         let stored = weights::stored(program, self.weights);
         let mut of_ranks = vec![];
@@ -100,6 +101,7 @@ impl EvaluatedBackend {
             modules: HashMap::new(),
             rows: HashMap::new(),
             logits: vec![],
+            routes: Routes::new(),
             memory,
             engine: None,
         })
@@ -136,6 +138,7 @@ pub struct Evaluated {
     /// Whose cache row a sequence has, by its first block.
     rows: HashMap<BlockId, usize>,
     logits: Vec<f32>,
+    routes: Routes,
     memory: MemoryUse,
     /// What runs modules in the evaluator's place.
     engine: Option<Box<dyn Engine>>,
@@ -152,6 +155,15 @@ struct Runnable {
     executable: Executable,
     inputs: Vec<Port<Input>>,
     outputs: Vec<Port<Output>>,
+}
+
+/// A column of keys or values, as [`Evaluated::cached`] gives it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Column {
+    /// Its number among the columns of the whole program's cache.
+    pub whole: usize,
+    /// By position.
+    pub values: Vec<f32>,
 }
 
 /// What a step gives beside its caches, as every core has it.
@@ -228,6 +240,52 @@ impl Evaluated {
         &self.caches
     }
 
+    /// Of every sequence's tokens so far, what routers chose; of [`ModelSpec::shares`] alone.
+    pub fn routes(&self) -> &Routes {
+        &self.routes
+    }
+
+    /// Keys or values of the first `len` positions of the sequence that begins with this block, as one core has them: for
+    /// each column of that core, the column of the whole that it is, and the values. Columns of padding are left out.
+    pub fn cached(&self, rank: usize, cache: CacheId, part: CachePart, first: BlockId, len: usize) -> Vec<Column> {
+        let attends = |op: &&Op| matches!(op, Op::Attend { cache: c, .. } if *c == cache);
+        let Some(Op::Attend { k, v, .. }) = self.sharded.program.ops.iter().find(attends) else { return vec![] };
+        let val = if part == CachePart::Keys { *k } else { *v };
+        let tensor = self.caches[rank].get(&Input::Cache(cache, part));
+        let (Some(values), Some(row)) = (tensor.and_then(widened), self.rows.get(&first)) else { return vec![] };
+        let local = self.sharded.program.info(val).cols;
+        let of_row = &values[row * self.class.positions * local..];
+        let whole: Vec<Option<usize>> = match self.sharded.layout(val) {
+            None => (0..local).map(Some).collect(),
+            Some(split) => {
+                let runs = split.of_rank(rank).iter();
+                runs.flat_map(|run| (0..run.len).map(move |i| run.from.map(|from| from + i))).collect()
+            }
+        };
+        let column = |(i, whole): (usize, Option<usize>)| {
+            let values = of_row.chunks_exact(local).take(len).map(|position| position[i]).collect();
+            Some(Column { whole: whole?, values })
+        };
+        whole.into_iter().enumerate().filter_map(column).collect()
+    }
+
+    /// Notes what the routers chose for tokens of a sequence: row of the step, position.
+    fn note(&mut self, results: &Outputs, first: BlockId, tokens: impl Iterator<Item = (usize, u32)>) {
+        if !self.spec.shares {
+            return;
+        }
+        let routers = (0..).map_while(|i| results.get(&Output::Shares(i)));
+        let routers: Vec<(&[f32], usize)> =
+            routers.filter_map(|t| Some((t.as_slice::<f32>()?, *t.shape().dims().to_vec().last()?))).collect();
+        for (row, position) in tokens {
+            let chosen = routers.iter().flat_map(|(shares, experts)| {
+                let shares = &shares[row * experts..][..*experts];
+                shares.iter().enumerate().filter(|(_, share)| **share != 0.0).map(|(expert, _)| expert)
+            });
+            self.routes.insert((first, position), chosen.collect());
+        }
+    }
+
     fn run(&mut self, batch: &Batch) -> Result<(), StepError> {
         let vocab = self.sharded.whole.vocab();
         let wanted = |rows: &std::ops::Range<usize>| {
@@ -263,6 +321,8 @@ impl Evaluated {
                 ]);
                 let module = ModuleSpec { len: self.len(start as usize), ..self.module(kind) };
                 let results = self.step(&module, &given)?;
+                let first = batch.tables[seq.table.start];
+                self.note(&results, first, (at..end).map(|i| (i - at, batch.positions[i])));
                 match results.get(&Output::Logits) {
                     Some(all) => {
                         let rows = floats(all)?.chunks_exact(vocab).map(<[f32]>::to_vec);
@@ -302,6 +362,9 @@ impl Evaluated {
         ]);
         let module = ModuleSpec { len: self.len(longest), ..self.module(ModuleKind::Decode { batch: n }) };
         let results = self.step(&module, &given)?;
+        for (row, seq) in rows.iter().zip(seqs) {
+            self.note(&results, batch.tables[seq.table.start], [(*row, batch.positions[seq.rows.start])].into_iter());
+        }
         let mut logits = candidates(&results, self.sharded.whole.vocab())?;
         Ok(rows.iter().zip(seqs).map(|(row, seq)| (seq.rows.start, std::mem::take(&mut logits[*row]))).collect())
     }
@@ -396,6 +459,12 @@ fn vector(values: Vec<i32>) -> Result<Tensor, StepError> {
 
 fn floats(tensor: &Tensor) -> Result<&[f32], StepError> {
     tensor.as_slice().ok_or_else(|| StepError::Device(format!("{} is not of f32", tensor.shape())))
+}
+
+/// Elements of f32 or bf16 as f32.
+fn widened(tensor: &Tensor) -> Option<Vec<f32>> {
+    let wide = |x: &[bf16]| x.iter().map(|x| x.to_f32()).collect();
+    tensor.as_slice::<f32>().map(<[f32]>::to_vec).or_else(|| tensor.as_slice().map(wide))
 }
 
 fn integers(tensor: &Tensor) -> Result<&[i32], StepError> {

@@ -2,32 +2,33 @@
 //!
 //! Each core has a thread of its own, which makes all calls for it; this side cuts batches, hands work over and waits, with a
 //! deadline. Whatever libnrt answers has an outcome: a full queue is waited for, an index out of bounds fails the
-//! sequences of its run, and anything else, a hang above all, ends the device's life in this process: the process should
-//! be replaced. No request is lost: every step that was submitted ends in a result or an error.
+//! sequences that have it (`narrow.rs`), and anything else, a hang above all, ends the device's life in this process: the
+//! process should be replaced. No request is lost: every step that was submitted ends in a result or an error.
 //!
 //! Nothing here has run on Neuron hardware.
 
 mod cut;
 mod device;
+mod group;
+mod narrow;
 mod rank;
 mod step;
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::thread;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use njoule_models::program::{Program, WeightId};
-use njoule_models::weights::{MappedFile, WeightSource};
-use njoule_neuron_sys::{Runtime, Status};
+use njoule_models::program::Program;
+use njoule_models::weights::WeightSource;
+use njoule_neuron_sys::Status;
 
 use self::cut::{Buckets, Cut};
 pub use self::device::prepare_process;
-use self::rank::{Failure, Memory, Piece, Report, Seed, Weights};
+use self::group::Group;
+use self::rank::{Failure, Report};
 use self::step::{Io, Work};
 use super::artifact::{Artifact, Layout};
 use super::interface::Input;
-use super::{shard, weights};
 use crate::backend::{
     Backend, Batch, Capacity, Cost, Executor, Limits, LoadError, MemoryUse, Returned, RowClass, StepError, StepOutput,
     Wants, rope_border,
@@ -155,6 +156,7 @@ impl NeuronBackend {
             works,
             step: Step::default(),
             limit: self.step_limit,
+            unexplained: false,
             dead: None,
         })
     }
@@ -231,6 +233,8 @@ pub struct NeuronExecutor {
     works: Vec<Option<Box<Work>>>,
     step: Step,
     limit: Duration,
+    /// The last step failed by an index that no sequence has alone.
+    unexplained: bool,
     /// Why nothing more is done here.
     dead: Option<String>,
 }
@@ -257,13 +261,7 @@ impl Executor for NeuronExecutor {
         self.step.outputs.extend_from_slice(&batch.outputs);
         self.step.logits = batch.wants == Wants::Logits;
         self.step.started = Some(Instant::now());
-        for (rank, inbox) in self.group.inboxes.iter().enumerate() {
-            let work = self.works[rank].take().unwrap_or_default();
-            if inbox.send(work).is_err() {
-                return Err(self.die(format!("the thread of rank {rank} is gone")));
-            }
-        }
-        Ok(())
+        self.send()
     }
 
     fn collect(&mut self, out: &mut StepOutput) -> Result<(), StepError> {
@@ -273,46 +271,16 @@ impl Executor for NeuronExecutor {
         let Some(started) = self.step.started.take() else {
             return Err(StepError::Batch("collect without submit".to_owned()));
         };
-        let runs = u32::try_from(self.cut.calls.len()).unwrap_or(u32::MAX).max(1);
-        let deadline = started + self.limit.saturating_mul(runs);
-        let mut worst: Option<(usize, usize, Failure)> = None;
-        let mut left = self.works.len();
-        while left > 0 {
-            match self.group.reports.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok((_, Report::Progress(_) | Report::Loaded(_))) => {}
-                Ok((rank, Report::Done(work, result))) => {
-                    left -= 1;
-                    self.works[rank] = Some(work);
-                    if let Err((run, failure)) = result {
-                        if !is_mild(&failure) {
-                            return Err(self.die(format!("rank {rank}: {failure}")));
-                        }
-                        worst.get_or_insert((rank, run, failure));
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => {
-                    let (ranks, limit) = (self.missing(), self.limit);
-                    let also = worst.map(|(rank, _, failure)| format!("; rank {rank}: {failure}")).unwrap_or_default();
-                    return Err(self.die(format!(
-                        "rank {ranks} did not finish its {runs} runs within {limit:?} each and cannot be stopped{also}; end \
-                         this process and start a new one"
-                    )));
-                }
-                Err(RecvTimeoutError::Disconnected) => return Err(self.die("all ranks are gone".to_owned())),
+        let failed = self.wait(started, self.cut.calls.len())?;
+        match failed {
+            None => {
+                self.unexplained = false;
+                self.take(out);
+                Ok(())
             }
+            Some((run, failure)) if is_out_of_bounds(&failure) => Err(self.narrow(run, failure.to_string())),
+            Some((_, failure)) => Err(StepError::Busy(failure.to_string())),
         }
-        if let Some((_, run, failure)) = worst {
-            let what = failure.to_string();
-            return Err(match &failure {
-                Failure::Library(error) if error.status() == Some(Status::QUEUE_FULL) => StepError::Busy(what),
-                _ => {
-                    let seqs = self.cut.calls.get(run).map_or(0..0, |call| self.cut.seqs(call));
-                    StepError::OutOfBounds { seqs, what }
-                }
-            });
-        }
-        self.take(out);
-        Ok(())
     }
 
     fn cost(&self, batch: &Batch) -> Cost {
@@ -330,6 +298,53 @@ impl NeuronExecutor {
         self.group.lost = true;
         self.dead = Some(why.clone());
         StepError::Device(why)
+    }
+
+    /// Hands every rank its work.
+    fn send(&mut self) -> Result<(), StepError> {
+        for (rank, inbox) in self.group.inboxes.iter().enumerate() {
+            let work = self.works[rank].take().unwrap_or_default();
+            if inbox.send(work).is_err() {
+                return Err(self.die(format!("the thread of rank {rank} is gone")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until every rank has done `runs` runs. Of a failure that the device survives, the first that was told and at
+    /// which run; any other ends its life.
+    fn wait(&mut self, started: Instant, runs: usize) -> Result<Option<(usize, Failure)>, StepError> {
+        let deadline = started + self.limit.saturating_mul(u32::try_from(runs).unwrap_or(u32::MAX).max(1));
+        let mut mild: Option<(usize, usize, Failure)> = None;
+        let also = |mild: Option<(usize, usize, Failure)>| {
+            mild.map(|(rank, _, failure)| format!("; before that, rank {rank}: {failure}")).unwrap_or_default()
+        };
+        let mut left = self.works.len();
+        while left > 0 {
+            match self.group.reports.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok((_, Report::Progress(_) | Report::Loaded(_))) => {}
+                Ok((rank, Report::Done(work, result))) => {
+                    left -= 1;
+                    self.works[rank] = Some(work);
+                    if let Err((run, failure)) = result {
+                        if !is_mild(&failure) {
+                            return Err(self.die(format!("rank {rank}: {failure}{}", also(mild))));
+                        }
+                        mild.get_or_insert((rank, run, failure));
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    let (ranks, limit) = (self.missing(), self.limit);
+                    return Err(self.die(format!(
+                        "rank {ranks} did not finish its {runs} runs within {limit:?} each and cannot be stopped{}; end \
+                         this process and start a new one",
+                        also(mild)
+                    )));
+                }
+                Err(RecvTimeoutError::Disconnected) => return Err(self.die("all ranks are gone".to_owned())),
+            }
+        }
+        Ok(mild.map(|(_, run, failure)| (run, failure)))
     }
 
     /// Ranks that have not answered.
@@ -370,167 +385,21 @@ impl NeuronExecutor {
 
 /// Whether the device lives on after it.
 fn is_mild(failure: &Failure) -> bool {
+    status(failure) == Some(Status::QUEUE_FULL) || is_out_of_bounds(failure)
+}
+
+fn is_out_of_bounds(failure: &Failure) -> bool {
+    status(failure) == Some(Status::OUT_OF_BOUNDS)
+}
+
+fn status(failure: &Failure) -> Option<Status> {
     match failure {
-        Failure::Library(error) => matches!(error.status(), Some(Status::QUEUE_FULL | Status::OUT_OF_BOUNDS)),
-        Failure::Artifact(_) => false,
+        Failure::Library(error) => error.status(),
+        Failure::Artifact(_) => None,
     }
-}
-
-/// The threads of all ranks.
-#[derive(Debug)]
-struct Group {
-    inboxes: Vec<SyncSender<Box<Work>>>,
-    reports: Receiver<(usize, Report)>,
-    /// Of ranks that are given their weights in pieces.
-    pieces: Vec<SyncSender<Piece>>,
-    /// A thread hangs or is in an unknown state: nobody waits for it.
-    lost: bool,
-}
-
-impl Group {
-    fn start(backend: &NeuronBackend, runtime: &Runtime, ios: &Arc<Vec<Io>>) -> Result<Group, LoadError> {
-        let manifest = &backend.artifact.manifest;
-        let world = manifest.layout.tp;
-        let (report, reports) = sync_channel(8 * world + 8);
-        let mut group = Group { inboxes: vec![], reports, pieces: vec![], lost: false };
-        for rank in 0..world {
-            let weights = match manifest.weights.get(rank) {
-                Some(file) => Weights::File(Arc::new(MappedFile::open(&backend.artifact.dir.join(&file.path))?)),
-                None => {
-                    let (sender, receiver) = sync_channel(PIECES_AHEAD);
-                    group.pieces.push(sender);
-                    Weights::Pieces(receiver)
-                }
-            };
-            let index = u32::try_from(rank).unwrap_or(u32::MAX);
-            let core = runtime.core(index).map_err(|error| LoadError::Device(error.to_string()))?;
-            let seed = Seed {
-                runtime: runtime.clone(),
-                core,
-                rank,
-                artifact: Arc::clone(&backend.artifact),
-                ios: Arc::clone(ios),
-                weights,
-                limit: backend.step_limit,
-            };
-            let (inbox, receiver) = sync_channel(1);
-            group.inboxes.push(inbox);
-            let report = report.clone();
-            thread::Builder::new()
-                .name(format!("neuron rank {rank}"))
-                .spawn(move || rank::run(seed, &receiver, &report))
-                .map_err(|source| LoadError::Threads { count: world, source })?;
-        }
-        Ok(group)
-    }
-
-    /// Packs the weights of `source` for every rank, a weight at a time.
-    fn pack(&mut self, program: &Program, source: &dyn WeightSource, backend: &NeuronBackend) -> Result<(), LoadError> {
-        let layout = backend.layout();
-        let unsupported = |what: String| LoadError::Unsupported { backend: "neuron", what };
-        let sharded = shard::shard(program, layout.tp).map_err(|error| unsupported(error.to_string()))?;
-        let types = weights::stored(program, layout.weights);
-        let parameters = &backend.artifact.manifest.parameters;
-        for (id, dtype) in (0..).map(WeightId).zip(types) {
-            for rank in 0..layout.tp {
-                let (mut current, mut offset) = (None, 0);
-                let mut sink = |part, bytes: &[u8]| {
-                    let role = Input::Weight(id, part);
-                    let Some(parameter) = parameters.iter().position(|p| p.port.role == role) else { return Ok(()) };
-                    if current != Some(parameter) {
-                        (current, offset) = (Some(parameter), 0);
-                    }
-                    let piece = Piece::Bytes { parameter, offset, bytes: bytes.to_vec() };
-                    offset += bytes.len();
-                    self.send(rank, piece, backend.load_limit)
-                };
-                weights::write_part(source, &sharded, id, dtype, rank, &mut sink)?;
-            }
-        }
-        (0..layout.tp).try_for_each(|rank| self.send(rank, Piece::End, backend.load_limit))
-    }
-
-    /// A rank that takes no piece within the limit hangs; one that is gone has said why.
-    fn send(&self, rank: usize, piece: Piece, limit: Duration) -> Result<(), LoadError> {
-        let (mut piece, started) = (piece, Instant::now());
-        loop {
-            match self.pieces[rank].try_send(piece) {
-                Ok(()) => return Ok(()),
-                Err(TrySendError::Disconnected(_)) => return Err(self.why_gone(rank)),
-                Err(TrySendError::Full(back)) if started.elapsed() < limit => piece = back,
-                Err(TrySendError::Full(_)) => return Err(stalled(&rank.to_string(), limit)),
-            }
-            thread::sleep(Duration::from_micros(200));
-        }
-    }
-
-    fn why_gone(&self, rank: usize) -> LoadError {
-        let said = self.reports.try_iter().find_map(|(rank, report)| match report {
-            Report::Loaded(Err(failure)) => Some(LoadError::Device(format!("rank {rank}: {failure}"))),
-            _ => None,
-        });
-        said.unwrap_or_else(|| LoadError::Device(format!("the thread of rank {rank} is gone")))
-    }
-
-    /// Waits until every rank is ready; each sign of life of any starts the time anew.
-    fn wait_loaded(&mut self, backend: &NeuronBackend) -> Result<Memory, LoadError> {
-        self.pieces.clear();
-        let world = self.inboxes.len();
-        let mut ready = vec![false; world];
-        let mut sum = Memory::default();
-        while ready.contains(&false) {
-            match self.reports.recv_timeout(backend.load_limit) {
-                Ok((_, Report::Progress(bytes))) => backend.on_load.iter().for_each(|hear| hear(bytes)),
-                Ok((rank, Report::Loaded(Ok(memory)))) => {
-                    ready[rank] = true;
-                    sum.weights += memory.weights;
-                    sum.caches += memory.caches;
-                    sum.steps += memory.steps;
-                }
-                Ok((rank, Report::Loaded(Err(failure)))) => {
-                    // The others may wait for this one for ever.
-                    self.lost = world > 1;
-                    return Err(LoadError::Device(format!("rank {rank}: {failure}")));
-                }
-                Ok((_, Report::Done(..))) => {}
-                Err(RecvTimeoutError::Timeout) => {
-                    self.lost = true;
-                    let missing = (0..world).filter(|rank| !ready[*rank]).map(|rank| rank.to_string());
-                    return Err(stalled(&missing.collect::<Vec<_>>().join(", "), backend.load_limit));
-                }
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Err(LoadError::Device("a rank's thread panicked while it loaded".to_owned()));
-                }
-            }
-        }
-        Ok(sum)
-    }
-}
-
-impl Drop for Group {
-    /// Lets the ranks give their memory back.
-    fn drop(&mut self) {
-        self.inboxes.clear();
-        self.pieces.clear();
-        let until = Instant::now() + CLOSE_LIMIT;
-        if self.lost {
-            return;
-        }
-        // Until all are gone, or one hangs.
-        while self.reports.recv_timeout(until.saturating_duration_since(Instant::now())).is_ok() {}
-    }
-}
-
-fn stalled(ranks: &str, limit: Duration) -> LoadError {
-    LoadError::Device(format!(
-        "loading made no progress for {limit:?} (rank {ranks}) and cannot be stopped; end this process and start a new one"
-    ))
 }
 
 /// A decode step takes 5 to 50 ms, a prefill below 10 s; NEURON_RT_EXEC_TIMEOUT is 30 s.
 const STEP_LIMIT: Duration = Duration::from_secs(40);
 /// One NEFF, one large tensor or one warm-up at a time; a NEFF may take a minute.
 const LOAD_LIMIT: Duration = Duration::from_secs(300);
-const CLOSE_LIMIT: Duration = Duration::from_secs(5);
-/// Pieces of weights that are packed before a rank has taken them: two of a few megabytes each.
-const PIECES_AHEAD: usize = 2;

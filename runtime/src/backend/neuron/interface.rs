@@ -28,6 +28,8 @@ pub struct ModelSpec {
     pub candidates: usize,
     /// Which forms of idioms are emitted.
     pub profile: Profile,
+    /// Whether steps return what their routers chose too: for tests.
+    pub shares: bool,
 }
 
 /// The caches of one class of rows: `[rows, positions, kv_heads, dim]` each, of a layer's keys and values.
@@ -164,6 +166,8 @@ pub enum Output {
     Greedy,
     /// Score: f32 `[tokens, vocab]`.
     Logits,
+    /// f32 `[tokens, experts]`: the shares that the program's router of this number gave; of [`ModelSpec::shares`] alone.
+    Shares(usize),
     /// A cache, aliased to its parameter.
     Cache(CacheId, CachePart),
 }

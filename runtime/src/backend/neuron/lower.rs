@@ -145,6 +145,8 @@ struct Lowering<'a> {
     caches: HashMap<(CacheId, CachePart), Array>,
     /// All cores, as a collective names them.
     groups: Vec<Vec<u32>>,
+    /// What each router chose.
+    shares: Vec<Array>,
 }
 
 impl<'a> Lowering<'a> {
@@ -169,6 +171,7 @@ impl<'a> Lowering<'a> {
             angles: HashMap::new(),
             caches: HashMap::new(),
             groups: vec![(0..sharded.tp as u32).collect()],
+            shares: vec![],
         }
     }
 
@@ -308,6 +311,9 @@ impl<'a> Lowering<'a> {
 
     fn finish(mut self) -> Lowered {
         let mut results = self.results();
+        if self.spec.shares {
+            results.extend(self.shares.iter().enumerate().map(|(i, shares)| (Output::Shares(i), *shares)));
+        }
         for cache in (0..self.sharded.program.caches.len() as u32).map(CacheId) {
             for (part, ..) in self.cache_parts(cache) {
                 let parameter = self.input(Input::Cache(cache, part));

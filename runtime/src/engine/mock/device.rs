@@ -159,10 +159,10 @@ impl Executor for MockDevice {
         match fault {
             Some(DeviceFault::DeadLate) => return Err(StepError::Device("as told".into())),
             Some(DeviceFault::OutOfBounds) => {
-                return Err(StepError::OutOfBounds { seqs: 0..1, what: "as told".into() });
+                return Err(StepError::OutOfBounds { seqs: vec![0], what: "as told".into() });
             }
             Some(DeviceFault::OutOfBoundsNowhere) => {
-                return Err(StepError::OutOfBounds { seqs: 900..901, what: "as told".into() });
+                return Err(StepError::OutOfBounds { seqs: vec![900], what: "as told".into() });
             }
             Some(DeviceFault::Panic) => panic!("as told"),
             _ => {}

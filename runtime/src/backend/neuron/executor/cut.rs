@@ -216,12 +216,6 @@ impl Cut {
         }
         Ok(())
     }
-
-    /// The sequences that a run serves, as a range that holds them all.
-    pub fn seqs(&self, call: &Call) -> Range<usize> {
-        let seqs = || self.lines[call.lines.clone()].iter().map(|line| line.seq);
-        seqs().min().unwrap_or(0)..seqs().max().map_or(0, |last| last + 1)
-    }
 }
 
 /// Outputs of these rows.

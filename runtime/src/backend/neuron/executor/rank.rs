@@ -5,6 +5,7 @@
 //! for it has a deadline and declares the device dead.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::thread;
@@ -125,10 +126,10 @@ struct Bound {
     run: Run,
     inputs: Tensor,
     outputs: Tensor,
-    /// Whether the device's mask allows everything.
-    mask_open: bool,
-    /// Where the mask stands and all ones for it.
+    /// Where the masks stand and all ones for them.
     mask: Option<(usize, Vec<u8>)>,
+    /// The part of the device's masks that may forbid something.
+    masked: Range<usize>,
     schedules: bool,
 }
 
@@ -209,7 +210,7 @@ impl Rank {
             let mut once = || -> Result<(), Error> {
                 module.inputs.write(0, &bytes[run.inputs.clone()])?;
                 match &run.mask {
-                    Some(mask) => module.write_mask(&bytes[mask.clone()])?,
+                    Some(mask) => module.write_mask(&bytes[mask.all.clone()], mask.masked.clone())?,
                     None => module.open_mask()?,
                 }
                 module.execute(self.limit)?;
@@ -244,22 +245,27 @@ impl Bound {
     }
 
     fn open_mask(&mut self) -> Result<(), Error> {
-        match &self.mask {
-            Some((offset, ones)) if !self.mask_open => {
-                self.inputs.write(*offset, ones)?;
-                self.mask_open = true;
-                Ok(())
-            }
-            _ => Ok(()),
+        if let Some((offset, ones)) = &self.mask
+            && !self.masked.is_empty()
+        {
+            self.inputs.write(offset + self.masked.start, &ones[self.masked.clone()])?;
+            self.masked = 0..0;
         }
+        Ok(())
     }
 
-    fn write_mask(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.mask_open = false;
-        match &self.mask {
-            Some((offset, _)) => self.inputs.write(*offset, bytes),
-            None => Ok(()),
-        }
+    /// Writes what is `masked` in these masks of all rows, and what was before.
+    fn write_mask(&mut self, bytes: &[u8], masked: Range<usize>) -> Result<(), Error> {
+        let Some((offset, _)) = &self.mask else { return Ok(()) };
+        let written = match self.masked.is_empty() {
+            true => masked.clone(),
+            false => self.masked.start.min(masked.start)..self.masked.end.max(masked.end),
+        };
+        // Until it is there anything may be.
+        self.masked = written.clone();
+        self.inputs.write(offset + written.start, &bytes[written])?;
+        self.masked = masked;
+        Ok(())
     }
 }
 
@@ -361,7 +367,8 @@ fn bind<'a>(
     let mask = io.mask.map(|place| (place.offset, vec![0xff; place.bytes]));
     let schedules = runtime.library().can_schedule();
     let run = Run::new(model, takes, gives)?;
-    Ok((Bound { run, inputs, outputs, mask_open: false, mask, schedules }, bytes))
+    let masked = 0..io.mask.map_or(0, |place| place.bytes);
+    Ok((Bound { run, inputs, outputs, mask, masked, schedules }, bytes))
 }
 
 /// Whether a NEFF takes and gives what the manifest says: names and sizes, the two that the library tells reliably.

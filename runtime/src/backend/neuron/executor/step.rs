@@ -1,7 +1,7 @@
 //! What goes to a core for a run and what comes back, as bytes.
 //!
-//! The small inputs of a module lie in one tensor, and so do its results: one write and one read per run. A mask is the
-//! only large input and lies behind the others: it is written only where it changes.
+//! The small inputs of a module lie in one tensor, and so do its results: one write and one read per run. Masks are the
+//! only large input and lie behind the others: only those rows are written that have one, or had one in the run before.
 
 use std::ops::Range;
 
@@ -133,8 +133,8 @@ impl Io {
         batch: &Batch,
         lines: &[Line],
         bytes: &mut Vec<u8>,
-    ) -> Result<Option<Range<usize>>, StepError> {
-        let mut outputs = lines.iter().flat_map(|line| line.outputs.clone().map(move |o| (line, o)));
+    ) -> Result<Option<MaskBytes>, StepError> {
+        let outputs = lines.iter().flat_map(|line| line.outputs.clone().map(move |o| (line, o)));
         if batch.wants != Wants::Tokens || !outputs.clone().any(|(_, o)| batch.masks.of(o).is_some()) {
             return Ok(None);
         }
@@ -144,16 +144,20 @@ impl Io {
         let start = bytes.len();
         bytes.resize(start + place.bytes, 0xff);
         let words = place.bytes / self.kind.outputs().max(1) / 4;
-        outputs.try_for_each(|(line, output)| {
-            let Some(mask) = batch.masks.of(output) else { return Ok(()) };
+        let mut masked = usize::MAX..0;
+        for (line, output) in outputs {
+            let Some(mask) = batch.masks.of(output) else { continue };
             let row = self.output_row(line);
-            let own = bytes[start + row * words * 4..][..words * 4].chunks_exact_mut(4);
-            for (word, out) in (rank * words..).zip(own) {
-                out.copy_from_slice(&mask.get(word).copied().unwrap_or(0).to_le_bytes());
-            }
-            Ok(())
-        })?;
-        Ok(Some(start..bytes.len()))
+            masked = masked.start.min(row)..masked.end.max(row + 1);
+            let own = &mut bytes[start + row * words * 4..][..words * 4];
+            // Beyond the vocabulary's words there is nothing to allow.
+            own[mask.len().saturating_sub(rank * words).min(words) * 4..].fill(0);
+            let own = own.chunks_exact_mut(4);
+            let allowed = mask.get(rank * words..).unwrap_or_default();
+            own.zip(allowed).for_each(|(to, word)| to.copy_from_slice(&word.to_le_bytes()));
+        }
+        let masked = masked.start * words * 4..masked.end * words * 4;
+        Ok(Some(MaskBytes { all: start..bytes.len(), masked }))
     }
 
     /// What of the results a run of `lines` needs, if anything.
@@ -227,6 +231,18 @@ impl Io {
         }
     }
 
+    /// Makes a row of a decode run idle that had a line.
+    fn silence(&self, bytes: &mut [u8], row: usize) {
+        for role in [Input::Tokens, Input::Positions, Input::RopeLen] {
+            self.put(bytes, role, row, 0);
+        }
+        self.put(bytes, Input::Slots, row, to_u32(self.positions - 1));
+        for at in row * self.biases..(row + 1) * self.biases {
+            self.put(bytes, Input::BiasIds, at, u32::MAX);
+            self.put(bytes, Input::BiasValues, at, 0);
+        }
+    }
+
     fn put_biases(&self, bytes: &mut [u8], batch: &Batch, line: &Line) -> Result<(), StepError> {
         if batch.wants != Wants::Tokens {
             return Ok(());
@@ -275,12 +291,21 @@ pub struct WorkRun {
     pub module: usize,
     /// Its inputs, in `bytes`.
     pub inputs: Range<usize>,
-    /// Its masks, in `bytes`; all tokens are allowed without.
-    pub mask: Option<Range<usize>>,
+    /// Its masks; all tokens are allowed without.
+    pub mask: Option<MaskBytes>,
     /// What is read of its results, if anything.
     pub read: Option<Place>,
     /// Where that goes, in `results`.
     pub result: Range<usize>,
+}
+
+/// Masks of all rows of a run.
+#[derive(Clone, Debug)]
+pub struct MaskBytes {
+    /// Where they are, in [`Work::bytes`].
+    pub all: Range<usize>,
+    /// A part of them that has every row which does not allow all.
+    pub masked: Range<usize>,
 }
 
 impl Work {
@@ -305,6 +330,22 @@ impl Work {
             results.resize(end, 0);
         }
         Ok(())
+    }
+}
+
+impl Work {
+    /// Run number `run` of it alone and without results, with these rows idle.
+    pub fn probe(&self, run: usize, io: &Io, idle: impl Iterator<Item = usize>) -> Work {
+        let WorkRun { module, inputs, mask, .. } = &self.runs[run];
+        let mut bytes = self.bytes[inputs.clone()].to_vec();
+        idle.for_each(|row| io.silence(&mut bytes, row));
+        let inputs = 0..bytes.len();
+        let mask = mask.clone().map(|mask| {
+            bytes.extend_from_slice(&self.bytes[mask.all]);
+            MaskBytes { all: inputs.end..bytes.len(), masked: mask.masked }
+        });
+        let run = WorkRun { module: *module, inputs, mask, read: None, result: 0..0 };
+        Work { runs: vec![run], bytes, results: vec![] }
     }
 }
 

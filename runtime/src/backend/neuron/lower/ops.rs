@@ -80,7 +80,9 @@ impl Lowering<'_> {
             }
             Op::Route { x, routing, out } => {
                 let x = self.whole(*x);
-                (out, self.route(x, routing))
+                let shares = self.route(x, routing);
+                self.shares.push(shares);
+                (out, shares)
             }
             Op::MoeMlp { x, shares, gate, up, down, glu, out } => {
                 let (x, shares) = (self.whole(*x), self.whole(*shares));

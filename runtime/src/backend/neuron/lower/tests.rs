@@ -29,7 +29,7 @@ pub(in crate::backend::neuron) fn programs() -> Vec<(String, Program)> {
 const CLASS: CacheShape = CacheShape { rows: 4, positions: 96 };
 
 fn spec(tp: usize, weights: Quant, kv: KvType) -> ModelSpec {
-    ModelSpec { target: Target::Trn1, tp, weights, kv, candidates: 20, profile: Profile::default() }
+    ModelSpec { target: Target::Trn1, tp, weights, kv, candidates: 20, profile: Profile::default(), shares: false }
 }
 
 fn modules() -> [ModuleSpec; 3] {
