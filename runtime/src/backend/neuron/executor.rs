@@ -23,6 +23,7 @@ use njoule_neuron_sys::{Runtime, Status};
 
 use self::cut::{Buckets, Cut};
 pub use self::device::prepare_process;
+pub(super) use self::device::runtime;
 use self::rank::{Failure, Memory, Piece, Report, Seed, Weights};
 use self::step::{Io, Work};
 use super::artifact::{Artifact, Layout};
