@@ -28,8 +28,16 @@ fn modules_are_written_with_the_commands_that_compile_them() {
     let script = fs::read_to_string(to.join("compile.sh")).unwrap();
     for name in ["probe_add", "probe_write_scatter_chunk", "probe_top_k_custom"] {
         assert!(fs::metadata(to.join(format!("{name}.pb"))).unwrap().len() > 100, "{name}");
-        assert!(script.contains(&format!("neuronx-cc compile {name}.pb --framework XLA --target inf2")), "{script}");
     }
+    assert!(script.contains("neuronx-cc compile \"$module\" --framework XLA --target inf2"), "{script}");
+    // In the forms of another profile: what a layer is made of, too.
+    let profile = write(dir.path(), "profile.json", r#"{"cache_write": "select"}"#);
+    let seen = probe(&["--target", "inf2", "--emit", to.to_str().unwrap(), "--profile", &profile], dir.path(), None);
+    assert_eq!(seen.code, 0, "{}", seen.stderr);
+    assert!(to.join("probe_layer_decode.pb").exists() && to.join("probe_layer_decode_cache_write_select.pb").exists());
+    let profile = write(dir.path(), "bad.json", r#"{"cache_write": "magic"}"#);
+    let args = ["--target", "inf2", "--emit", to.to_str().unwrap(), "--profile", &profile];
+    probe(&args, dir.path(), None).fails_with(1, &["bad.json", "no device profile"]);
 }
 
 #[test]
@@ -39,6 +47,20 @@ fn without_a_target_a_compiler_or_neffs_it_says_what_to_give() {
     probe(&["--target", "trn9"], dir.path(), None).fails_with(2, &["trn9"]);
     probe(&["--target", "trn1"], dir.path(), None).fails_with(1, &["neuronx-cc", "--neffs"]);
     probe(&["--target", "trn1", "--neffs", "/no/such/dir"], dir.path(), None).fails_with(1, &["/no/such/dir"]);
+    let here = dir.path().to_str().unwrap();
+    let model = testdata("llama_tied");
+    probe(&["--target", "trn1", "--neffs", here, &model], dir.path(), None)
+        .fails_with(2, &["njoule build", "artifact"]);
+    probe(&["--no-model", &model], dir.path(), None).fails_with(2, &["--no-model"]);
+    let options = ["--target", "trn1", "--neffs", here];
+    for (option, value, says) in
+        [("--instance", "trn9.large", "trn1.2xlarge"), ("--quant", "int4", "bf16"), ("--kv-type", "f16", "bf16")]
+    {
+        probe(&[&options[..], &[option, value, &model]].concat(), dir.path(), None).fails_with(2, &[value, says]);
+    }
+    let golden = write(dir.path(), "golden.json", "{}");
+    let args = ["--target", "trn1", "--neffs", here, "--golden", &golden, &model];
+    probe(&args, dir.path(), None).fails_with(1, &["golden.json", "prompts"]);
 }
 
 #[test]
@@ -48,11 +70,11 @@ fn a_machine_without_a_library_stops_at_the_first_step_and_its_report_names_no_p
     let args = ["--target", "trn1", "--neffs", dir.path().to_str().unwrap(), "--report", report.to_str().unwrap()];
     let seen = probe(&args, dir.path(), Some(Path::new("/no/such/libnrt.so.1")));
     assert_eq!(seen.code, 1);
-    assert!(seen.stderr.contains("stopped at step open: run `njoule doctor --init`"), "{}", seen.stderr);
+    assert!(seen.stderr.contains("stopped at step library: run `njoule doctor`"), "{}", seen.stderr);
     let text = fs::read_to_string(&report).unwrap();
     assert!(!text.contains("/no/such"), "{text}");
     let json: Value = serde_json::from_str(&text).unwrap();
-    assert_eq!(json["outcome"]["stopped_at"], "open");
+    assert_eq!(json["outcome"]["stopped_at"], "library");
     assert_eq!(json["outcome"]["profile"], Value::Null);
     assert!(!dir.path().join("cache/neuron/profiles").exists());
 }
@@ -64,14 +86,23 @@ fn a_library_that_gives_another_model_is_refused_before_it_runs() {
     fs::write(dir.path().join("probe_add.neff"), "NEFF").unwrap();
     let seen = probe(&["--target", "trn1", "--neffs", dir.path().to_str().unwrap()], dir.path(), Some(&nrt));
     assert_eq!(seen.code, 1);
-    assert!(seen.stdout.contains("open        ok      libnrt 2.34"), "{}", seen.stdout);
+    assert!(seen.stdout.contains("library     ok      libnrt 2.34"), "{}", seen.stdout);
     assert!(seen.stdout.contains("does not work here (load): probe_add: model `probe_add`"), "{}", seen.stdout);
     assert!(seen.stderr.contains("stopped at step add"), "{}", seen.stderr);
 }
 
+/// The stand-ins, on a machine of files; `None` where they are not built.
+fn on_stand_ins(args: &[&str], dir: &Path, refused: &str) -> Option<Ran> {
+    let (nrt, cc) = (neuron_fake("libneuron_fake.so")?, neuron_fake("neuronx-cc-fake")?);
+    let mut command = njoule(&["probe", "--target", "trn1"]);
+    command.args(args).env("NJOULE_SYSFS_ROOT", dir).env("NJOULE_CACHE", dir.join("cache"));
+    command.env("NJOULE_NRT", &nrt).env("NJOULE_NEURONX_CC", &cc).env("NJOULE_FAKE_CC_REFUSE", refused);
+    command.env("NJOULE_FAKE_INSTANCE", "trn1.2xlarge").env_remove("NJOULE_INSTANCE");
+    Some(ran(command.output().expect("the binary starts")))
+}
+
 #[test]
 fn a_stand_in_whose_compiler_refuses_an_operation_is_given_the_form_without_it() {
-    let (Some(nrt), Some(cc)) = (neuron_fake("libneuron_fake.so"), neuron_fake("neuronx-cc-fake")) else { return };
     for (refused, key, form) in [
         ("", "cache_write", "scatter"),
         ("scatter", "cache_write", "update_slice"),
@@ -83,11 +114,10 @@ fn a_stand_in_whose_compiler_refuses_an_operation_is_given_the_form_without_it()
     ] {
         let dir = scratch();
         let report = dir.path().join("report.json");
-        let mut command = njoule(&["probe", "--target", "trn1", "--report", report.to_str().unwrap()]);
-        command.env("NJOULE_SYSFS_ROOT", dir.path()).env("NJOULE_CACHE", dir.path().join("cache"));
-        command.env("NJOULE_NRT", &nrt).env("NJOULE_NEURONX_CC", &cc).env("NJOULE_FAKE_CC_REFUSE", refused);
-        let seen = ran(command.output().expect("the binary starts"));
+        let args = ["--no-model", "--report", report.to_str().unwrap()];
+        let Some(seen) = on_stand_ins(&args, dir.path(), refused) else { return };
         assert_eq!(seen.code, 0, "{refused}: {}{}", seen.stdout, seen.stderr);
+        assert!(seen.stderr.contains("] layer: ") && seen.stdout.contains("\nlayer       ok"), "{}", seen.stdout);
         let text = fs::read_to_string(&report).unwrap();
         assert!(!text.contains(dir.path().to_str().unwrap()), "{text}");
         let json: Value = serde_json::from_str(&text).unwrap();
@@ -96,4 +126,100 @@ fn a_stand_in_whose_compiler_refuses_an_operation_is_given_the_form_without_it()
         assert_eq!(serde_json::from_str::<Value>(&kept).unwrap(), json["outcome"]["profile"]);
         assert!(!dir.path().join("cache/neuron/profiles/trn1.json").exists());
     }
+}
+
+#[test]
+fn an_idiom_of_which_every_form_is_refused_stops_the_probe_with_advice() {
+    for (refused, step, advice) in [
+        ("dynamic-slice,gather", "row_read", "prefill needs one of the two"),
+        ("exponential", "normalise", "activation tables"),
+        ("dot", "dot_result", "no result type works"),
+    ] {
+        let dir = scratch();
+        let Some(seen) = on_stand_ins(&["--no-model", "--json"], dir.path(), refused) else { return };
+        assert!(seen.code == 1 && seen.stderr.contains(&format!("stopped at step {step}")), "{}", seen.stderr);
+        assert!(seen.stderr.contains(advice), "{}", seen.stderr);
+        let json: Value = serde_json::from_str(&seen.stdout).unwrap();
+        let last = json["outcome"]["steps"].as_array().unwrap().last().unwrap();
+        assert_eq!((&last["name"], &last["state"]), (&Value::from(step), &Value::from("failed")));
+        assert!(!dir.path().join("cache/neuron/profiles").exists());
+    }
+}
+
+/// What transformers gives for a fixture, in the form of `testdata/smollm2`.
+fn golden_file(dir: &Path, fixture: &str) -> String {
+    let bytes = fs::read(testdata(&format!("{fixture}/golden.safetensors"))).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let (mut prompts, mut results) = (vec![], vec![]);
+    for i in 0..3 {
+        let whole = golden(fixture)["prompts"][i].clone();
+        let logits = file.tensor(&format!("prompt.{i}.logits")).unwrap();
+        let vocab = logits.shape()[1];
+        let last = &logits.data()[logits.data().len() - 4 * vocab..];
+        let value = |id: usize| f32::from_le_bytes(last[4 * id..4 * id + 4].try_into().unwrap());
+        let mut ids: Vec<usize> = (0..vocab).collect();
+        ids.sort_by(|a, b| value(*b).total_cmp(&value(*a)));
+        ids.truncate(50);
+        let top: Vec<f32> = ids.iter().map(|id| value(*id)).collect();
+        prompts.push(serde_json::json!({"ids": whole["input_ids"]}));
+        results.push(serde_json::json!({
+            "last_top50_ids": ids, "last_top50_logits": top,
+            "greedy_ids": whole["greedy_ids"], "greedy_margins": whole["greedy_margins"],
+        }));
+    }
+    let made_with = serde_json::json!({"transformers": "4.57.6"});
+    let text = serde_json::json!({"made_with": made_with, "prompts": prompts, "results": results}).to_string();
+    write(dir, "golden.json", &text)
+}
+
+/// A whole probe of the stand-ins, with a model in f32 and transformers' logits; then one whose logits are another model's.
+#[test]
+fn a_model_is_compared_with_its_reference_and_timed() {
+    let dir = scratch();
+    let golden = golden_file(dir.path(), "llama_tied");
+    let report = dir.path().join("report.json");
+    let model = testdata("llama_tied");
+    let args = ["--quant", "none", "--golden", &golden, "--report", report.to_str().unwrap(), &model];
+    let Some(seen) = on_stand_ins(&args, dir.path(), "scatter") else { return };
+    assert_eq!(seen.code, 0, "{}{}", seen.stdout, seen.stderr);
+    assert!(seen.stdout.contains("figures of a stand-in, which say nothing of a device"), "{}", seen.stdout);
+    assert!(!seen.stdout.contains("published bandwidth"), "{}", seen.stdout);
+    let text = fs::read_to_string(&report).unwrap();
+    for path in [dir.path().to_str().unwrap(), env!("CARGO_MANIFEST_DIR")] {
+        assert!(!text.contains(path), "{text}");
+    }
+    let json: Value = serde_json::from_str(&text).unwrap();
+    let step = |name: &str| {
+        let steps = json["outcome"]["steps"].as_array().unwrap();
+        steps.iter().find(|step| step["name"] == name).unwrap_or_else(|| panic!("no step {name}")).clone()
+    };
+    let logits = step("logits");
+    assert_eq!(
+        (&logits["state"], &logits["logits"]["reference"]),
+        (&Value::from("passed"), &"transformers 4.57.6".into())
+    );
+    let error = logits["logits"]["error"].as_f64().unwrap();
+    assert!(error > 0.0 && error < 1e-3, "{logits}");
+    let followed = |prompt: &Value| prompt["followed"].as_u64().unwrap();
+    assert!(logits["logits"]["prompts"].as_array().unwrap().iter().all(|p| followed(p) >= 3), "{logits}");
+    let speed = step("speed")["speed"].clone();
+    assert_eq!((&speed["of"], &speed["bandwidth_gb_s"]), (&Value::from("stand-in"), &Value::Null));
+    let kinds = speed["steps"].as_array().unwrap();
+    assert!(kinds.len() == 4 && kinds.iter().all(|kind| kind["mbu"].is_null()), "{speed}");
+    assert_eq!(step("power")["state"], "unknown");
+    assert_eq!(step("cache_write")["chosen"], "update_slice");
+
+    // Its modules are in the cache: nothing is compiled again, and another model's logits stop it.
+    let mut other: Value = serde_json::from_str(&fs::read_to_string(&golden).unwrap()).unwrap();
+    other["results"][2]["last_top50_logits"][49] = (-99.0).into();
+    let golden = write(dir.path(), "other.json", &other.to_string());
+    let args = ["--quant", "none", "--golden", &golden, "--json", &model];
+    let seen = on_stand_ins(&args, dir.path(), "scatter").unwrap();
+    assert!(seen.code == 1 && seen.stderr.contains("stopped at step logits: layers work alone"), "{}", seen.stderr);
+    let json: Value = serde_json::from_str(&seen.stdout).unwrap();
+    assert!(json["outcome"]["steps"].to_string().contains("prompt 2 is off"), "{json}");
+    assert_eq!(
+        (&json["outcome"]["profile"], &json["outcome"]["chosen"]["cache_write"]),
+        (&Value::Null, &"update_slice".into())
+    );
 }

@@ -1,6 +1,7 @@
 //! Artifacts for Neuron devices: opened, planned, built into the cache where a verb runs a model that has none.
 
 mod build;
+pub mod probe;
 mod progress;
 
 use std::path::{Path, PathBuf};
@@ -71,6 +72,11 @@ pub fn instance_name(named: Option<&str>, table: &Instances) -> Result<String, U
 /// A model laid out by `plan`.
 pub fn lay_out(model: &Model, plan: Plan, options: &BuildOptions, context: &Context<'_>) -> anyhow::Result<Planned> {
     let profile = device_profile(options.profile.as_deref(), plan.target.name(), context)?;
+    laid_out(model, plan, profile, options)
+}
+
+/// The same in the forms of `profile`.
+fn laid_out(model: &Model, plan: Plan, profile: Profile, options: &BuildOptions) -> anyhow::Result<Planned> {
     let layout = Layout::of_plan(&plan, profile, options.lnc, !options.no_score);
     let origin = match (&model.checkpoint.origin, &model.checkpoint.gguf) {
         (CheckpointOrigin::Directory(_), _) => Origin::Directory,
@@ -122,24 +128,32 @@ pub fn backend(
             let mut planned = plan_model(model, instance, &Lengths::default(), wish, &options, context)?;
             // Modules alone: they are for whatever model has this shape.
             planned.record.origin = Origin::None;
-            let compiler = Compiler::find()?;
-            let place = cache(context)?.join("modules").join(request_key(&planned, &options, &compiler)?);
-            match Artifact::open(&place) {
-                Ok(artifact) => artifact,
-                Err(_) => {
-                    context.note(&format!(
-                        "building {} modules of {} for {}",
-                        planned.layout.modules.len(),
-                        model.name,
-                        planned.plan.instance
-                    ));
-                    std::fs::create_dir_all(place.parent().unwrap_or(&place))
-                        .with_context(|| format!("cannot make {}", place.display()))?;
-                    build::make(model, &planned, &options, &place, false, |_| Ok(()), context)?.artifact
-                }
-            }
+            cached(model, &planned, &options, context)?
         }
     };
+    Ok(limited(artifact, context))
+}
+
+/// The modules of a plan: in the cache, or built into it.
+fn cached(model: &Model, planned: &Planned, options: &BuildOptions, context: &Context<'_>) -> anyhow::Result<Artifact> {
+    let compiler = Compiler::find()?;
+    let place = cache(context)?.join("modules").join(request_key(planned, options, &compiler)?);
+    if let Ok(artifact) = Artifact::open(&place) {
+        return Ok(artifact);
+    }
+    context.note(&format!(
+        "building {} modules of {} for {}",
+        planned.layout.modules.len(),
+        model.name,
+        planned.plan.instance
+    ));
+    std::fs::create_dir_all(place.parent().unwrap_or(&place))
+        .with_context(|| format!("cannot make {}", place.display()))?;
+    Ok(build::make(model, planned, options, &place, false, |_| Ok(()), context)?.artifact)
+}
+
+/// An artifact with the limits that the environment sets.
+fn limited(artifact: Artifact, context: &Context<'_>) -> NeuronBackend {
     let mut backend = NeuronBackend::new(artifact);
     let seconds =
         |name: &str| context.fetch.env.var(name).and_then(|v| v.parse().ok()).map(std::time::Duration::from_secs);
@@ -149,7 +163,7 @@ pub fn backend(
     if let Some(limit) = seconds("NJOULE_NEURON_LOAD_TIMEOUT") {
         backend.load_limit = limit;
     }
-    Ok(backend)
+    backend
 }
 
 /// What a build for the cache depends on, beside the modules' own content.
@@ -188,7 +202,7 @@ fn cache(context: &Context<'_>) -> anyhow::Result<PathBuf> {
 }
 
 /// What the machine's firmware calls it.
-fn present_instance() -> Option<String> {
+pub fn present_instance() -> Option<String> {
     let root = std::env::var_os("NJOULE_SYSFS_ROOT").unwrap_or_else(|| "/".into());
     let name = std::fs::read_to_string(Path::new(&root).join("sys/devices/virtual/dmi/id/product_name")).ok()?;
     let name = name.trim();

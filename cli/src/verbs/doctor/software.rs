@@ -36,17 +36,29 @@ pub struct Tool {
     pub path: Option<PathBuf>,
 }
 
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 impl Compiler {
-    /// Looks for it: `NJOULE_NEURONX_CC`, else the search path.
+    /// Looks for it as a build does: `NJOULE_NEURONX_CC`, else the search path.
     pub fn look(env: &Env) -> Compiler {
-        let named = env.path("NJOULE_NEURONX_CC");
-        let path = named.clone().or_else(|| on_path(env, "neuronx-cc"));
-        let version = match &path {
-            None => Err("neuronx-cc is not on PATH".to_owned()),
-            Some(path) => first_line(path, &["--version"]),
+        use njoule_runtime::backend::neuron::compiler::{CompileError, Compiler as Found};
+
+        let variable = |name: &str| env.var(name).map(std::ffi::OsString::from);
+        let (path, version) = match Found::find_by(variable("NJOULE_NEURONX_CC"), variable("PATH")) {
+            Ok(found) => (Some(found.path().to_owned()), Ok(found.banner().to_owned())),
+            Err(CompileError::Unusable { path, what }) => (Some(path), Err(what)),
+            Err(_) => (None, Err("neuronx-cc is not on PATH".to_owned())),
         };
         let stand_in = version.as_ref().is_ok_and(|text| is_stand_in(text));
-        Compiler { path, named: named.is_some(), version, stand_in }
+        Compiler { path, named: env.path("NJOULE_NEURONX_CC").is_some(), version, stand_in }
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+impl Compiler {
+    /// There is none here.
+    pub fn look(env: &Env) -> Compiler {
+        let version = Err("neuronx-cc exists on 64-bit Linux only".to_owned());
+        Compiler { path: None, named: env.path("NJOULE_NEURONX_CC").is_some(), version, stand_in: false }
     }
 }
 
@@ -126,7 +138,7 @@ const TOOLS: [&str; 3] = ["neuron-ls", "neuron-top", "neuron-monitor"];
 /// A Python program's start on a cold disk.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-#[cfg(all(test, unix))]
+#[cfg(all(test, target_os = "linux", target_pointer_width = "64"))]
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
@@ -148,7 +160,7 @@ mod tests {
         assert!(!found.named && !found.stand_in);
         let env = Env::from_pairs([("PATH", dir.path().as_os_str()), ("NJOULE_NEURONX_CC", "/no/such/cc".as_ref())]);
         let missing = Compiler::look(&env);
-        assert!(missing.named && missing.version.is_err_and(|why| why.contains("cannot be run")));
+        assert!(missing.named && missing.version.is_err_and(|why| why.contains("cannot be started")));
         assert!(Compiler::look(&Env::default()).path.is_none());
     }
 

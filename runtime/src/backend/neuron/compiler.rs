@@ -15,7 +15,6 @@ mod pool;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
@@ -73,25 +72,25 @@ pub struct Limits<'a> {
 impl Compiler {
     /// The one that `NJOULE_NEURONX_CC` names, else the first on `PATH`.
     pub fn find() -> Result<Compiler, CompileError> {
-        match find(std::env::var_os("NJOULE_NEURONX_CC"), std::env::var_os("PATH")) {
+        Compiler::find_by(std::env::var_os("NJOULE_NEURONX_CC"), std::env::var_os("PATH"))
+    }
+
+    /// The same, where the two variables have these values.
+    pub fn find_by(named: Option<OsString>, path: Option<OsString>) -> Result<Compiler, CompileError> {
+        match find(named, path) {
             Ok(path) => Compiler::at(&path),
             Err(tried) => Err(CompileError::NotFound { tried }),
         }
     }
 
-    /// This one.
+    /// This one, if it tells its version within a minute.
     pub fn at(path: &Path) -> Result<Compiler, CompileError> {
         let unusable = |what: String| CompileError::Unusable { path: path.to_owned(), what };
-        let output = Command::new(path)
-            .arg("--version")
-            .stdin(Stdio::null())
-            .output()
-            .map_err(|error| unusable(format!("cannot be started: {error}")))?;
-        let banner = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        if !output.status.success() || banner.is_empty() {
-            let said = String::from_utf8_lossy(&output.stderr);
-            let said = said.trim().lines().last().unwrap_or("nothing");
-            return Err(unusable(format!("--version gave {} and said: {said}", output.status)));
+        let (status, [out, err]) = child::said(path, &["--version"], PATIENCE).map_err(unusable)?;
+        let banner = out.trim().to_owned();
+        if !status.success() || banner.is_empty() {
+            let said = err.trim().lines().last().unwrap_or("nothing");
+            return Err(unusable(format!("--version gave {status} and said: {said}")));
         }
         Ok(Compiler { path: path.to_owned(), banner })
     }
@@ -101,9 +100,14 @@ impl Compiler {
         &self.path
     }
 
+    /// The first line that it says of itself.
+    pub fn banner(&self) -> &str {
+        self.banner.lines().next().unwrap_or_default().trim()
+    }
+
     /// Its version: what follows that word in the first line that it says, or that line.
     pub fn version(&self) -> &str {
-        let line = self.banner.lines().next().unwrap_or_default().trim();
+        let line = self.banner();
         let after = line.split_once("version ").map_or(line, |(_, after)| after);
         after.split(' ').next().unwrap_or(after)
     }
@@ -151,6 +155,8 @@ fn find(variable: Option<OsString>, path: Option<OsString>) -> Result<PathBuf, S
 }
 
 const NAME: &str = "neuronx-cc";
+/// Of `--version`: a Python program's start on a cold disk.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests;

@@ -24,6 +24,7 @@ use njoule_neuron_sys::Status;
 
 use self::cut::{Buckets, Cut};
 pub use self::device::prepare_process;
+pub(super) use self::device::runtime;
 use self::group::Group;
 use self::rank::{Failure, Report};
 use self::step::{Io, Work};

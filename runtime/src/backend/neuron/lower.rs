@@ -6,11 +6,11 @@
 //! Activations are `f32[tokens, columns]`, of a split one the core's columns.
 
 mod attention;
-mod cache;
+pub(super) mod cache;
 mod choice;
 mod experts;
 mod ops;
-mod rope;
+pub(super) mod rope;
 
 use std::collections::HashMap;
 
@@ -21,7 +21,7 @@ use njoule_hlo::{Builder, DType, Module, Options, Val as Array, VerifyError, ver
 use njoule_models::program::{CacheId, RopeId, Val, WeightId};
 
 use super::interface::{CachePart, Input, ModelSpec, ModuleKind, ModuleSpec, Output, Port, WeightPart};
-use super::profile::{DotResult, Lookup, TopK};
+use super::profile::{DotResult, Lookup, Profile, TopK};
 use super::shard::Sharded;
 use super::weights;
 use crate::backend::{KvType, Quant};
@@ -151,14 +151,8 @@ struct Lowering<'a> {
 
 impl<'a> Lowering<'a> {
     fn new(sharded: &'a Sharded, spec: &'a ModelSpec, module: &'a ModuleSpec) -> Self {
-        let custom_calls = if spec.profile.top_k == TopK::Custom { [Custom::TopK].into() } else { [].into() };
-        let options = Options {
-            custom_calls,
-            one_hot_lookups: spec.profile.lookup == Lookup::OneHot,
-            narrow_products: spec.profile.dot_result == DotResult::Operand,
-        };
         Lowering {
-            b: Builder::with_options(&name(module), options),
+            b: Builder::with_options(&name(module), options(&spec.profile)),
             sharded,
             spec,
             module,
@@ -327,6 +321,15 @@ impl<'a> Lowering<'a> {
         let outputs = results.iter().map(port).collect();
         let vals: Vec<Array> = results.into_iter().map(|(_, val)| val).collect();
         Lowered { module: self.b.finish(&vals), inputs: self.inputs, outputs }
+    }
+}
+
+/// What of a profile the builder and its idioms follow.
+pub(super) fn options(profile: &Profile) -> Options {
+    Options {
+        custom_calls: if profile.top_k == TopK::Custom { [Custom::TopK].into() } else { [].into() },
+        one_hot_lookups: profile.lookup == Lookup::OneHot,
+        narrow_products: profile.dot_result == DotResult::Operand,
     }
 }
 

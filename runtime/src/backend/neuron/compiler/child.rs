@@ -4,6 +4,7 @@
 //! from /proc on a period, so a peak between two looks is missed.
 
 use std::fs::File;
+use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -81,6 +82,34 @@ pub(super) fn run(
     Ok((end, Taken { peak, seconds: started.elapsed().as_secs_f64() }))
 }
 
+/// What `program` prints to stdout and stderr, each up to what a pipe holds, and how it ended; the error says why nothing
+/// can be known.
+pub(super) fn said(program: &Path, args: &[&str], patience: Duration) -> Result<(ExitStatus, [String; 2]), String> {
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let child = command.spawn().map_err(|error| format!("cannot be started: {error}"))?;
+    let started = Instant::now();
+    let mut group = Group { child, ended: false };
+    let status = loop {
+        match group.child.try_wait().map_err(|error| format!("cannot be waited for: {error}"))? {
+            Some(status) => break status,
+            None if started.elapsed() > patience => {
+                return Err(format!("did not answer {} within {patience:?}", args.join(" ")));
+            }
+            None => thread::sleep(FIRST_LOOK),
+        }
+    };
+    group.ended = true;
+    // One read: what it wrote is all there, and a process that it left behind may keep the pipe open.
+    let read = |pipe: Option<&mut dyn Read>| {
+        let mut bytes = vec![0; PIPE];
+        let n = pipe.and_then(|pipe| pipe.read(&mut bytes).ok()).unwrap_or(0);
+        String::from_utf8_lossy(&bytes[..n]).into_owned()
+    };
+    let (out, err) = (group.child.stdout.as_mut().map(|p| p as _), group.child.stderr.as_mut().map(|p| p as _));
+    Ok((status, [read(out), read(err)]))
+}
+
 /// A child with its group. Dropped, nothing of it runs any more.
 struct Group {
     child: Child,
@@ -111,6 +140,7 @@ fn end_of(status: ExitStatus) -> End {
     }
 }
 
+const PIPE: usize = 1 << 16;
 const FIRST_LOOK: Duration = Duration::from_millis(2);
 /// Costs a walk over /proc each.
 const LOOK: Duration = Duration::from_millis(200);

@@ -191,3 +191,21 @@ fn without_a_compiler_the_error_says_how_to_get_one() {
     assert!(text.contains("pip install neuronx-cc") && text.contains("NJOULE_NEURONX_CC"), "{text}");
     assert!(matches!(Compiler::at(Path::new("/bin/false")), Err(CompileError::Unusable { .. })));
 }
+
+#[test]
+fn a_program_that_does_not_answer_is_given_up_and_ended_with_its_children() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("sleeper");
+    fs::write(&path, format!("#!/bin/sh\nsleep 60 &\necho $! > {}/pid\nwait\n", dir.path().display())).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    let why = child::said(&path, &["--version"], Duration::from_secs(1)).unwrap_err();
+    assert!(why.contains("did not answer --version within 1s"), "{why}");
+    let sleeper = fs::read_to_string(dir.path().join("pid")).unwrap();
+    let started = Instant::now();
+    // Killed: gone, or a zombie that nobody has waited for.
+    while fs::read_to_string(format!("/proc/{}/stat", sleeper.trim())).is_ok_and(|stat| !stat.contains(") Z ")) {
+        assert!(started.elapsed() < Duration::from_secs(20), "{sleeper} lives");
+    }
+    let (status, said) = child::said(Path::new("/bin/echo"), &["here"], Duration::from_secs(20)).unwrap();
+    assert!(status.success() && said == ["here\n", ""]);
+}

@@ -5,6 +5,7 @@ use njoule_hlo::{DType, Val as Array, idioms};
 use njoule_models::program::{Act, EmbedIndex, Glu, Norm, NormGroup, NormKind, Op, Val, WeightId};
 
 use super::{Input, Lowering, ModuleKind};
+use crate::backend::neuron::profile::RowRead;
 use crate::backend::neuron::shard::Order;
 
 impl Lowering<'_> {
@@ -116,8 +117,17 @@ impl Lowering<'_> {
         match self.module.kind {
             ModuleKind::Decode { .. } | ModuleKind::Score { .. } => x,
             ModuleKind::Prefill { .. } => {
-                let (last, zero) = (self.input(Input::Last), self.b.scalar(0i32));
-                self.b.dynamic_slice(x, &[last, zero], &[1, x.dim(1)])
+                let last = self.input(Input::Last);
+                match self.spec.profile.row_read {
+                    RowRead::DynamicSlice => {
+                        let zero = self.b.scalar(0i32);
+                        self.b.dynamic_slice(x, &[last, zero], &[1, x.dim(1)])
+                    }
+                    RowRead::Gather => {
+                        let last = self.b.reshape(last, &[1]);
+                        idioms::take_rows(&mut self.b, x, last)
+                    }
+                }
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use njoule_hlo::idioms::{self, Angles};
 use njoule_hlo::op::Direction;
-use njoule_hlo::{DType, Tensor, Val as Array};
+use njoule_hlo::{Builder, DType, Tensor, Val as Array};
 use njoule_models::program::{Pairing, RopeId};
 
 use super::{Input, Lowering};
@@ -40,7 +40,10 @@ impl Lowering<'_> {
                 let positions = self.positions();
                 idioms::angles(&mut self.b, positions, frequencies, amplitude)
             }
-            RopeAngles::Table => self.looked_up(frequencies, amplitude),
+            RopeAngles::Table => {
+                let at = self.positions();
+                looked_up(&mut self.b, at, self.module.class.positions, frequencies, amplitude)
+            }
         };
         let short = short.map(|f| of(f)).expect("every table has frequencies");
         let Some(long) = long.map(|f| of(f)) else { return short };
@@ -55,19 +58,23 @@ impl Lowering<'_> {
             .map(|(long, short)| self.b.select(is_long, long, short));
         Angles { cosine, sine }
     }
+}
 
-    /// Rows of tables over all positions of the caches, computed here as the oracle computes them.
-    fn looked_up(&mut self, frequencies: &[f32], amplitude: f32) -> Angles {
-        let (positions, pairs) = (self.module.class.positions, frequencies.len());
-        let [cosine, sine] = [f32::cos, f32::sin].map(|function| {
-            let row = |p: usize| frequencies.iter().map(move |f| function(p as f32 * f) * amplitude);
-            let values: Vec<f32> = (0..positions).flat_map(row).collect();
-            let table = Tensor::new(&[positions, pairs], values).expect("as many as it has places");
-            let table = self.b.constant(table);
-            let at = self.positions();
-            let rows = idioms::take_rows(&mut self.b, table, at);
-            self.b.convert(rows, DType::F32)
-        });
-        Angles { cosine, sine }
-    }
+/// Rows of tables over the first `positions` positions, computed here as the oracle computes them; `at` are those wanted.
+pub(in crate::backend::neuron) fn looked_up(
+    b: &mut Builder,
+    at: Array,
+    positions: usize,
+    frequencies: &[f32],
+    amplitude: f32,
+) -> Angles {
+    let [cosine, sine] = [f32::cos, f32::sin].map(|function| {
+        let row = |p: usize| frequencies.iter().map(move |f| function(p as f32 * f) * amplitude);
+        let values: Vec<f32> = (0..positions).flat_map(row).collect();
+        let table = Tensor::new(&[positions, frequencies.len()], values).expect("as many as it has places");
+        let table = b.constant(table);
+        let rows = idioms::take_rows(b, table, at);
+        b.convert(rows, DType::F32)
+    });
+    Angles { cosine, sine }
 }

@@ -7,6 +7,7 @@ use njoule_models::ModelConfig;
 use njoule_models::program::Program;
 
 use super::*;
+use crate::backend::neuron::profile::{CacheWrite, RopeAngles, RowRead};
 use crate::backend::neuron::{CacheShape, Profile, shard};
 
 /// Programs of the configs in `testdata`.
@@ -115,6 +116,34 @@ fn a_module_does_not_depend_on_anything_but_its_specs() {
         njoule_hlo::encode(&lowered.module)
     };
     assert_eq!(bytes(), bytes());
+}
+
+/// A form is there for what refuses the others: no module may have them all the same.
+#[test]
+fn modules_of_a_form_have_none_of_the_operations_that_it_does_without() {
+    let default = Profile::default();
+    let forms: [(Profile, &[&str]); 6] = [
+        (Profile { cache_write: CacheWrite::UpdateSlice, ..default }, &["scatter"]),
+        (Profile { cache_write: CacheWrite::Select, ..default }, &["scatter", "dynamic-update-slice"]),
+        (Profile { row_read: RowRead::Gather, ..default }, &["dynamic-slice"]),
+        (Profile { lookup: Lookup::OneHot, ..default }, &["gather"]),
+        (Profile { rope: RopeAngles::Table, ..default }, &["cosine", "sine"]),
+        (default, &["custom-call"]),
+    ];
+    for (name, program) in programs() {
+        let sharded = shard(&program, 2).unwrap();
+        for (profile, without) in &forms {
+            for kv in [KvType::Bf16, KvType::Int8] {
+                let spec = ModelSpec { profile: *profile, ..spec(2, Quant::Bf16, kv) };
+                for module in modules() {
+                    let lowered = lower(&sharded, &spec, &module).unwrap();
+                    let all = lowered.module.computations.iter().flat_map(|c| &c.instructions);
+                    let found: Vec<&str> = all.map(|i| i.op.name()).filter(|op| without.contains(op)).collect();
+                    assert!(found.is_empty(), "{name}, {:?}: {found:?} in spite of {profile:?}", module.kind);
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -3,18 +3,19 @@
 //! Every call that may hang has a limit; one that did hang leaves the core unusable, and every later step fails by that.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use njoule_hlo::{Module, Tensor, encode};
 use njoule_neuron_sys as sys;
 use sys::sysfs::Root;
 
-use super::{Fault, ProbeDevice, Stage};
+use super::{Fault, PowerFound, ProbeDevice, Stage};
 use crate::backend::neuron::compiler::{Compiler, Limits, NeffCache, Settings, Unit};
+use crate::backend::neuron::executor;
 
 /// The first core that this process owns.
 pub struct NeuronDevice {
@@ -26,7 +27,7 @@ pub struct NeuronDevice {
 /// Where a module's NEFF comes from.
 #[derive(Clone, Debug)]
 pub enum Neffs {
-    /// `DIR/NAME.neff`, compiled elsewhere.
+    /// `DIR/NAME.neff`, compiled elsewhere; of a module that has none its `DIR/NAME.pb` is written, to be compiled next.
     Directory(PathBuf),
     /// This compiler, each module once.
     Compiler {
@@ -53,7 +54,13 @@ impl NeuronDevice {
 
     fn neff(&self, module: &Module) -> Result<Vec<u8>, Fault> {
         let path = match &self.neffs {
-            Neffs::Directory(dir) => dir.join(format!("{}.neff", module.name)),
+            Neffs::Directory(dir) => {
+                let path = dir.join(format!("{}.neff", module.name));
+                if !path.exists() {
+                    return Err(at(Stage::Compile)(self.not_compiled(dir, module)));
+                }
+                path
+            }
             Neffs::Compiler { compiler, cache, settings } => {
                 let unit = Unit { name: module.name.clone(), hlo: encode(module), settings: settings.clone() };
                 let limits =
@@ -67,22 +74,39 @@ impl NeuronDevice {
         };
         fs::read(&path).map_err(|error| at(Stage::Compile)(format!("{}: {error}", path.display())))
     }
+
+    /// A module whose NEFF is not there was refused elsewhere, or is of a form that nobody knew would be chosen.
+    fn not_compiled(&self, dir: &Path, module: &Module) -> String {
+        let source = dir.join(format!("{}.pb", module.name));
+        if source.exists() {
+            return "no NEFF of it is there: the compiler refused it, or compile.sh has not run since it was added"
+                .to_owned();
+        }
+        match fs::write(&source, encode(module)) {
+            Ok(()) => "no NEFF of it is there; the module was added: run compile.sh there once more".to_owned(),
+            Err(error) => format!("no NEFF of it is there, and the module cannot be added: {error}"),
+        }
+    }
 }
 
 impl ProbeDevice for NeuronDevice {
-    fn open(&mut self) -> Result<String, Fault> {
+    fn library(&mut self) -> Result<String, Fault> {
         let library = sys::Library::open().map_err(at(Stage::Open))?;
-        let runtime = sys::Runtime::start(library).map_err(at(Stage::Open))?;
-        let core = runtime.core(0).map_err(at(Stage::Open))?;
-        let lane = sys::Lane::new("probe").map_err(at(Stage::Open))?;
-        let instance = match library.instance() {
-            Ok(instance) => format!("{} {}", instance.family, instance.arch),
-            Err(error) => error.to_string(),
-        };
         let version = library.version();
         // Three numbers: four look like an address, which a report takes out.
         let number = format!("{}.{}.{}", version.major, version.minor, version.patch);
-        let words = format!("libnrt {number} \"{}\", {instance}, {} cores", version.detail, runtime.cores().len());
+        Ok(format!("libnrt {number} \"{}\"", version.detail))
+    }
+
+    fn core(&mut self) -> Result<String, Fault> {
+        let runtime = executor::runtime().map_err(at(Stage::Open))?;
+        let core = runtime.core(0).map_err(at(Stage::Open))?;
+        let lane = sys::Lane::new("probe").map_err(at(Stage::Open))?;
+        let instance = match runtime.library().instance() {
+            Ok(instance) => format!("{} {}", instance.family, instance.arch),
+            Err(error) => error.to_string(),
+        };
+        let words = format!("{instance}, {} cores", runtime.cores().len());
         self.open = Some(Open { lane, runtime, core });
         Ok(words)
     }
@@ -93,15 +117,9 @@ impl ProbeDevice for NeuronDevice {
         open.run(module, neff, inputs, runs)
     }
 
-    fn power(&mut self) -> Result<String, Fault> {
-        let Some(device) = self.root.devices().into_iter().next() else {
-            return Err(at(Stage::Open)("the driver shows no device"));
-        };
-        let power = device.power();
-        match (power.value(), power.problem()) {
-            (Some(power), _) => Ok(format!("{power:?}; live: {:?}", device.power_raw())),
-            (None, problem) => Err(at(Stage::Open)(problem.unwrap_or_default())),
-        }
+    fn power(&mut self) -> PowerFound {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        PowerFound::read(&self.root, now)
     }
 }
 

@@ -3,8 +3,12 @@
 use njoule_hlo::Target;
 use serde::Serialize;
 
+use super::model::LogitsFound;
+use super::power::PowerFound;
+use super::redaction::Redaction;
+use super::speed::SpeedFound;
 use super::steps::Step;
-use super::{Profile, Stage};
+use super::{Fault, Profile, Stage};
 
 /// A whole probe.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -13,10 +17,24 @@ pub struct Outcome {
     pub target: String,
     /// What was done, in order.
     pub steps: Vec<StepOutcome>,
-    /// The step that nothing passed, if there was one: none was taken after it.
+    /// The step that everything needs and nothing passed, if there was one: none was taken after it.
     pub stopped_at: Option<String>,
-    /// The forms that work here; only of a probe that was not stopped.
+    /// The forms chosen up to there.
+    pub chosen: Profile,
+    /// The same, of a probe that was not stopped: what to build with.
     pub profile: Option<Profile>,
+}
+
+/// How a step ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// It proves what it should.
+    Passed,
+    /// It does not.
+    Failed,
+    /// It could not be taken, or what it asks is not told here: nothing is known.
+    Unknown,
 }
 
 /// A step.
@@ -26,14 +44,25 @@ pub struct StepOutcome {
     pub name: String,
     /// What it proves.
     pub proves: String,
-    /// Whether it does.
-    pub passed: bool,
+    /// How it ended.
+    pub state: State,
+    /// What alone needs it.
+    pub only_for: Option<String>,
     /// The form that is to be emitted.
     pub chosen: Option<String>,
     /// All forms that were tried.
     pub forms: Vec<FormOutcome>,
-    /// What the device said, where there are no forms.
+    /// What it found, in words.
     pub words: String,
+    /// A model's logits beside the reference's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logits: Option<LogitsFound>,
+    /// How long its decode steps take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub speed: Option<SpeedFound>,
+    /// What each device tells of its power.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub power: Option<PowerFound>,
     /// What to do if it did not pass.
     pub advice: String,
 }
@@ -55,7 +84,8 @@ pub struct FormOutcome {
 
 impl Outcome {
     pub(super) fn new(target: Target) -> Outcome {
-        Outcome { target: target.name().to_owned(), steps: vec![], stopped_at: None, profile: None }
+        let (target, chosen) = (target.name().to_owned(), Profile::default());
+        Outcome { target, steps: vec![], stopped_at: None, chosen, profile: None }
     }
 
     /// The same without what tells whose machine it is: a report to send.
@@ -64,6 +94,12 @@ impl Outcome {
         for step in &mut outcome.steps {
             step.words = redaction.of(&step.words);
             step.forms.iter_mut().for_each(|form| form.words = redaction.of(&form.words));
+            if let Some(logits) = &mut step.logits {
+                logits.reference = redaction.of(&logits.reference);
+            }
+            if let Some(power) = &mut step.power {
+                power.devices.iter_mut().for_each(|device| device.redact(redaction));
+            }
         }
         outcome
     }
@@ -74,64 +110,27 @@ impl StepOutcome {
         StepOutcome {
             name: step.name.to_owned(),
             proves: step.proves.to_owned(),
-            passed: false,
+            state: State::Failed,
+            only_for: step.only_for.map(str::to_owned),
             chosen: None,
             forms: vec![],
             words: String::new(),
+            logits: None,
+            speed: None,
+            power: None,
             advice: step.advice.to_owned(),
         }
     }
-}
 
-/// Takes paths, host names, addresses, instance ids and serial numbers out of a text.
-#[derive(Clone, Debug, Default)]
-pub struct Redaction {
-    /// Names to take out wherever they stand: the host's, the user's.
-    pub names: Vec<String>,
-}
+    /// What the device said is all there is to it.
+    pub(super) fn says(&mut self, said: Result<String, Fault>) {
+        self.state = if said.is_ok() { State::Passed } else { State::Failed };
+        self.words = said.unwrap_or_else(|fault| fault.to_string());
+    }
 
-impl Redaction {
-    /// The text without them; words are otherwise kept, and blanks become single.
-    pub fn of(&self, text: &str) -> String {
-        let mut text = text.to_owned();
-        for name in self.names.iter().filter(|name| name.len() > 1) {
-            text = text.replace(name.as_str(), "<name>");
-        }
-        let words: Vec<String> = text.split_whitespace().map(word).collect();
-        words.join(" ")
+    /// It was not taken.
+    pub(super) fn left_out(&mut self, why: &str) {
+        self.state = State::Unknown;
+        self.words = format!("left out: {why}");
     }
-}
-
-fn word(word: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "/._-~:\\+%@".contains(c);
-    let start = word.find(plain).unwrap_or(word.len());
-    let end = word.rfind(plain).map_or(start, |at| at + word[at..].chars().next().map_or(0, char::len_utf8)).max(start);
-    let (before, core, after) = (&word[..start], &word[start..end], &word[end..]);
-    let core_of = core.trim_end_matches(['.', ':']);
-    match secret(core_of) {
-        Some(kind) => format!("{before}{kind}{}{after}", &core[core_of.len()..]),
-        None => word.to_owned(),
-    }
-}
-
-/// What a word is that should not be told.
-fn secret(word: &str) -> Option<&'static str> {
-    let hex = |text: &str| text.bytes().all(|c| c.is_ascii_hexdigit());
-    let digits = word.bytes().filter(u8::is_ascii_digit).count();
-    if word.contains('/') || word.contains('\\') || word.starts_with('~') {
-        return Some("<path>");
-    }
-    let parts: Vec<&str> = word.split(['.', ':']).collect();
-    let address = |separator| {
-        let numbers: Vec<&str> = word.split(separator).collect();
-        numbers.len() >= 4 && numbers.iter().all(|part| part.len() <= 4 && hex(part))
-    };
-    if word.starts_with("ip-") || word.contains('@') || word.ends_with(".internal") || word.ends_with(".com") {
-        return Some("<name>");
-    }
-    if (address(':') || address('.')) && parts.len() >= 4 {
-        return Some("<address>");
-    }
-    let id = word.strip_prefix("i-").unwrap_or(word);
-    (id.len() >= 12 && hex(id) && digits > 0).then_some("<id>")
 }
