@@ -159,16 +159,18 @@ impl StepCosts {
     }
 
     fn observe(&mut self, rows: usize, seconds: f64) {
+        let expected = self.seconds(rows);
         self.steps += 1;
         let step = self.steps;
         if let Some(cell) = self.narrow.get_mut(rows) {
-            let known = cell.filter(|cell| step - cell.step < STALE).map_or(seconds, |cell| cell.seconds);
-            *cell = Some(Cell { seconds: known + (seconds - known) / 8.0, step });
+            // One that was disturbed at first must not put an end to guessing.
+            let known = expected.unwrap_or(seconds);
+            *cell = Some(Cell { seconds: smoothed(known, seconds), step });
         } else {
             let per_row = seconds / rows as f64;
             // Longer steps say better what a row costs where weights no longer matter.
             self.wide = match self.wide {
-                Some((known, at)) if rows >= WIDE.min(at) => Some((known + (per_row - known) / 8.0, at.max(rows))),
+                Some((known, at)) if rows >= WIDE.min(at) => Some((smoothed(known, per_row), at.max(rows))),
                 Some(known) => Some(known),
                 None => Some((per_row, rows)),
             };
@@ -193,6 +195,11 @@ impl StepCosts {
     }
 }
 
+/// What is known after one more measurement. What disturbs a step makes it longer, so that a shorter one says more.
+fn smoothed(known: f64, measured: f64) -> f64 {
+    known + (measured - known) / if measured < known { 2.0 } else { 8.0 }
+}
+
 /// Steps after which a measurement is forgotten, so that one that was disturbed does not last.
 const STALE: u64 = 512;
 /// Rows from which a step counts as bound by computing.
@@ -208,18 +215,22 @@ mod tests {
     fn costs(read: f64, row: f64) -> StepCosts {
         let mut costs = StepCosts::new();
         costs.observe(256, 256.0 * row);
-        for rows in [1, 2, 4, 8] {
+        for rows in [1, 2, 4, 8].repeat(30) {
             costs.observe(rows, read.max(rows as f64 * row));
         }
         costs
     }
 
+    fn rounded(costs: &StepCosts, rows: usize) -> Option<f64> {
+        costs.seconds(rows).map(|seconds| (seconds * 1e3).round() / 1e3)
+    }
+
     #[test]
     fn what_was_measured_is_believed_and_the_rest_lies_on_a_line() {
         let costs = costs(10.0, 1.0);
-        assert_eq!(costs.seconds(1), Some(10.0));
-        assert_eq!(costs.seconds(3), Some(11.0), "one row more than two");
-        assert_eq!(costs.seconds(20), Some(22.0));
+        assert_eq!(rounded(&costs, 1), Some(10.0));
+        assert_eq!(rounded(&costs, 3), Some(11.0), "one row more than two");
+        assert_eq!(rounded(&costs, 20), Some(22.0));
         assert_eq!(StepCosts::new().seconds(1), None);
         let mut short = StepCosts::new();
         short.observe(1, 10.0);
@@ -230,7 +241,16 @@ mod tests {
     fn old_measurements_are_forgotten() {
         let mut costs = costs(10.0, 1.0);
         (0..STALE).for_each(|_| costs.observe(1, 10.0));
-        assert_eq!(costs.seconds(8), Some(17.0), "not the 10 of long ago");
+        assert_eq!(rounded(&costs, 8), Some(17.0), "not the 10 of long ago");
+    }
+
+    #[test]
+    fn one_disturbed_step_does_not_end_guessing() {
+        let mut costs = costs(10.0, 1.0);
+        costs.observe(3, 500.0);
+        assert!(costs.seconds(3).is_some_and(|seconds| seconds < 80.0));
+        (0..8).for_each(|_| costs.observe(3, 10.0));
+        assert!(costs.seconds(3).is_some_and(|seconds| seconds < 10.5));
     }
 
     /// How many guesses a step of `sequences` that repeat themselves gets.

@@ -8,11 +8,11 @@ use proptest::test_runner::TestRunner;
 use super::*;
 use crate::request::{CancelToken, MaskError, MaskStream, RequestHandle, TokenMask};
 
+/// Rows of every sequence, per step.
+type Log = Arc<Mutex<Vec<Vec<usize>>>>;
+
 /// An engine on a mock that loops, so that guesses are right now and then.
-fn looping(
-    capacity: Capacity,
-    config: impl FnOnce(&mut EngineConfig),
-) -> (Engine, Arc<Gate>, Arc<Mutex<Vec<Vec<usize>>>>) {
+fn looping(capacity: Capacity, config: impl FnOnce(&mut EngineConfig)) -> (Engine, Arc<Gate>, Log) {
     let mut executor = MockExecutor::new(capacity, VOCAB);
     executor.loops = true;
     let mut settings = EngineConfig::new(capacity);
