@@ -60,7 +60,7 @@ impl Job {
     }
 }
 
-/// Names that were met, 16 bytes each: a million of them take some 40 MB.
+/// Names that were met, 16 bytes each: a million of them take some 50 MB.
 #[derive(Debug, Default)]
 pub struct Names(HashSet<[u8; 16]>);
 

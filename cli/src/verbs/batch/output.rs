@@ -175,7 +175,7 @@ pub fn refused(line: u64, refused: &Refused) -> Vec<u8> {
 const RECORD: &str = "{\"id\":\"batch_req_";
 /// Larger records are not ours: 1024 prompts with log-probabilities take less.
 const MAX_RECORD: usize = 1 << 30;
-const SYNC_RECORDS: usize = 64;
+const SYNC_RECORDS: usize = 1024;
 const SYNC_TIME: Duration = Duration::from_secs(2);
 
 #[cfg(test)]

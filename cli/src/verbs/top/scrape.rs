@@ -83,8 +83,11 @@ impl Snapshot {
     }
 }
 
+/// Names and values.
+type Labels = Vec<(String, String)>;
+
 /// Name, labels and value of a line.
-fn sample(line: &str) -> Option<(&str, Vec<(String, String)>, f64)> {
+fn sample(line: &str) -> Option<(&str, Labels, f64)> {
     let line = line.trim();
     if line.starts_with('#') {
         return None;
@@ -100,7 +103,7 @@ fn sample(line: &str) -> Option<(&str, Vec<(String, String)>, f64)> {
 }
 
 /// The labels up to the closing brace, and what follows it.
-fn labels(mut rest: &str) -> Option<(Vec<(String, String)>, &str)> {
+fn labels(mut rest: &str) -> Option<(Labels, &str)> {
     let mut all = Vec::new();
     loop {
         rest = rest.trim_start_matches([',', ' ']);
