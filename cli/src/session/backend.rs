@@ -12,6 +12,8 @@ use njoule_runtime::backend::cpu::{CpuBackend, StoredWeights};
 use njoule_runtime::backend::neuron::{NeuronBackend, plan::Wish};
 use njoule_runtime::backend::{Backend, Capacity, Executor, KvType, Limits, LoadError, Quant};
 
+#[cfg(target_os = "linux")]
+use super::Interrupted;
 use super::Model;
 #[cfg(target_os = "linux")]
 use super::neuron;
@@ -181,7 +183,11 @@ impl RunOptions {
         #[cfg(target_os = "linux")]
         if self.backend == BackendArg::Neuron || model.artifact.is_some() {
             match self.load_neuron(model, &capacity, context) {
-                Err(error) if self.fallback == Some(FallbackArg::Cpu) && model.artifact.is_none() => {
+                Err(error)
+                    if self.fallback == Some(FallbackArg::Cpu)
+                        && model.artifact.is_none()
+                        && !error.is::<Interrupted>() =>
+                {
                     context.note(&format!("running on cpu (--fallback cpu): {error:#}"));
                     let (backend, reason) = (self.cpu()?, format!("{error:#}"));
                     let capacity = capacity(&backend);

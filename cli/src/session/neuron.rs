@@ -10,7 +10,7 @@ use anyhow::{Context as _, anyhow};
 use njoule_models::checkpoint::{Checkpoint, Origin as CheckpointOrigin};
 use njoule_runtime::backend::neuron::artifact::{Artifact, Layout, ModelRecord, Origin};
 use njoule_runtime::backend::neuron::compiler::Compiler;
-use njoule_runtime::backend::neuron::plan::{Instance, Instances, Lengths, Plan, Wish, plan};
+use njoule_runtime::backend::neuron::plan::{Instance, Instances, Lengths, Plan, Wish, plan, smallest_instance};
 use njoule_runtime::backend::neuron::{NeuronBackend, Profile};
 use sha2::{Digest, Sha256};
 
@@ -108,8 +108,13 @@ pub fn plan_model(
 ) -> anyhow::Result<Planned> {
     let made_for = model.checkpoint.config.max_len;
     let wish = Wish { context: wish.context.min(made_for), ..wish.clone() };
-    let plan = plan(&model.program, instance, lengths, &wish).map_err(|error| in_words(error, || None))?;
-    lay_out(model, plan, options, context)
+    match plan(&model.program, instance, lengths, &wish) {
+        Ok(plan) => lay_out(model, plan, options, context),
+        Err(error) => {
+            let table = Instances::built_in();
+            Err(in_words(error, || smallest_instance(&model.program, &table, lengths, &wish)))
+        }
+    }
 }
 
 /// The backend for a model: its own artifact, or modules built into the cache.

@@ -180,6 +180,7 @@ impl Job<'_> {
                 outputs: lowered.outputs.clone(),
                 hlo: unit.hlo.clone(),
                 neff: compiled.neff.clone(),
+                neff_sha256: compiled.record.neff_sha256.clone(),
                 flags: compiled.record.flags.clone(),
                 peak_bytes: compiled.record.peak_bytes,
                 seconds: compiled.record.seconds,

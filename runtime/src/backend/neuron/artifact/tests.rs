@@ -117,6 +117,7 @@ fn write(place: &Path) -> String {
             outputs: outputs(spec),
             hlo: module_of(&inputs, &outputs(spec)),
             neff: neff.clone(),
+            neff_sha256: digest::of_bytes(&fs::read(&neff).unwrap()),
             flags: vec!["-O1".to_owned()],
             peak_bytes: 7,
             seconds: 0.3,

@@ -29,6 +29,8 @@ pub struct Module {
     pub hlo: Vec<u8>,
     /// The NEFF's place.
     pub neff: PathBuf,
+    /// Its hash when it was compiled.
+    pub neff_sha256: String,
     /// The compiler's flags.
     pub flags: Vec<String>,
     /// Most memory that the compile was seen to take.
@@ -85,6 +87,19 @@ pub enum WriteError {
         /// The place.
         path: PathBuf,
     },
+    /// A NEFF is not what the compiler wrote.
+    #[error(
+        "{path} has sha256 {found}, it was compiled as {expected}: the disk or somebody changed it; remove its directory and \
+         build again"
+    )]
+    Changed {
+        /// The NEFF.
+        path: PathBuf,
+        /// Its hash.
+        found: String,
+        /// As it was compiled.
+        expected: String,
+    },
     /// What was to be written makes no artifact: a bug of njoule.
     #[error("the artifact would be unusable: {0}")]
     Inconsistent(ArtifactError),
@@ -130,9 +145,12 @@ impl Writer {
 
     /// Adds a module; in the order of the layout's.
     pub fn module(&mut self, module: &Module) -> Result<(), WriteError> {
-        let Module { name, spec, inputs, outputs, hlo, neff, flags, peak_bytes, seconds } = module;
+        let Module { name, spec, inputs, outputs, hlo, neff: from, neff_sha256, flags, peak_bytes, seconds } = module;
         let hlo = self.put(&format!("modules/{name}.hlo.pb"), hlo)?;
-        let neff = self.copy(&format!("modules/{name}.neff"), neff)?;
+        let neff = self.copy(&format!("modules/{name}.neff"), from)?;
+        if neff.sha256 != *neff_sha256 {
+            return Err(WriteError::Changed { path: from.clone(), found: neff.sha256, expected: neff_sha256.clone() });
+        }
         self.manifest.modules.push(ModuleRecord {
             name: name.clone(),
             spec: *spec,
