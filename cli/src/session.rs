@@ -9,6 +9,7 @@ mod interrupt;
 pub mod neuron;
 pub mod options;
 pub mod sampling;
+pub mod shares;
 mod text;
 pub mod threads;
 pub mod timing;
@@ -123,7 +124,7 @@ impl Model {
         let started = Instant::now();
         let loading = Loading::begin(&self.name, context);
         let Loaded { capacity, executor, backend, reason } =
-            options.load(&self, |backend| self.capacity(backend, size), context)?;
+            options.load(&self, |backend| self.capacity(backend, size, options.replicas), context)?;
         timing::mark("weights packed, plan made");
         let limits = backend.limits(&self);
         let facts = Facts {
@@ -147,8 +148,8 @@ impl Model {
     }
 
     /// What the executor is loaded for. The cache takes memory as it is written, so its size is bounded by what the
-    /// machine could give, not by what is free for good.
-    fn capacity(&self, backend: &AnyBackend, size: Size) -> Capacity {
+    /// machine could give, not by what is free for good; `replicas` of them divide it.
+    fn capacity(&self, backend: &AnyBackend, size: Size, replicas: usize) -> Capacity {
         let limits = backend.limits(self);
         let block_len = limits.block_len;
         if !limits.paged {
@@ -165,7 +166,7 @@ impl Model {
         }
         let per_seq = size.max_len.div_ceil(block_len).max(1);
         let block_bytes = (block_len * kv_bytes_per_token(&self.program, backend.kv_type())).max(1);
-        let affordable = available_memory().map_or(usize::MAX, |bytes| bytes / 2 / block_bytes);
+        let affordable = available_memory().map_or(usize::MAX, |bytes| bytes / 2 / replicas.max(1) / block_bytes);
         let blocks = per_seq.saturating_mul(size.max_seqs).min(affordable.max(per_seq));
         Capacity {
             blocks,

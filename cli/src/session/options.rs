@@ -125,7 +125,7 @@ pub fn kv_name(kv: KvType) -> &'static str {
 }
 
 /// How to run a model.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct RunOptions {
     quant: QuantArg,
     pub(super) backend: BackendArg,
@@ -137,6 +137,11 @@ pub struct RunOptions {
     pub context: Option<usize>,
     /// Most sequences, if given.
     pub batch_size: Option<usize>,
+    /// Processes that do the same on this machine.
+    pub replicas: usize,
+    /// Where packed weights lie that they all read.
+    #[cfg(target_os = "linux")]
+    pub shared: Option<std::sync::Arc<njoule_runtime::backend::cpu::Shared>>,
 }
 
 impl RunArgs {
@@ -153,6 +158,9 @@ impl RunArgs {
             threads,
             context: self.context.map(NonZero::get),
             batch_size: self.batch_size.map(NonZero::get),
+            replicas: 1,
+            #[cfg(target_os = "linux")]
+            shared: None,
         };
         options.check_backend()?;
         Ok(options)
