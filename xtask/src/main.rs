@@ -3,7 +3,9 @@
 
 mod assets;
 mod bindings;
+mod clients;
 mod features;
+mod soak;
 mod xla_check;
 
 use std::process::ExitCode;
@@ -18,6 +20,8 @@ fn main() -> ExitCode {
         ["bindings", "--check"] => bindings::check(),
         ["features"] => features::write(),
         ["features", "--check"] => features::check(),
+        ["check-clients", ref names @ ..] => clients::run(names),
+        ["soak", ref words @ ..] => soak::run(words),
         ["xla-check"] => xla_check::run(false),
         ["xla-check", "--all"] => xla_check::run(true),
         [] | ["help" | "--help" | "-h"] => {
@@ -46,8 +50,13 @@ cargo xtask TASK
   bindings          make neuron-sys/src/bindings.rs from its header (needs libclang)
   bindings --check  only say whether it is what the header gives, and unedited (by hashes; with the cargo feature
                     `bindings` also by making it anew)
+  check-clients [NAME...]
+                    outside clients against live servers, each installed into target/clients: openai-python openai-js
+                    anthropic manifests vllm-router ray-serve ray-data (or ray) guidellm, and by its name alone lm-eval
   features          write the README's table of backends from what they say they can do
   features --check  only say whether it is the code's
+  soak [NUMBER...]  the reliability tests of a server, with their numbers: an hour and more; NJOULE_BIN names a release build
+  soak --reduced    less of each, bounds of time tenfold
   xla-check         run modules for Neuron on XLA (jaxlib, in target/xla-venv or by NJOULE_XLA_PYTHON) and compare what they
                     compute with candle: some families, and layers of SmolLM2's size
   xla-check --all   the same of every family, in f32 and bf16, on 1, 2 and 4 cores
