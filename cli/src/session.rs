@@ -11,6 +11,7 @@ pub mod options;
 pub mod planning;
 pub mod sampling;
 pub mod schedule;
+pub mod shares;
 mod text;
 pub mod threads;
 pub mod timing;
@@ -126,7 +127,7 @@ impl Model {
         let started = Instant::now();
         let loading = Loading::begin(&self.name, context);
         let Loaded { capacity, executor, backend, reason } =
-            options.load(&self, |backend| self.capacity(backend, size, options.schedule), context)?;
+            options.load(&self, |backend| self.capacity(backend, size, &options), context)?;
         timing::mark("weights packed, plan made");
         let limits = backend.limits(&self);
         let facts = Facts {
@@ -151,8 +152,8 @@ impl Model {
     }
 
     /// What the executor is loaded for. The cache takes memory as it is written, so its size is bounded by what the
-    /// machine could give, not by what is free for good.
-    fn capacity(&self, backend: &AnyBackend, size: Size, schedule: Schedule) -> Capacity {
+    /// machine could give, not by what is free for good; replicas divide it.
+    fn capacity(&self, backend: &AnyBackend, size: Size, options: &RunOptions) -> Capacity {
         let limits = backend.limits(self);
         let block_len = limits.block_len;
         if !limits.paged {
@@ -169,14 +170,14 @@ impl Model {
         }
         let per_seq = size.max_len.div_ceil(block_len).max(1);
         let block_bytes = (block_len * kv_bytes_per_token(&self.program, backend.kv_type())).max(1);
-        let affordable = available_memory().map_or(usize::MAX, |bytes| bytes / 2 / block_bytes);
+        let affordable = available_memory().map_or(usize::MAX, |bytes| bytes / 2 / options.replicas.max(1) / block_bytes);
         let blocks = per_seq.saturating_mul(size.max_seqs).min(affordable.max(per_seq));
         Capacity {
             blocks,
             block_len,
             max_rows: STEP_ROWS.max(size.max_seqs),
             max_seqs: size.max_seqs,
-            max_outputs: size.max_outputs.max(size.max_seqs).max(1 + schedule.outputs()),
+            max_outputs: size.max_outputs.max(size.max_seqs).max(1 + options.schedule.outputs()),
             max_len: size.max_len,
         }
     }

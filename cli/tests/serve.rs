@@ -3,6 +3,9 @@
 
 #[path = "serve/batch.rs"]
 mod batch;
+#[cfg(target_os = "linux")]
+#[path = "serve/replicas.rs"]
+mod replicas;
 mod support;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -33,10 +36,20 @@ impl Drop for Running {
 
 /// A server on a free port, its log, and its address.
 fn start(args: &[&str]) -> (Running, BufReader<std::process::ChildStderr>, String) {
-    let model = testdata("qwen3");
-    let mut all = vec!["serve", &model, "--port", "0", "--threads", "1"];
+    start_with(&testdata("qwen3"), args, &[])
+}
+
+/// The same of another model, in an environment.
+fn start_with(
+    model: &str,
+    args: &[&str],
+    environment: &[(&str, &str)],
+) -> (Running, BufReader<std::process::ChildStderr>, String) {
+    let mut all = vec!["serve", model, "--port", "0", "--threads", "1"];
     all.extend(args);
-    let child = njoule(&all).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+    let mut command = njoule(&all);
+    command.envs(environment.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().expect("the binary starts");
     let mut child = Running(child);
     let mut lines = BufReader::new(child.0.stderr.take().expect("piped"));
     let mut seen = String::new();

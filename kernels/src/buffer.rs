@@ -5,9 +5,15 @@
 //! ([`Arena`]): a stream over small pages is slower by the walks for their addresses and by prefetches that end with them.
 
 use std::fmt;
+#[cfg(target_os = "linux")]
+use std::fs::File;
+#[cfg(target_os = "linux")]
+use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+#[cfg(target_os = "linux")]
+use rustix::mm::mmap;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 /// Size of a huge page: below this the rounding would waste more than the TLB saves.
@@ -21,7 +27,7 @@ pub struct Buffer {
     start: NonNull<u8>,
     len: usize,
     /// Keeps the bytes mapped.
-    _region: Arc<Region>,
+    region: Arc<Region>,
 }
 
 // SAFETY: a buffer's bytes are its own part of its region; shared access through `&self` is read-only, and `as_mut_ptr`
@@ -35,12 +41,16 @@ unsafe impl Sync for Buffer {}
 pub struct Arena {
     region: Option<Arc<Region>>,
     used: usize,
+    /// There is no other region to go on with.
+    bounded: bool,
 }
 
-/// An anonymous mapping.
+/// A mapping: anonymous, or of a memory file.
 struct Region {
     start: NonNull<u8>,
     mapped: usize,
+    /// Whether the bytes may be written.
+    writable: bool,
 }
 
 // SAFETY: a region only holds its mapping; who may touch which bytes is its buffers' affair.
@@ -65,7 +75,7 @@ impl Buffer {
     /// `len` zero bytes that take memory page by page as they are written.
     pub fn lazy(len: usize) -> Result<Self, OutOfMemory> {
         let region = Region::new(len).ok_or(OutOfMemory { bytes: len })?;
-        Ok(Buffer { start: region.start, len, _region: Arc::new(region) })
+        Ok(Buffer { start: region.start, len, region: Arc::new(region) })
     }
 
     /// Its size in bytes.
@@ -86,21 +96,48 @@ impl Buffer {
 
     /// Its bytes, to write.
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        assert!(self.region.writable, "what others read is not written");
         // SAFETY: as above, and `&mut self` is exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
 
     /// Its start. Writers through this pointer must keep to parts nobody else reads or writes meanwhile.
     pub(crate) fn as_mut_ptr(&self) -> *mut u8 {
+        assert!(self.region.writable, "what others read is not written");
         self.start.as_ptr()
     }
 }
 
 impl Arena {
-    /// The next `len` bytes, zero.
+    /// Buffers in the first `len` bytes of a memory file of zeros that this process alone fills, for others to read.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn of_file(file: &File, len: usize) -> io::Result<Arena> {
+        Ok(Arena { region: Some(Arc::new(Region::of_file(file, len, true)?)), used: 0, bounded: true })
+    }
+
+    /// Buffers that hold what was filled in, in the same order; the file is sealed.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn of_sealed(file: &File, len: usize) -> io::Result<Arena> {
+        Ok(Arena { region: Some(Arc::new(Region::of_file(file, len, false)?)), used: 0, bounded: true })
+    }
+
+    /// Whether buffers hold what somebody has filled in.
+    pub fn is_filled(&self) -> bool {
+        self.region.as_ref().is_some_and(|region| !region.writable)
+    }
+
+    /// Bytes of a region that are given away.
+    pub(crate) fn used(&self) -> usize {
+        self.used
+    }
+
+    /// The next `len` bytes, zero unless they were filled in.
     pub fn zeroed(&mut self, len: usize) -> Result<Buffer, OutOfMemory> {
         let out_of_memory = OutOfMemory { bytes: len };
         let size = len.checked_next_multiple_of(64).ok_or(out_of_memory)?;
+        if self.bounded && self.region.as_ref().is_none_or(|region| size > region.mapped - self.used) {
+            return Err(out_of_memory);
+        }
         let current = self.region.take().filter(|region| size <= region.mapped - self.used);
         let region = match current {
             Some(region) => region,
@@ -115,7 +152,7 @@ impl Arena {
         let start = unsafe { region.start.add(self.used) };
         self.used += size;
         self.region = Some(Arc::clone(&region));
-        Ok(Buffer { start, len, _region: region })
+        Ok(Buffer { start, len, region })
     }
 }
 
@@ -132,7 +169,26 @@ impl Region {
                 MapFlags::PRIVATE | MapFlags::NORESERVE,
             )
         };
-        Some(Region { start: NonNull::new(start.ok()?.cast::<u8>())?, mapped })
+        Some(Region { start: NonNull::new(start.ok()?.cast::<u8>())?, mapped, writable: true })
+    }
+
+    /// The first `mapped` bytes of a memory file: to be filled by this process alone, or sealed and to be read.
+    #[cfg(target_os = "linux")]
+    fn of_file(file: &File, mapped: usize, writable: bool) -> io::Result<Self> {
+        let seals = rustix::fs::fcntl_get_seals(file)?;
+        let long = u64::try_from(mapped).is_ok_and(|mapped| file.metadata().is_ok_and(|data| mapped <= data.len()));
+        if !long || mapped == 0 || !(writable || seals.contains(crate::shared::SEALED)) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let access = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
+        // SAFETY: a new mapping at an address of the kernel's choice. Its bytes are in the file; to be read it is sealed, so
+        // that they neither change nor go away; to be written the caller holds the file's lock, which all processes that
+        // know the file take before they write.
+        let start = unsafe { mmap(std::ptr::null_mut(), mapped, access, MapFlags::SHARED, file, 0)? };
+        let start = NonNull::new(start.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        // SAFETY: the range is the mapping just made; the advice only changes page sizes, and may be refused.
+        let _ = unsafe { madvise(start.as_ptr().cast(), mapped, Advice::LinuxHugepage) };
+        Ok(Region { start, mapped, writable })
     }
 
     /// The same from a border of huge pages on, and on such pages as far as whole ones reach.

@@ -23,6 +23,8 @@ pub mod plan;
 pub mod probe;
 pub mod route;
 pub mod rows;
+#[cfg(target_os = "linux")]
+pub mod shared;
 #[allow(missing_docs)]
 pub mod simd;
 pub mod team;

@@ -165,7 +165,7 @@ impl Packed {
         Packed::pack_stack(source, 1, stored, &mut Arena::default())
     }
 
-    /// Packs `source` as `count` matrices of equally many rows, in memory of `arena`.
+    /// Packs `source` as `count` matrices of equally many rows, in memory of `arena`; where that is filled, they are there.
     pub fn pack_stack(source: &dyn Source, count: usize, stored: Stored, arena: &mut Arena) -> Result<Self, PackError> {
         let (all_rows, cols) = source.shape();
         assert!(count > 0 && all_rows.is_multiple_of(count), "matrices of a stack have one shape");
@@ -173,6 +173,9 @@ impl Packed {
         let panels = rows.next_multiple_of(GROUP) / PANEL;
         let panel_bytes = stored.panel_bytes(cols);
         let mut data = arena.zeroed(count * panels * panel_bytes)?;
+        if arena.is_filled() {
+            return Ok(Packed { count, rows, cols, stored, panel_bytes, data });
+        }
         // Source rows of a panel, of all the stack's; none where it is padding alone.
         let rows_of = |panel: usize| {
             let (matrix, first) = (panel / panels, (panel % panels * PANEL).min(rows));

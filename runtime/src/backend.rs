@@ -271,6 +271,9 @@ pub enum LoadError {
         /// For what.
         what: &'static str,
     },
+    /// Weights could not be shared with other processes.
+    #[error("the weights cannot be shared with the other replicas: {0}; --private-weights packs them for each")]
+    Shared(String),
     /// The device failed.
     #[error("device failure: {0}")]
     Device(String),

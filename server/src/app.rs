@@ -16,6 +16,7 @@ use crate::error::ApiError;
 use crate::mailbox::Mailbox;
 use crate::metrics::{Metrics, Scrape};
 use crate::model::Model;
+use crate::replicas::Replicas;
 
 /// Where a server is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,6 +42,8 @@ pub struct App {
     pub(crate) keys: Keys,
     pub(crate) hosts: Hosts,
     model: OnceLock<Arc<Model>>,
+    /// Who answers instead of a model of this process.
+    replicas: OnceLock<Arc<Replicas>>,
     phase: watch::Sender<Phase>,
     mailboxes: Mutex<Vec<Weak<Mailbox>>>,
     preparing: AtomicUsize,
@@ -66,6 +69,7 @@ impl App {
             config,
             metrics: Arc::default(),
             model: OnceLock::new(),
+            replicas: OnceLock::new(),
             phase: watch::Sender::new(Phase::Loading),
             mailboxes: Mutex::default(),
             preparing: AtomicUsize::new(0),
@@ -82,6 +86,16 @@ impl App {
         if self.model.set(Arc::new(model)).is_ok() {
             self.advance(Phase::Ready);
         }
+    }
+
+    /// Takes the replicas; requests are forwarded from now on.
+    pub(crate) fn forward_to(&self, replicas: Arc<Replicas>) {
+        let _ = self.replicas.set(replicas);
+    }
+
+    /// The replicas, where there are any.
+    pub(crate) fn replicas(&self) -> Option<&Arc<Replicas>> {
+        self.replicas.get()
     }
 
     /// The model, once it is there.
@@ -166,6 +180,9 @@ impl App {
 
     /// Whether a load balancer may send requests here.
     pub fn is_ready(&self) -> bool {
+        if let Some(replicas) = self.replicas() {
+            return self.phase() == Phase::Ready && replicas.has_room();
+        }
         self.phase() == Phase::Ready
             && self.model.get().is_some_and(|model| {
                 let waiting = model.engine().stats().queued;
@@ -175,6 +192,9 @@ impl App {
 
     /// Whether the model is loaded and the engine alive, also while draining.
     pub fn is_healthy(&self) -> bool {
+        if let Some(replicas) = self.replicas() {
+            return replicas.is_healthy();
+        }
         let alive = self.model.get().is_some_and(|model| model.engine().failure().is_none());
         alive && matches!(self.phase(), Phase::Ready | Phase::Draining)
     }
@@ -184,7 +204,11 @@ impl App {
         let model = self.model.get();
         let config = model.map(|model| model.engine().config());
         let scrape = Scrape {
-            model: model.map_or("", |model| model.name()),
+            model: match (model, self.replicas()) {
+                (Some(model), _) => model.name(),
+                (None, Some(replicas)) => replicas.model(),
+                (None, None) => "",
+            },
             stats: model.map(|model| model.engine().stats()),
             block_len: config.map_or(0, |config| config.capacity.block_len),
             speculates: config
@@ -195,7 +219,11 @@ impl App {
             ready: self.is_ready(),
             load_seconds: model.map_or(0.0, |model| model.load().as_secs_f64()),
         };
-        self.metrics.write(&scrape, self.config.metric_names)
+        let own = self.metrics.write(&scrape, self.config.metric_names);
+        match self.replicas() {
+            Some(replicas) => replicas.figures(&own),
+            None => own,
+        }
     }
 
     /// A name that no other request has had.
@@ -215,6 +243,9 @@ impl App {
 
     /// Ends every answer in the making by `error`.
     pub fn fail_all(&self, error: &ApiError) {
+        if let Some(replicas) = self.replicas() {
+            replicas.abort();
+        }
         let all = std::mem::take(&mut *self.mailboxes.lock().unwrap_or_else(PoisonError::into_inner));
         all.iter().filter_map(Weak::upgrade).for_each(|mailbox| mailbox.fail(error.clone()));
     }

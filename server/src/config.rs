@@ -49,6 +49,8 @@ pub struct ServerConfig {
     pub ping_interval: Duration,
     /// Whose metric names are exported beside our own.
     pub metric_names: Names,
+    /// Whether it answers for a server that forwards to it: streams begin with their first token then.
+    pub is_replica: bool,
     /// Whether requests may bring their own chat template.
     pub trust_request_chat_template: bool,
 }
@@ -76,6 +78,7 @@ impl Default for ServerConfig {
             step_timeout: Duration::from_secs(30),
             ping_interval: Duration::from_secs(15),
             metric_names: Names::Vllm,
+            is_replica: false,
             trust_request_chat_template: false,
         }
     }

@@ -29,6 +29,7 @@ pub mod model;
 mod openapi;
 mod output;
 mod params;
+pub mod replicas;
 mod respond;
 mod routes;
 mod sse;
@@ -57,6 +58,7 @@ pub use config::ServerConfig;
 use error::ApiError;
 use model::Model;
 pub use model::ModelParts;
+use replicas::{ReplicaSettings, Replicas};
 
 /// A server that listens.
 pub struct Server {
@@ -100,6 +102,8 @@ pub enum Outcome {
     Aborted,
     /// The engine hangs or has failed; the process should be replaced.
     EngineLost,
+    /// No replica could be started; the exit code of one.
+    ReplicaFailed(i32),
 }
 
 /// Ends a server from anywhere.
@@ -154,6 +158,13 @@ impl Server {
         self.app.serve_model(model);
     }
 
+    /// Answers by replicas from now on, and returns when one is ready, or the server ends.
+    pub fn serve_replicas(&self, settings: ReplicaSettings) {
+        let _context = self.runtime.enter();
+        self.app.forward_to(Replicas::start(settings, &self.app));
+        self.runtime.block_on(self.app.reached(Phase::Ready));
+    }
+
     /// What ends it.
     pub fn stopper(&self) -> Stop {
         Stop(self.app.clone())
@@ -183,7 +194,13 @@ impl Server {
     /// Waits for the end.
     pub fn wait(self) -> Outcome {
         let Server { app, listening, runtime, .. } = self;
-        let outcome = runtime.block_on(end(&app, listening));
+        let mut outcome = runtime.block_on(end(&app, listening));
+        if let Some(replicas) = app.replicas() {
+            runtime.block_on(replicas.shutdown());
+            if let Some(code) = replicas.failed() {
+                outcome = Outcome::ReplicaFailed(code);
+            }
+        }
         runtime.shutdown_timeout(LAST_TASKS);
         if outcome != Outcome::EngineLost
             && let Some(model) = app.model()

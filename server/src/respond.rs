@@ -18,6 +18,8 @@ pub enum Reply {
     Metrics(String),
     /// An answer as it is made.
     Events(EventStream),
+    /// What a replica has answered.
+    Made(Response<Body>),
 }
 
 impl Reply {
@@ -43,6 +45,7 @@ pub fn response(result: Result<Reply, ApiError>, dialect: Dialect) -> Response<B
     let (kind, body) = match result {
         Err(error) => return refusal(&error, dialect),
         Ok(Reply::Empty) => return Response::new(Body::whole("")),
+        Ok(Reply::Made(response)) => return response,
         Ok(Reply::Json(json)) => ("application/json", Body::whole(json)),
         Ok(Reply::Metrics(text)) => ("text/plain; version=0.0.4; charset=utf-8", Body::whole(text)),
         Ok(Reply::Events(events)) => {

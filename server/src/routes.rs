@@ -17,6 +17,7 @@ use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::model::{Model, shorten};
 use crate::openapi;
+use crate::replicas::proxy;
 use crate::respond::{self, Dialect, Reply};
 use crate::tokenize;
 
@@ -37,7 +38,13 @@ pub async fn handle(app: Arc<App>, request: Request<Incoming>) -> Response<Body>
     let mut response = match refuse_early(&app, &request, route) {
         Err(error) => respond::response(Err(error), dialect),
         Ok((route, _)) if !route.allows(request.method()) => not_allowed(route, dialect),
-        Ok((route, owner)) => respond::response(answer(&app, route, owner, request).await, dialect),
+        Ok((route, owner)) => match app.replicas().filter(|_| route.is_forwarded()).cloned() {
+            Some(replicas) => {
+                let made = proxy::answer(&app, &replicas, owner, dialect, &id, request).await;
+                respond::response(made, dialect)
+            }
+            None => respond::response(answer(&app, route, owner, request).await, dialect),
+        },
     };
     let status = response.status().as_u16();
     if let Some(count) = app.metrics.responses.get(usize::from(status / 100)) {
@@ -114,6 +121,11 @@ impl Route {
         matches!(self, Live | Ready | Health | Ping | Version | OpenApi | Metrics)
     }
 
+    /// Whether a replica answers it, where there are any.
+    fn is_forwarded(self) -> bool {
+        !self.is_open()
+    }
+
     /// What it may be asked by.
     pub fn methods(self) -> &'static str {
         use Route::*;
@@ -174,12 +186,19 @@ async fn answer(
             Phase::Dead => unavailable("dead", "the engine is lost"),
             Phase::Ready => unavailable("overloaded", "the queue is full"),
         }),
-        Route::Health | Route::Ping if app.is_healthy() => Ok(Reply::Empty),
+        Route::Health | Route::Ping if app.is_healthy() => {
+            Ok(app.replicas().map_or(Reply::Empty, |replicas| Reply::json(&replicas.describe())))
+        }
         Route::Health | Route::Ping if app.phase() == Phase::Loading => Err(ApiError::loading()),
         Route::Health | Route::Ping => Err(unavailable("dead", "the engine is lost")),
         Route::Version => Ok(Reply::json(&json!({"version": env!("CARGO_PKG_VERSION")}))),
         Route::OpenApi => Ok(Reply::Json(openapi::text().into())),
-        Route::Metrics => Ok(Reply::Metrics(app.scrape())),
+        Route::Metrics => {
+            if let Some(replicas) = app.replicas() {
+                replicas.refresh().await;
+            }
+            Ok(Reply::Metrics(app.scrape()))
+        }
         Route::Models => {
             let model = loaded(app)?;
             let data: Vec<_> = model.names().iter().map(|name| model.describe(name)).collect();
@@ -227,7 +246,10 @@ async fn answer(
                 Prepared::Messages(messages) => Box::pin(counted(messages.run(app), preparing)).await,
             };
             // What the engine refuses it refuses without knowing how long the queue will take.
-            reply.map_err(|error| if app.phase() == Phase::Dead { lost() } else { error })
+            match reply.map_err(|error| if app.phase() == Phase::Dead { lost() } else { error })? {
+                Reply::Events(events) => Ok(Reply::Events(events.late(app.config.is_replica))),
+                reply => Ok(reply),
+            }
         }
     }
 }

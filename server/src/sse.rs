@@ -40,6 +40,8 @@ pub struct EventStream {
     render: Box<dyn Render>,
     parts: Vec<(usize, Part)>,
     begun: bool,
+    /// Whether it begins with its first part, not before.
+    late: bool,
     ping: Pin<Box<Sleep>>,
     interval: Duration,
 }
@@ -52,8 +54,20 @@ impl EventStream {
             render,
             parts: Vec::new(),
             begun: false,
+            late: false,
             ping: Box::pin(sleep(interval)),
             interval,
+        }
+    }
+
+    /// Begins with its first part, so that until then it may come from another replica; an error before that stands alone.
+    pub fn late(self, late: bool) -> EventStream {
+        EventStream { late, ..self }
+    }
+
+    fn begin(&mut self, out: &mut Vec<u8>) {
+        if !std::mem::replace(&mut self.begun, true) {
+            self.render.begin(out);
         }
     }
 }
@@ -61,16 +75,20 @@ impl EventStream {
 impl Chunks for EventStream {
     fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let mut out = Vec::new();
-        if !std::mem::replace(&mut self.begun, true) {
-            self.render.begin(&mut out);
+        if !self.late {
+            self.begin(&mut out);
         }
         while let Some(generation) = &mut self.generation {
             let polled = generation.poll(context, &mut self.parts);
+            let done = generation.is_done();
+            if !self.parts.is_empty() {
+                self.begin(&mut out);
+            }
             for (sequence, part) in self.parts.drain(..) {
                 self.render.part(sequence, part, &mut out);
             }
             match polled {
-                Poll::Ready(Ok(())) if generation.is_done() => {
+                Poll::Ready(Ok(())) if done => {
                     self.render.end(&mut out);
                     self.generation = None;
                 }

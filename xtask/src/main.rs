@@ -4,10 +4,12 @@
 mod assets;
 mod bindings;
 mod check_api;
+mod clients;
 mod features;
 mod live;
 mod python;
 mod schemas;
+mod soak;
 mod xla_check;
 
 use std::process::ExitCode;
@@ -25,6 +27,8 @@ fn main() -> ExitCode {
         ["features", "--check"] => features::check(),
         ["schemas", file] => schemas::run(file.as_ref(), None),
         ["schemas", file, model] => schemas::run(file.as_ref(), Some(model)),
+        ["check-clients", ref names @ ..] => clients::run(names),
+        ["soak", ref words @ ..] => soak::run(words),
         ["xla-check"] => xla_check::run(false),
         ["xla-check", "--all"] => xla_check::run(true),
         // The server of `check-api`: nothing else has to be built for it.
@@ -62,11 +66,16 @@ cargo xtask TASK
                     `bindings` also by making it anew)
   check-api         ask a live server as strangers do: schemathesis by its OpenAPI document, openai's client, curl (needs
                     python3 with venv; packages come from PyPI into target/api-venv or by NJOULE_API_PYTHON)
+  check-clients [NAME...]
+                    outside clients against live servers, each installed into target/clients: openai-python openai-js
+                    anthropic manifests vllm-router ray-serve ray-data (or ray) guidellm, and by its name alone lm-eval
   features          write the README's table of backends from what they say they can do
   features --check  only say whether it is the code's
   schemas FILE [MODEL]
                     answer each JSON schema of a file (lines of name and schema) by a live server, validate what it completed
                     with Python's jsonschema, and tell what the grammar costs per token
+  soak [NUMBER...]  the reliability tests of a server, with their numbers: an hour and more; NJOULE_BIN names a release build
+  soak --reduced    less of each, bounds of time tenfold
   xla-check         run modules for Neuron on XLA (jaxlib, in target/xla-venv or by NJOULE_XLA_PYTHON; with the cargo
                     feature `pjrt`, the plugin that NJOULE_PJRT names) and compare logits, tokens and caches with
                     candle's: some families, and layers of SmolLM2's size

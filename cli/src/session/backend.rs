@@ -9,7 +9,7 @@ use njoule_kernels::isa::Kernels;
 use njoule_runtime::backend::candle::CandleBackend;
 use njoule_runtime::backend::cpu::{CpuBackend, StoredWeights};
 #[cfg(target_os = "linux")]
-use njoule_runtime::backend::neuron::{NeuronBackend, plan::Wish};
+use njoule_runtime::backend::neuron::{NeuronBackend, artifact::Layout, plan::Wish};
 use njoule_runtime::backend::{Backend, Capacity, Executor, KvType, Limits, LoadError, Quant};
 
 #[cfg(target_os = "linux")]
@@ -255,6 +255,24 @@ impl RunOptions {
         capacity: impl Fn(&AnyBackend) -> Capacity,
         context: &Context<'_>,
     ) -> anyhow::Result<Loaded> {
+        let backend = AnyBackend::Neuron(self.neuron(model, context)?);
+        let capacity = capacity(&backend);
+        let executor = backend.load(model, capacity)?;
+        let reason = if model.artifact.is_some() { "the model is an artifact" } else { "--backend asks for it" };
+        Ok(Loaded { capacity, executor, backend, reason: reason.to_owned() })
+    }
+
+    /// What a model for Neuron devices looks like, where it would be run on such; it is built if need be.
+    #[cfg(target_os = "linux")]
+    pub fn neuron_layout(&self, model: &Model, context: &Context<'_>) -> anyhow::Result<Option<Layout>> {
+        if self.backend != BackendArg::Neuron && model.artifact.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(self.neuron(model, context)?.layout().clone()))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn neuron(&self, model: &Model, context: &Context<'_>) -> anyhow::Result<NeuronBackend> {
         let usual = Wish::default();
         let wish = Wish {
             context: self.context.unwrap_or(usual.context),
@@ -265,11 +283,7 @@ impl RunOptions {
             ..usual
         };
         let instance = self.instance.as_deref().filter(|name| !name.is_empty());
-        let backend = AnyBackend::Neuron(neuron::backend(model, instance, &wish, context)?);
-        let capacity = capacity(&backend);
-        let executor = backend.load(model, capacity)?;
-        let reason = if model.artifact.is_some() { "the model is an artifact" } else { "--backend asks for it" };
-        Ok(Loaded { capacity, executor, backend, reason: reason.to_owned() })
+        neuron::backend(model, instance, &wish, context)
     }
 
     /// What Neuron devices do not store is refused by name, before anything is opened.
@@ -289,6 +303,8 @@ impl RunOptions {
     fn cpu(&self) -> Result<AnyBackend, UsageError> {
         let mut backend = CpuBackend::new(self.threads, self.quant()).map_err(|e| UsageError(e.to_string()))?;
         backend.kv = self.kv;
+        #[cfg(target_os = "linux")]
+        backend.shared.clone_from(&self.shared);
         Ok(AnyBackend::Cpu(backend))
     }
 

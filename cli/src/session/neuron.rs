@@ -206,6 +206,12 @@ fn cache(context: &Context<'_>) -> anyhow::Result<PathBuf> {
     Ok(context.fetch.env.njoule_cache()?.join("neuron"))
 }
 
+/// Logical cores of the instance that `NJOULE_INSTANCE` or the machine names.
+pub fn machine_cores(context: &Context<'_>) -> Option<usize> {
+    let name = context.fetch.env.var("NJOULE_INSTANCE").map(str::to_owned).or_else(present_instance)?;
+    Some(Instances::built_in().find(&name)?.cores())
+}
+
 /// What the machine's firmware calls it.
 pub fn present_instance() -> Option<String> {
     let root = std::env::var_os("NJOULE_SYSFS_ROOT").unwrap_or_else(|| "/".into());

@@ -144,6 +144,11 @@ pub struct RunOptions {
     pub batch_size: Option<usize>,
     /// What the engine does beyond running requests.
     pub schedule: Schedule,
+    /// Processes that do the same on this machine.
+    pub replicas: usize,
+    /// Where packed weights lie that they all read.
+    #[cfg(target_os = "linux")]
+    pub shared: Option<std::sync::Arc<njoule_runtime::backend::cpu::Shared>>,
 }
 
 impl RunArgs {
@@ -162,6 +167,9 @@ impl RunArgs {
             context: self.context.map(NonZero::get),
             batch_size: self.batch_size.map(NonZero::get),
             schedule: Schedule::default(),
+            replicas: 1,
+            #[cfg(target_os = "linux")]
+            shared: None,
         };
         options.check_backend()?;
         Ok(options)

@@ -26,7 +26,7 @@ fn allowed_cores() -> Option<usize> {
 }
 
 /// `0-3,8` as numbers.
-fn cpu_list(text: &str) -> Option<Vec<usize>> {
+pub fn cpu_list(text: &str) -> Option<Vec<usize>> {
     let mut cpus = vec![];
     for part in text.trim().split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));

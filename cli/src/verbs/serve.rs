@@ -2,6 +2,9 @@
 //!
 //! stderr carries the log and one line `listening on http://HOST:PORT` (or https) when requests are answered; stdout stays empty.
 
+mod replica;
+mod supervise;
+
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +18,8 @@ use njoule_server::log::{Format, Log};
 use njoule_server::metrics::Names;
 use njoule_server::{ModelParts, Outcome, Server, ServerConfig};
 
+use self::replica::Replica;
+use self::supervise::Replication;
 use super::Context;
 use crate::args::{ModelArgs, UsageError};
 use crate::session::{Interrupted, Model, RunArgs, ScheduleArgs, Size};
@@ -60,6 +65,8 @@ pub struct Args {
     tls_key: Option<PathBuf>,
     #[command(flatten)]
     limits: Limits,
+    #[command(flatten)]
+    replication: Replication,
     /// Whether the model's generation_config.json sets sampling defaults
     #[arg(long, value_enum, default_value_t = Defaults::Auto, value_name = "SOURCE")]
     generation_config: Defaults,
@@ -161,15 +168,30 @@ impl Args {
                 "--tensor-parallel-size: one CPU process runs the whole model, there is nothing to split it over";
             return Err(UsageError(message.into()).into());
         }
-        let options = self.run.options()?.scheduled(self.schedule.read()?);
+        let replica = Replica::of(&context.fetch.env)?;
+        if let Some(replica) = &replica {
+            replica.settle()?;
+        }
+        let mut options = self.run.options()?.scheduled(self.schedule.read()?);
         let sequences = options.sequences(usize::MAX);
-        let config = self.config(sequences)?;
-        self.log().install();
+        let mut config = self.config(sequences)?;
+        if let Some(replica) = &replica {
+            config = replica.config(config);
+            replica.share(&mut options)?;
+        }
+        self.log(replica.is_some()).install();
         let asked = self.model.resolve(&context.fetch.env)?;
         // Listens before it loads: probes hear that the server is loading instead of finding nobody.
         let encrypted = config.tls.is_some();
-        let server = Server::start(config)?;
+        let server = Server::start(config.clone())?;
         server.stop_on_signals()?;
+        if let Some(replica) = &replica {
+            replica.announce(server.address(), context.out, server.stopper())?;
+            if replica.number > 0 {
+                // The first one has said it.
+                context.fetch.reporter = Arc::new(crate::fetch::Silent);
+            }
+        }
         let max_queue = self.limits.max_queued_requests.unwrap_or(sequences).saturating_add(SIBLINGS);
         let adjust = |config: &mut EngineConfig| {
             // The server's own limits come first; these leave room for the siblings of a request that was let in.
@@ -179,6 +201,10 @@ impl Args {
             }
         };
         let model = Model::open(&asked, context)?;
+        if replica.is_none() && self.replication.is_asked() {
+            let name = self.served_model_name.first().cloned().unwrap_or_else(|| asked.to_string());
+            return self.replication.run(server, &config, model, &options, sequences, name, context);
+        }
         let loader = model.load_text();
         let max_len = model.max_len(options.context, 0, context);
         let size = Size { max_len, max_seqs: sequences, max_outputs: sequences.max(OUTPUTS) };
@@ -198,12 +224,14 @@ impl Args {
             load: session.facts.load,
         });
         drop(session);
-        let scheme = if encrypted { "https" } else { "http" };
-        eprintln!("listening on {scheme}://{}", server.address());
+        if replica.is_none() {
+            let scheme = if encrypted { "https" } else { "http" };
+            eprintln!("listening on {scheme}://{}", server.address());
+        }
         match server.wait() {
             Outcome::Drained => Ok(()),
             Outcome::Aborted => Err(Interrupted.into()),
-            Outcome::EngineLost => Err(EngineLost.into()),
+            Outcome::EngineLost | Outcome::ReplicaFailed(_) => Err(EngineLost.into()),
         }
     }
 
@@ -245,7 +273,8 @@ impl Args {
         })
     }
 
-    fn log(&self) -> Log {
+    /// Of a replica, what the process that forwards to it does not log itself.
+    fn log(&self, replica: bool) -> Log {
         let format = match self.log_format {
             LogFormat::Text => Format::Text,
             LogFormat::Json => Format::Json,
@@ -253,6 +282,7 @@ impl Args {
         let level = match self.log_level {
             LogLevel::Error => tracing::Level::ERROR,
             LogLevel::Warn => tracing::Level::WARN,
+            LogLevel::Info if replica => tracing::Level::WARN,
             LogLevel::Info => tracing::Level::INFO,
             LogLevel::Debug => tracing::Level::DEBUG,
         };

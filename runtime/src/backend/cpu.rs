@@ -7,10 +7,14 @@ mod compile;
 pub(in crate::backend) mod store;
 
 use std::num::NonZero;
+#[cfg(target_os = "linux")]
+use std::sync::Arc;
 
 use njoule_kernels::isa::{Isa, IsaError, Kernels};
 use njoule_kernels::kv::KvStored;
 use njoule_kernels::plan::{Plan, Span, StepInput};
+#[cfg(target_os = "linux")]
+pub use njoule_kernels::shared::Shared;
 use njoule_kernels::team::Team;
 use njoule_models::program::{Op, Program, RowSet, WeightId};
 use njoule_models::weights::WeightSource;
@@ -30,13 +34,23 @@ pub struct CpuBackend {
     pub quant: Quant,
     /// Type of the cache; f32 with [`Quant::None`], else bf16 where the CPU multiplies it and f16 otherwise, if unset.
     pub kv: Option<KvType>,
+    /// Where packed weights lie that other processes read as well.
+    #[cfg(target_os = "linux")]
+    pub shared: Option<Arc<Shared>>,
     kernels: &'static Kernels,
 }
 
 impl CpuBackend {
     /// The best instruction set of this CPU, or the one that `NJOULE_ISA` names.
     pub fn new(threads: NonZero<usize>, quant: Quant) -> Result<Self, IsaError> {
-        Ok(CpuBackend { threads, quant, kv: None, kernels: Kernels::detect()? })
+        Ok(CpuBackend {
+            threads,
+            quant,
+            kv: None,
+            #[cfg(target_os = "linux")]
+            shared: None,
+            kernels: Kernels::detect()?,
+        })
     }
 
     /// The same on another instruction set; `None` where the CPU lacks it.
@@ -58,6 +72,14 @@ impl CpuBackend {
         })
     }
 
+    fn stored(&self, program: &Program, weights: &dyn WeightSource) -> Result<StoredWeights, LoadError> {
+        #[cfg(target_os = "linux")]
+        if let Some(shared) = &self.shared {
+            return StoredWeights::load_shared(program, weights, self.quant, shared);
+        }
+        StoredWeights::load(program, weights, self.quant)
+    }
+
     /// [`Backend::load`] with the type it returns.
     pub fn load_cpu(
         &self,
@@ -65,7 +87,7 @@ impl CpuBackend {
         weights: &dyn WeightSource,
         capacity: Capacity,
     ) -> Result<CpuExecutor, LoadError> {
-        let stored = StoredWeights::load(program, weights, self.quant)?;
+        let stored = self.stored(program, weights)?;
         let weight_bytes = stored.bytes();
         let plan = compile::plan(program, &stored, self.kernels, kv_stored(self.kv_type()), capacity, self.threads)?;
         let team =

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use njoule_kernels::buffer::Arena;
 use njoule_kernels::packed::{PackError, Packed, Source, Stored};
+#[cfg(target_os = "linux")]
+use njoule_kernels::shared::{Shared, SharedError};
 use njoule_models::program::{Op, Program, Val, WeightDecl, WeightId, WeightUse};
 use njoule_models::weights::parts::Codes;
 use njoule_models::weights::{Container, DType, Encoding, GgmlType, Holds, WeightError, WeightRows, WeightSource};
@@ -27,8 +29,34 @@ enum StoredWeight {
 impl StoredWeights {
     /// Reads, quantises and packs all weights. A matrix is read in chunks of rows whose file pages are released.
     pub fn load(program: &Program, source: &dyn WeightSource, quant: Quant) -> Result<Self, LoadError> {
+        Self::pack(program, source, quant, &mut Arena::default())
+    }
+
+    /// The same in memory that other processes read as well: whoever comes first packs.
+    #[cfg(target_os = "linux")]
+    pub fn load_shared(
+        program: &Program,
+        source: &dyn WeightSource,
+        quant: Quant,
+        shared: &Shared,
+    ) -> Result<Self, LoadError> {
+        let (routers, mut layout, mut bytes) = (routers(program), program.fingerprint(), 0_usize);
+        for (id, decl) in program.weights.iter().enumerate().filter(|(_, d)| d.usage != WeightUse::Vector) {
+            let stored = choose(quant, kind(decl, id, &routers), &*source.get(decl)?, source.container());
+            let size = decl.experts.unwrap_or(1) * Packed::bytes_of(decl.rows, decl.cols, stored);
+            bytes = bytes.saturating_add(size.next_multiple_of(64));
+            layout = stored.name().bytes().fold(layout, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+        }
+        let fill = |arena: &mut Arena| Self::pack(program, source, quant, arena).map(drop);
+        let mut arena = shared.arena(layout, bytes, fill).map_err(|error| match error {
+            SharedError::Fill(error) => error,
+            error => LoadError::Shared(error.to_string()),
+        })?;
+        Self::pack(program, source, quant, &mut arena)
+    }
+
+    fn pack(program: &Program, source: &dyn WeightSource, quant: Quant, arena: &mut Arena) -> Result<Self, LoadError> {
         let routers = routers(program);
-        let mut arena = Arena::default();
         let load = |(id, decl): (usize, &WeightDecl)| {
             let view = source.get(decl)?;
             if decl.usage == WeightUse::Vector {
@@ -38,15 +66,14 @@ impl StoredWeights {
             }
             let stored = choose(quant, kind(decl, id, &routers), &*view, source.container());
             let rows = Rows { blocks: kept(stored, &*view).ok().map(|(kind, _)| kind), view: &*view };
-            let packed =
-                Packed::pack_stack(&rows, decl.experts.unwrap_or(1), stored, &mut arena).map_err(|e| match e {
-                    PackError::Memory(e) => LoadError::Memory { bytes: e.bytes, what: "weights" },
-                    PackError::Value { row, stored } => LoadError::Values {
-                        name: decl.name.clone(),
-                        stored,
-                        what: format!("row {row} holds a value that is not finite or too large"),
-                    },
-                })?;
+            let packed = Packed::pack_stack(&rows, decl.experts.unwrap_or(1), stored, arena).map_err(|e| match e {
+                PackError::Memory(e) => LoadError::Memory { bytes: e.bytes, what: "weights" },
+                PackError::Value { row, stored } => LoadError::Values {
+                    name: decl.name.clone(),
+                    stored,
+                    what: format!("row {row} holds a value that is not finite or too large"),
+                },
+            })?;
             Ok(StoredWeight::Matrix(Arc::new(packed)))
         };
         Ok(StoredWeights { weights: program.weights.iter().enumerate().map(load).collect::<Result<_, LoadError>>()? })

@@ -62,3 +62,62 @@ fn a_stack_holds_every_expert_as_the_source_has_it() {
     }
     assert_eq!(stacks, 10);
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn shared_weights_are_the_private_ones_and_are_packed_once() {
+    use njoule_kernels::shared::Shared;
+
+    /// A source whose matrices nobody may read again.
+    struct Spent<'a>(&'a RandomSource);
+    impl WeightSource for Spent<'_> {
+        fn container(&self) -> Container {
+            self.0.container()
+        }
+        fn get(&self, decl: &WeightDecl) -> Result<Box<dyn WeightRows + '_>, WeightError> {
+            let rows = self.0.get(decl)?;
+            Ok(if decl.usage == WeightUse::Vector { rows } else { Box::new(Unread(rows)) })
+        }
+    }
+    struct Unread<'a>(Box<dyn WeightRows + 'a>);
+    impl WeightRows for Unread<'_> {
+        fn shape(&self) -> (usize, usize) {
+            self.0.shape()
+        }
+        fn encoding(&self) -> Encoding {
+            self.0.encoding()
+        }
+        fn read_f32(&self, _: Range<usize>, _: &mut [f32]) {
+            panic!("it is packed");
+        }
+        fn raw_row(&self, _: usize) -> Option<&[u8]> {
+            panic!("it is packed");
+        }
+        fn release(&self, _: Range<usize>) {}
+    }
+
+    let (program, source) = (every_op::program(), RandomSource::new(1));
+    for quant in QUANTS {
+        let private = StoredWeights::load(&program, &source, quant).expect("memory");
+        let (shared, path) = Shared::create().expect("a memory file");
+        let first = StoredWeights::load_shared(&program, &source, quant, &shared).expect("memory");
+        let other = Shared::open(&path).expect("the same file");
+        let second = StoredWeights::load_shared(&program, &Spent(&source), quant, &other).expect("memory");
+        for (i, decl) in program.weights.iter().enumerate() {
+            let id = WeightId(i as u32);
+            if decl.usage == WeightUse::Vector {
+                assert_eq!(private.vector(id), second.vector(id));
+                continue;
+            }
+            let [a, b, c] = [&private, &first, &second].map(|stored| stored.matrix(id));
+            let (mut x, mut y) = (vec![0.0; decl.cols], vec![1.0; decl.cols]);
+            for row in 0..decl.all_rows() {
+                a.row_f32(row, &mut x);
+                for shared in [&b, &c] {
+                    shared.row_f32(row, &mut y);
+                    assert_eq!(x, y, "{quant:?} {} row {row}", decl.name);
+                }
+            }
+        }
+    }
+}

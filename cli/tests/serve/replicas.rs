@@ -1,0 +1,245 @@
+//! `--replicas`: processes that die, hang or fail to start, and what their clients see of it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use super::support::{neuron_fake, njoule, ran, run, scratch, testdata};
+use super::{Running, ask, start, start_with};
+
+/// Processes that a server has started, by the number of the replica.
+fn replicas(server: &Running) -> BTreeMap<usize, Pid> {
+    let parent = format!("PPid:\t{}", server.0.id());
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(id) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
+        let status = std::fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+        if !status.lines().any(|line| line == parent) || status.contains("State:\tZ") {
+            continue;
+        }
+        let environ = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+        let number = environ.split(|byte| *byte == 0).find_map(|pair| {
+            std::str::from_utf8(pair).ok()?.strip_prefix("NJOULE_REPLICA=")?.split_once('/')?.0.parse().ok()
+        });
+        if let (Some(number), Some(id)) = (number, Pid::from_raw(id)) {
+            found.insert(number, id);
+        }
+    }
+    found
+}
+
+/// Status and body.
+fn post(address: &str, body: &Value) -> (u16, Value) {
+    let answer = ask(address, "POST /v1/completions", &body.to_string());
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+    (status, serde_json::from_str(body).unwrap_or_else(|e| panic!("{e}: {answer:?}")))
+}
+
+fn health(address: &str) -> Value {
+    let answer = ask(address, "GET /health", "");
+    serde_json::from_str(answer.split_once("\r\n\r\n").unwrap_or_default().1).unwrap_or_default()
+}
+
+fn wait_for(what: &str, wanted: impl Fn() -> bool) {
+    let patience = Instant::now() + Duration::from_secs(60);
+    while !wanted() {
+        assert!(Instant::now() < patience, "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// All of `count` answer, and were started anew so often.
+fn wait_until_whole(address: &str, count: usize, restarts: u64) {
+    wait_for("all replicas answer", || {
+        let health = health(address);
+        let all = health["replicas"].as_array().cloned().unwrap_or_default();
+        let ready = all.iter().filter(|replica| replica["state"] == "ready").count();
+        let again: u64 = all.iter().filter_map(|replica| replica["restarts"].as_u64()).sum();
+        ready == count && again >= restarts && health["status"] == "ok"
+    });
+}
+
+#[test]
+fn of_four_replicas_one_is_killed_and_nothing_is_lost() {
+    let (mut server, _log, address) = start(&["--replicas", "4", "--max-num-seqs", "2"]);
+    wait_until_whole(&address, 4, 0);
+    let before = replicas(&server);
+    assert_eq!(before.keys().copied().collect::<Vec<_>>(), [0, 1, 2, 3]);
+    let body =
+        |i: usize| json!({"prompt": format!("{i} times"), "max_tokens": 24, "temperature": 0, "ignore_eos": true});
+    let expected: Vec<Value> = (0..8).map(|i| post(&address, &body(i)).1["choices"].clone()).collect();
+    let (answered, tokens) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for client in 0..8 {
+            let (address, expected, answered, tokens) = (&address, &expected, &answered, &tokens);
+            scope.spawn(move || {
+                for round in 0..12 {
+                    let i = (client + round) % 8;
+                    let (status, answer) = post(address, &body(i));
+                    assert_eq!((status, &answer["choices"]), (200, &expected[i]), "{answer}");
+                    tokens
+                        .fetch_add(answer["usage"]["completion_tokens"].as_u64().unwrap() as usize, Ordering::Relaxed);
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        wait_for("load", || answered.load(Ordering::Relaxed) >= 16);
+        kill_process(before[&2], Signal::KILL).unwrap();
+    });
+    assert_eq!((answered.into_inner(), tokens.into_inner()), (96, 96 * 24));
+    wait_until_whole(&address, 4, 1);
+    let after = replicas(&server);
+    let replaced: Vec<usize> = before.keys().copied().filter(|i| before[i] != after[i]).collect();
+    assert_eq!(replaced, [2]);
+    let metrics = ask(&address, "GET /metrics", "");
+    let value = |start: &str| -> f64 {
+        let line = metrics.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{start}: {metrics}"));
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    assert_eq!(value("njoule_replica_restarts_total{replica=\"2\"}"), 1.0);
+    assert_eq!(value("njoule_replica_state{replica=\"2\",state=\"ready\"}"), 1.0);
+    assert!(value("vllm:generation_tokens_total") >= value("njoule_num_requests_running{"));
+    assert!(metrics.contains("replica=\"3\"") && metrics.contains("njoule_ready{"), "{metrics}");
+    assert_eq!(server.code_after(Signal::TERM), Some(0));
+    assert!(after.values().all(|pid| !std::path::Path::new(&format!("/proc/{}", pid.as_raw_nonzero())).exists()));
+}
+
+#[test]
+fn a_replica_that_hangs_is_replaced_and_its_requests_are_moved() {
+    let (mut server, _log, address) = start(&["--replicas", "2", "--max-num-seqs", "2", "--replica-timeout", "3"]);
+    wait_until_whole(&address, 2, 0);
+    let before = replicas(&server);
+    // Spread over both before either can be missed.
+    kill_process(before[&1], Signal::STOP).unwrap();
+    let body =
+        |i: usize| json!({"prompt": format!("{i} times"), "max_tokens": 8, "temperature": 0, "stream": i % 2 == 1});
+    std::thread::scope(|scope| {
+        for i in 0..4 {
+            let (address, body) = (&address, body(i));
+            scope.spawn(move || {
+                let answer = ask(address, "POST /v1/completions", &body.to_string());
+                assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+                assert!(answer.contains("finish_reason\":\"") && !answer.contains("error"), "{answer}");
+            });
+        }
+    });
+    wait_until_whole(&address, 2, 1);
+    assert_ne!(replicas(&server)[&1], before[&1]);
+    let moved = ask(&address, "GET /metrics", "");
+    let moved = moved.lines().find_map(|line| line.strip_prefix("njoule_moved_requests_total ")).unwrap().to_owned();
+    assert!(moved.parse::<usize>().unwrap() >= 1, "{moved}");
+
+    // A stream that has begun ends by an error, and the server goes on.
+    let long = json!({"prompt": "on and on", "max_tokens": 480, "ignore_eos": true, "stream": true, "logprobs": 20});
+    let stream = std::thread::scope(|scope| {
+        let stream = scope.spawn(|| ask(&address, "POST /v1/completions", &long.to_string()));
+        let busy = || health(&address)["replicas"].as_array().unwrap().iter().position(|r| r["requests"] == 1);
+        wait_for("the stream", || busy().is_some());
+        let busy = busy().unwrap();
+        let begun = || ask(&address, "GET /metrics", "").contains("njoule_num_requests_running");
+        wait_for("its first token", begun);
+        std::thread::sleep(Duration::from_millis(50));
+        kill_process(replicas(&server)[&busy], Signal::KILL).unwrap();
+        stream.join().unwrap()
+    });
+    // Unless it was killed before the first token: then it was moved, and is whole.
+    assert!(stream.trim_end().ends_with("data: [DONE]\n\n\r\n0") || stream.contains("data: [DONE]"), "{stream}");
+    assert_eq!(server.code_after(Signal::INT), Some(0));
+}
+
+#[test]
+fn replicas_end_with_the_process_that_started_them() {
+    let (mut server, _log, address) = start(&["--replicas", "2"]);
+    wait_until_whole(&address, 2, 0);
+    let pids: Vec<Pid> = replicas(&server).into_values().collect();
+    assert_eq!(pids.len(), 2);
+    // Shared: packed once, not once each.
+    let maps = |pid: &Pid| std::fs::read_to_string(format!("/proc/{}/maps", pid.as_raw_nonzero())).unwrap();
+    assert!(pids.iter().all(|pid| maps(pid).lines().any(|l| l.contains("memfd:njoule-weights") && l.contains("r--s"))));
+    server.0.kill().unwrap();
+    server.0.wait().unwrap();
+    let gone = |pid: &Pid| {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero()));
+        status.is_err() || status.is_ok_and(|status| status.contains("State:\tZ"))
+    };
+    wait_for("nobody is left", || pids.iter().all(gone));
+}
+
+/// Stand-ins: nothing here has run on a device.
+#[test]
+fn four_stand_in_replicas_have_a_core_each_and_one_is_killed_under_load() {
+    let (Some(nrt), Some(cc)) = (neuron_fake("libneuron_fake.so"), neuron_fake("neuronx-cc-fake")) else { return };
+    let dir = scratch();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (artifact, cache) = (path("artifact"), path("cache"));
+    let environment = [
+        ("NJOULE_NRT", nrt.to_str().unwrap()),
+        ("NJOULE_NEURONX_CC", cc.to_str().unwrap()),
+        ("NJOULE_INSTANCE", "inf2.48xlarge"),
+        ("NJOULE_FAKE_INSTANCE", "inf2.48xlarge"),
+        ("NJOULE_CACHE", &cache),
+        ("NEURON_RT_VISIBLE_CORES", "4-7"),
+    ];
+    let built = [
+        "build",
+        &testdata("qwen3"),
+        "-o",
+        &artifact,
+        "--context",
+        "128",
+        "--tp",
+        "1",
+        "--batch",
+        "2",
+        "--quant",
+        "none",
+    ];
+    let mut build = njoule(&[&built[..], &["--candidates", "16", "--max-neffs", "4", "--no-score", "-q"]].concat());
+    let built = ran(build.envs(environment).output().unwrap());
+    assert_eq!(built.code, 0, "{}", built.stderr);
+    let args = ["--replicas", "auto", "--dispatch", "pack", "--max-num-seqs", "2", "--served-model-name", "m"];
+    let (mut server, _log, address) = start_with(&artifact, &args, &environment);
+    wait_until_whole(&address, 4, 0);
+    let before = replicas(&server);
+    let cores = |pid: &Pid| {
+        let environ = std::fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())).unwrap();
+        let all = String::from_utf8_lossy(&environ).into_owned();
+        all.split('\0').find_map(|pair| pair.strip_prefix("NEURON_RT_VISIBLE_CORES=").map(str::to_owned)).unwrap()
+    };
+    assert_eq!(before.values().map(cores).collect::<Vec<_>>(), ["4", "5", "6", "7"]);
+    let body =
+        |i: usize| json!({"prompt": format!("{i} times"), "max_tokens": 6, "temperature": 0, "ignore_eos": true});
+    let expected: Vec<Value> = (0..4).map(|i| post(&address, &body(i)).1["choices"].clone()).collect();
+    let answered = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for client in 0..4 {
+            let (address, expected, answered) = (&address, &expected, &answered);
+            scope.spawn(move || {
+                for round in 0..4 {
+                    let i = (client + round) % 4;
+                    let (status, answer) = post(address, &body(i));
+                    assert_eq!((status, &answer["choices"]), (200, &expected[i]), "{answer}");
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        wait_for("load", || answered.load(Ordering::Relaxed) >= 2);
+        kill_process(before[&0], Signal::KILL).unwrap();
+    });
+    assert_eq!(answered.into_inner(), 16);
+    wait_until_whole(&address, 4, 1);
+    assert_eq!(cores(&replicas(&server)[&0]), "4");
+    assert_eq!(server.code_after(Signal::TERM), Some(0));
+}
+
+#[test]
+fn what_no_replica_can_serve_is_said_once_and_ends_the_server() {
+    let model = testdata("qwen2_moe");
+    run(&["serve", &model, "--port", "0", "--replicas", "2"])
+        .fails_with(1, &["no tokenizer", "no replica could be started (exit code 1)"]);
+    run(&["serve", &testdata("qwen3"), "--port", "0", "--replicas", "0"]).fails_with(2, &["`auto` or a number"]);
+}

@@ -1,0 +1,68 @@
+"""Offline batch with Ray Data: JSON lines in OpenAI's batch format in, the same format out.
+
+    pip install "ray[data]" httpx
+    python batch.py --model /models/x --input in.jsonl --output out --replicas 2
+
+Each actor has a `njoule serve` of its own and keeps `--concurrency` rows in it, which fills its batch. An actor that dies is
+started anew by Ray and its blocks are run again, so that no row is lost. On Neuron: --neuron-cores 2.
+"""
+
+import argparse
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import ray
+
+from njoule_process import start
+
+
+class Answer:
+    """Answers the rows of a block."""
+
+    def __init__(self, model: str, concurrency: int, arguments: tuple):
+        self.process, url = start(model, arguments)
+        self.client = httpx.Client(base_url=url, timeout=None, limits=httpx.Limits(max_connections=concurrency))
+        self.pool = ThreadPoolExecutor(concurrency)
+
+    def __call__(self, block: dict) -> dict:
+        return {"line": list(self.pool.map(self.answer, block["text"]))}
+
+    def answer(self, text: str) -> str:
+        row = json.loads(text)
+        answer = self.client.post(row["url"], json=row["body"])
+        response = {"status_code": answer.status_code, "request_id": answer.headers.get("x-request-id"), "body": answer.json()}
+        error = None if answer.status_code == 200 else answer.json()["error"]
+        return json.dumps({"id": f"batch_req_{response['request_id']}", "custom_id": row["custom_id"], "response": response, "error": error})
+
+
+def run(model, source, output, replicas=2, neuron_cores=0, concurrency=16, block=16, arguments=()):
+    resources = {"resources": {"neuron_cores": neuron_cores}} if neuron_cores else {"num_cpus": 1}
+    rows = ray.data.read_text(source).repartition(target_num_rows_per_block=block)
+    answers = rows.map_batches(
+        Answer,
+        fn_constructor_args=(model, concurrency, arguments),
+        batch_size=block,
+        compute=ray.data.ActorPoolStrategy(size=replicas),
+        **resources,
+    )
+    count = 0
+    with open(output, "w") as out:
+        for row in answers.iter_rows():
+            out.write(row["line"] + "\n")
+            count += 1
+    return count
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--input", required=True)
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--replicas", type=int, default=2)
+    parser.add_argument("--neuron-cores", type=int, default=0)
+    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--block", type=int, default=16)
+    args, rest = parser.parse_known_args()
+    done = run(args.model, args.input, args.output, args.replicas, args.neuron_cores, args.concurrency, args.block, tuple(rest))
+    print(f"{done} rows")

@@ -1,0 +1,364 @@
+//! Several processes behind one port: this one owns the connections and forwards, each replica has an engine.
+//!
+//! [`supervisor`] starts replicas and replaces those that die or hang, [`dispatch`] chooses one for a request, [`proxy`]
+//! forwards it, [`aggregate`] makes one text of all figures.
+//!
+//! Invariant: a request that was forwarded is answered as long as any replica lives: where nothing of its answer was sent when
+//! its replica was lost, it goes to another one; else its stream ends by an error.
+
+mod aggregate;
+mod client;
+pub mod dispatch;
+mod outline;
+pub(crate) mod proxy;
+mod supervisor;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::app::App;
+use crate::metrics::Counter;
+use aggregate::Figures;
+use dispatch::{Dispatch, Keys, Policy, Standing};
+
+/// How replicas are started and used.
+#[derive(Clone)]
+pub struct ReplicaSettings {
+    /// Name of the model, for figures.
+    pub model: String,
+    /// How many.
+    pub count: usize,
+    /// Makes the command of one, by its number. Its process listens on the loopback interface, writes the address as a line to
+    /// stdout, and ends when its stdin does.
+    pub command: Arc<dyn Fn(usize) -> Command + Send + Sync>,
+    /// Requests that one runs together.
+    pub slots: usize,
+    /// Requests that may wait at one.
+    pub queue: usize,
+    /// Where requests go that no replica has a part of.
+    pub policy: Policy,
+    /// One that gives no sign of life for so long hangs.
+    pub patience: Duration,
+}
+
+impl fmt::Debug for ReplicaSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ReplicaSettings({} of {} + {})", self.count, self.slots, self.queue)
+    }
+}
+
+/// What is going on with a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Its process is started.
+    Starting,
+    /// It listens, its model is not there yet.
+    Loading,
+    /// It answers.
+    Ready,
+    /// It takes long to answer a probe: it gets what nobody else can take.
+    Slow,
+    /// Its connection broke, or its engine has failed.
+    Lost,
+    /// It ended; another process is started in a while.
+    Ended,
+}
+
+impl State {
+    const ALL: [State; 6] = [State::Starting, State::Loading, State::Ready, State::Slow, State::Lost, State::Ended];
+
+    fn name(self) -> &'static str {
+        match self {
+            State::Starting => "starting",
+            State::Loading => "loading",
+            State::Ready => "ready",
+            State::Slow => "slow",
+            State::Lost => "lost",
+            State::Ended => "ended",
+        }
+    }
+}
+
+/// All replicas.
+pub struct Replicas {
+    settings: ReplicaSettings,
+    members: Vec<Member>,
+    dispatch: Dispatch,
+    /// Changes when a replica becomes ready or is lost.
+    changed: watch::Sender<u64>,
+    stopping: watch::Sender<bool>,
+    /// Exit code of the first one, where it never got ready.
+    failed: watch::Sender<Option<i32>>,
+    /// What replicas that have ended had counted.
+    counted: Mutex<Figures>,
+    moved: Counter,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+struct Member {
+    now: Mutex<Now>,
+    load: AtomicUsize,
+    restarts: Counter,
+}
+
+struct Now {
+    state: State,
+    address: Option<SocketAddr>,
+    pid: Option<Pid>,
+    /// Counts processes.
+    life: u64,
+    /// Ends in a row, without a long life between.
+    failures: u32,
+    figures: Option<Figures>,
+}
+
+impl Member {
+    fn now(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request's place at a replica.
+pub(crate) struct Seat {
+    replicas: Arc<Replicas>,
+    replica: usize,
+    life: u64,
+    address: SocketAddr,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.replicas.members[self.replica].load.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Replicas {
+    /// Starts them; within a runtime.
+    pub(crate) fn start(settings: ReplicaSettings, app: &Arc<App>) -> Arc<Replicas> {
+        let member = |_| Member {
+            now: Mutex::new(Now {
+                state: State::Starting,
+                address: None,
+                pid: None,
+                life: 0,
+                failures: 0,
+                figures: None,
+            }),
+            load: AtomicUsize::new(0),
+            restarts: Counter::default(),
+        };
+        let replicas = Arc::new(Replicas {
+            members: (0..settings.count).map(member).collect(),
+            dispatch: Dispatch::new(settings.policy, settings.slots),
+            settings,
+            changed: watch::Sender::new(0),
+            stopping: watch::Sender::new(false),
+            failed: watch::Sender::new(None),
+            counted: Mutex::default(),
+            moved: Counter::default(),
+            tasks: Mutex::default(),
+        });
+        let mut tasks = replicas.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        for replica in 0..replicas.members.len() {
+            tasks.spawn(supervisor::keep(replicas.clone(), app.clone(), replica));
+        }
+        drop(tasks);
+        replicas
+    }
+
+    /// Exit code of the first one, where it ended for good before any was ready.
+    pub(crate) fn failed(&self) -> Option<i32> {
+        *self.failed.borrow()
+    }
+
+    /// Whether any replica answers.
+    pub(crate) fn is_healthy(&self) -> bool {
+        self.members.iter().any(|member| matches!(member.now().state, State::Ready | State::Slow))
+    }
+
+    /// Whether any replica has room.
+    pub(crate) fn has_room(&self) -> bool {
+        self.standings(&[]).iter().any(|standing| standing.usable)
+    }
+
+    fn standings(&self, refused: &[usize]) -> Vec<Standing> {
+        let most = self.settings.slots.saturating_add(self.settings.queue);
+        let standing = |(i, member): (usize, &Member)| {
+            let (load, now) = (member.load.load(Ordering::Relaxed), member.now());
+            let room = load < most && !refused.contains(&i);
+            let standing = |usable| Standing { load, life: now.life, usable };
+            (standing(room && now.state == State::Ready), standing(room && now.state == State::Slow))
+        };
+        let (ready, slow): (Vec<Standing>, Vec<Standing>) = self.members.iter().enumerate().map(standing).unzip();
+        if ready.iter().any(|standing| standing.usable) { ready } else { slow }
+    }
+
+    /// A place for a request at the replica that suits it best, but not at those that have `refused` it.
+    fn seat(self: &Arc<Self>, keys: &Keys, refused: &[usize]) -> Option<Seat> {
+        let standings = self.standings(refused);
+        let replica = self.dispatch.choose(keys, &standings)?;
+        let member = &self.members[replica];
+        let now = member.now();
+        let address = now.address?;
+        member.load.fetch_add(1, Ordering::Relaxed);
+        Some(Seat { replicas: self.clone(), replica, life: now.life, address })
+    }
+
+    /// Sets what is going on with a replica, and tells those who wait.
+    fn set(&self, replica: usize, change: impl FnOnce(&mut Now)) {
+        let mut now = self.members[replica].now();
+        let before = now.state;
+        change(&mut now);
+        if now.state != before {
+            tracing::debug!(replica, state = now.state.name(), "replica");
+            drop(now);
+            self.changed.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// A request found the replica broken: nothing is sent there until it answers a probe.
+    fn suspect(&self, seat: &Seat) {
+        self.set(seat.replica, |now| {
+            if now.life == seat.life && matches!(now.state, State::Ready | State::Slow) {
+                now.state = State::Lost;
+            }
+        });
+    }
+
+    /// Ends the answers in the making, each by an error.
+    pub(crate) fn abort(&self) {
+        // What ends now is not started anew.
+        self.stopping.send_replace(true);
+        if self.members.iter().all(|member| member.load.load(Ordering::Relaxed) == 0) {
+            return;
+        }
+        for member in &self.members {
+            let now = member.now();
+            if let Some(pid) = now.pid {
+                // Two that differ: of two equal ones a process may see one. What has ended needs none.
+                let _ = kill_process(pid, Signal::TERM);
+                let _ = kill_process(pid, Signal::INT);
+            }
+        }
+    }
+
+    /// Ends all replicas.
+    pub(crate) async fn shutdown(&self) {
+        self.stopping.send_replace(true);
+        let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        while tasks.join_next().await.is_some() {}
+    }
+
+    /// For `/health`.
+    pub(crate) fn describe(&self) -> Value {
+        let mut ready = 0;
+        let members = self.members.iter().enumerate().map(|(replica, member)| {
+            let now = member.now();
+            ready += usize::from(now.state == State::Ready);
+            json!({
+                "replica": replica, "state": now.state.name(), "requests": member.load.load(Ordering::Relaxed),
+                "restarts": member.restarts.read(), "failing": now.failures >= FAILING,
+            })
+        });
+        let members: Vec<Value> = members.collect();
+        let status = if ready == members.len() { "ok" } else { "degraded" };
+        json!({"status": status, "replicas": members})
+    }
+
+    /// Name of the model.
+    pub(crate) fn model(&self) -> &str {
+        &self.settings.model
+    }
+
+    /// Asks all for their figures; of one that does not answer the last ones stay.
+    pub(crate) async fn refresh(self: &Arc<Self>) {
+        let mut asked = JoinSet::new();
+        for replica in 0..self.members.len() {
+            let replicas = self.clone();
+            let (life, address) = {
+                let now = self.members[replica].now();
+                (now.life, now.address)
+            };
+            if let Some(address) = address {
+                asked.spawn(async move {
+                    if let Ok((200, text)) = client::get(address, "/metrics", SCRAPE).await {
+                        replicas.take_figures(replica, life, &text);
+                    }
+                });
+            }
+        }
+        while asked.join_next().await.is_some() {}
+    }
+
+    /// Keeps the figures of one process of a replica.
+    fn take_figures(&self, replica: usize, life: u64, text: &[u8]) {
+        let figures = Figures::read(&String::from_utf8_lossy(text));
+        let mut now = self.members[replica].now();
+        // Of a process that has ended its last ones are counted already.
+        if now.life == life && now.address.is_some() {
+            now.figures = Some(figures);
+        }
+    }
+
+    /// All figures; `own` are those of this process.
+    pub(crate) fn figures(&self, own: &str) -> String {
+        let theirs = self.members.iter().enumerate().filter_map(|(replica, member)| {
+            // What clients see is counted here.
+            let figures = member.now().figures.clone()?.without(&["njoule_http_", "njoule_ready"]);
+            Some((replica, figures))
+        });
+        let theirs: Vec<(usize, Figures)> = theirs.collect();
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        counted.add(&Figures::read(own));
+        let mut text = aggregate::write(&counted, &theirs);
+        let gauges = own.split_inclusive('\n').filter(|line| OWN.iter().any(|name| line.contains(name)));
+        gauges.for_each(|line| text.push_str(line));
+        text + &self.own_figures()
+    }
+
+    /// Figures of replicas as such.
+    fn own_figures(&self) -> String {
+        let rows = |value: &dyn Fn(&Member) -> String, name: &str| -> String {
+            let row = |(i, member): (usize, &Member)| format!("{name}{{replica=\"{i}\"}} {}\n", value(member));
+            self.members.iter().enumerate().map(row).collect()
+        };
+        let mut states = String::new();
+        for (i, member) in self.members.iter().enumerate() {
+            let now = member.now().state;
+            for state in State::ALL {
+                let (name, is) = (state.name(), u8::from(state == now));
+                states.push_str(&format!("njoule_replica_state{{replica=\"{i}\",state=\"{name}\"}} {is}\n"));
+            }
+        }
+        let failing = rows(&|member| u8::from(member.now().failures >= FAILING).to_string(), "njoule_replica_failing");
+        let load = rows(&|member| member.load.load(Ordering::Relaxed).to_string(), "njoule_replica_requests");
+        let restarts = rows(&|member| member.restarts.read().to_string(), "njoule_replica_restarts_total");
+        format!(
+            "# HELP njoule_replica_state What is going on with a replica.\n# TYPE njoule_replica_state gauge\n{states}\
+             # HELP njoule_replica_failing Whether a replica ends again and again.\n\
+             # TYPE njoule_replica_failing gauge\n{failing}\
+             # HELP njoule_replica_requests Requests that a replica has.\n# TYPE njoule_replica_requests gauge\n{load}\
+             # HELP njoule_replica_restarts_total Processes started anew.\n\
+             # TYPE njoule_replica_restarts_total counter\n{restarts}\
+             # HELP njoule_moved_requests_total Requests sent to another replica because theirs was lost.\n\
+             # TYPE njoule_moved_requests_total counter\nnjoule_moved_requests_total {}\n",
+            self.moved.read()
+        )
+    }
+}
+
+/// What a scrape waits for a replica.
+const SCRAPE: Duration = Duration::from_secs(1);
+/// Gauges of the process that owns the port.
+const OWN: [&str; 2] = ["njoule_ready", "njoule_http_requests_in_flight"];
+/// Ends in a row from which on a replica is reported.
+const FAILING: u32 = 3;

@@ -1,0 +1,213 @@
+//! A server as a process, and a client that measures.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use serde_json::Value;
+
+use super::Scale;
+
+/// A running server, ended with its test.
+pub struct Live {
+    child: Child,
+    pub address: String,
+}
+
+/// An answer and how long it took.
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: Vec<u8>,
+    pub took: Duration,
+}
+
+impl Answer {
+    pub fn json(&self) -> anyhow::Result<Value> {
+        serde_json::from_slice(&self.body).with_context(|| String::from_utf8_lossy(&self.body).into_owned())
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    pub fn has(&self, header: &str) -> bool {
+        self.head.to_ascii_lowercase().contains(&format!("\n{header}:"))
+    }
+}
+
+impl Live {
+    pub fn start(scale: &Scale, arguments: &[&str]) -> anyhow::Result<Live> {
+        let mut command = Command::new(&scale.binary);
+        command.arg("serve").arg(&scale.model);
+        command.args(["--port", "0", "--threads", "1", "--served-model-name", "m", "--log-level", "error"]);
+        command.args(arguments).env("NJOULE_OFFLINE", "1").stdin(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("cannot start {}", scale.binary.display()))?;
+        let mut lines = BufReader::new(child.stderr.take().context("stderr")?);
+        let mut seen = String::new();
+        loop {
+            let mut line = String::new();
+            if lines.read_line(&mut line)? == 0 {
+                bail!("the server ended: {seen}");
+            }
+            if let Some(address) = line.trim().strip_prefix("listening on http://") {
+                // What it says later is for whoever looks on.
+                std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::stderr()));
+                return Ok(Live { child, address: address.to_owned() });
+            }
+            seen.push_str(&line);
+        }
+    }
+
+    pub fn signal(&self, name: &str) -> anyhow::Result<()> {
+        let done = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status()?;
+        ensure!(done.success(), "kill -{name}: {done}");
+        Ok(())
+    }
+
+    /// Its exit code.
+    pub fn wait(&mut self) -> anyhow::Result<Option<i32>> {
+        Ok(self.child.wait()?.code())
+    }
+
+    pub fn get(&self, path: &str) -> anyhow::Result<Answer> {
+        self.ask("GET", path, b"")
+    }
+
+    pub fn post(&self, path: &str, body: &Value) -> anyhow::Result<Answer> {
+        self.ask("POST", path, body.to_string().as_bytes())
+    }
+
+    /// Posts and demands success.
+    pub fn ok(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        let answer = self.post(path, body)?;
+        ensure!(answer.status == 200, "{body}: {} {}", answer.status, answer.text());
+        answer.json()
+    }
+
+    pub fn ask(&self, method: &str, path: &str, body: &[u8]) -> anyhow::Result<Answer> {
+        let begun = Instant::now();
+        let mut stream = self.send(method, path, body)?;
+        let mut answer = read_head(&mut stream)?;
+        read_body(&mut stream, &mut answer)?;
+        answer.took = begun.elapsed();
+        Ok(answer)
+    }
+
+    /// Sends a request and leaves its answer to be read.
+    pub fn send(&self, method: &str, path: &str, body: &[u8]) -> anyhow::Result<BufReader<TcpStream>> {
+        let mut stream = TcpStream::connect(&self.address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(Duration::from_secs(120)))?;
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            self.address,
+            body.len()
+        );
+        // A server may refuse before it has read all.
+        let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
+        Ok(BufReader::new(stream))
+    }
+
+    /// The sum of a metric's samples.
+    pub fn metric(&self, start: &str) -> anyhow::Result<f64> {
+        let text = self.get("/metrics")?.text();
+        Ok(text
+            .lines()
+            .filter(|l| l.starts_with(start))
+            .filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum())
+    }
+
+    /// Waits until nothing runs, waits or holds a block; says how long that took.
+    pub fn idle(&self, patience: Duration) -> anyhow::Result<Duration> {
+        let begun = Instant::now();
+        loop {
+            let text = self.get("/metrics")?.text();
+            let zero = |name: &str| text.lines().filter(|l| l.starts_with(name)).all(|l| l.ends_with(" 0"));
+            if zero("njoule_num_requests_running{")
+                && zero("njoule_num_requests_waiting{")
+                && zero("njoule_kv_cache_usage_ratio{")
+            {
+                return Ok(begun.elapsed());
+            }
+            ensure!(begun.elapsed() < patience, "not idle after {patience:?}: {text}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Resident bytes.
+    pub fn resident(&self) -> anyhow::Result<i64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("VmRSS")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<i64>()? * 1024)
+    }
+
+    /// Open files.
+    pub fn descriptors(&self) -> anyhow::Result<usize> {
+        Ok(std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))?.count())
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        // Of one that has ended there is nothing to end.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn read_head(stream: &mut impl BufRead) -> anyhow::Result<Answer> {
+    let mut head = String::new();
+    loop {
+        let before = head.len();
+        ensure!(stream.read_line(&mut head)? > 0, "the connection ended: {head:?}");
+        if head[before..].trim_end().is_empty() {
+            break;
+        }
+    }
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).with_context(|| head.clone())?;
+    Ok(Answer { status, head, body: Vec::new(), took: Duration::ZERO })
+}
+
+/// The next chunk of a chunked body; empty at its end.
+pub fn read_chunk(stream: &mut impl BufRead) -> anyhow::Result<Vec<u8>> {
+    let mut line = String::new();
+    stream.read_line(&mut line)?;
+    let length = usize::from_str_radix(line.trim_end(), 16).with_context(|| format!("{line:?}"))?;
+    let mut chunk = vec![0; length + 2];
+    stream.read_exact(&mut chunk)?;
+    chunk.truncate(length);
+    Ok(chunk)
+}
+
+pub fn read_body(stream: &mut impl BufRead, answer: &mut Answer) -> anyhow::Result<()> {
+    if answer.head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+        loop {
+            let chunk = read_chunk(stream)?;
+            if chunk.is_empty() {
+                return Ok(());
+            }
+            answer.body.extend(chunk);
+        }
+    }
+    stream.read_to_end(&mut answer.body)?;
+    Ok(())
+}
+
+/// The data of a stream's events, which must end as it should.
+pub fn events(answer: &Answer) -> anyhow::Result<Vec<Value>> {
+    let text = answer.text();
+    ensure!(answer.status == 200 && text.ends_with("data: [DONE]\n\n"), "{} {text}", answer.status);
+    let data = text.lines().filter_map(|line| line.strip_prefix("data: ")).filter(|data| *data != "[DONE]");
+    data.map(|data| Ok(serde_json::from_str(data)?)).collect()
+}
+
+/// The value below which `share` of `all` lie.
+pub fn percentile(all: &mut [Duration], share: f64) -> Duration {
+    all.sort();
+    let at = ((all.len() as f64 * share).ceil() as usize).clamp(1, all.len().max(1)) - 1;
+    all.get(at).copied().unwrap_or_default()
+}
