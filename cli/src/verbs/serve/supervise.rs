@@ -126,7 +126,8 @@ impl Replication {
             patience: Duration::from_secs(self.replica_timeout.get().into()),
         });
         if server.phase() == njoule_server::Phase::Ready {
-            eprintln!("listening on http://{}", server.address());
+            let scheme = if config.tls.is_some() { "https" } else { "http" };
+            eprintln!("listening on {scheme}://{}", server.address());
         }
         let outcome = server.wait();
         drop(weights);

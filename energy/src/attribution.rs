@@ -1,0 +1,413 @@
+//! The split of energy over the requests that shared a device, step by step.
+//!
+//! Between two readings of the meter lies a period of one or more steps. Its energy is static (idle power times time, split by
+//! occupied slot-time) and dynamic (the rest, split by each sequence's weight):
+//!
+//! ```text
+//! w = A · FLOPs + M · (cache bytes + weight bytes / sequences of the step)
+//! ```
+//!
+//! The equal share of the weights' reading is the Shapley value of a fixed cost, so no order matters. A and M are fitted to
+//! the meter ([`Fit`]) or declared. Invariants: the buckets add up to what was settled; no share is negative; what cannot be
+//! given to anybody goes to a bucket that says so. After its first steps nothing here allocates.
+
+use serde::Serialize;
+
+use crate::joules::Joules;
+
+mod fit;
+
+pub use fit::Fit;
+
+/// What a step's work costs.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Coefficients {
+    /// Joules per floating-point operation.
+    pub joules_per_flop: f64,
+    /// Joules per byte of memory.
+    pub joules_per_byte: f64,
+    /// Watts with the model loaded and nothing to do; unknown is `None`, and all energy is dynamic then.
+    pub idle_w: Option<f64>,
+    /// Whether the meter gave them, or a declaration.
+    pub calibrated: bool,
+}
+
+impl Default for Coefficients {
+    /// The declared constants of the physical bound: only their ratio matters to a split.
+    fn default() -> Coefficients {
+        let bound = crate::bound::LimitConstants::default();
+        Coefficients {
+            joules_per_flop: bound.eps_f_pj_flop * 1e-12,
+            joules_per_byte: 8.0 * bound.eps_m_pj_bit * 1e-12,
+            idle_w: None,
+            calibrated: false,
+        }
+    }
+}
+
+/// What a sequence's rows are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Its prompt, for the first time.
+    Prefill,
+    /// Its next token.
+    Decode,
+    /// Nobody's good: rows computed before, drafts refused, padding.
+    Waste,
+}
+
+/// One sequence's part of a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Share {
+    /// Whose; `None` is padding.
+    pub account: Option<AccountId>,
+    /// What for.
+    pub purpose: Purpose,
+    /// Floating-point operations; none if it held its slot and waited.
+    pub flops: f64,
+    /// Cache bytes read and written.
+    pub kv_bytes: f64,
+}
+
+/// An account of a [`Ledger`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AccountId(u32);
+
+/// What a meter and clocks say of a period.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Amounts {
+    /// Energy; `None` is unknown.
+    pub joules: Option<Joules>,
+    /// CPU-seconds.
+    pub cpu_s: f64,
+    /// Seconds of accelerator cores.
+    pub core_s: Option<f64>,
+    /// Utilisation-seconds of accelerators.
+    pub util_s: Option<f64>,
+}
+
+/// Joules by what they went for. Static energy lies in the bucket of those who held the slots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Split {
+    /// Prompts.
+    pub prefill_j: f64,
+    /// Generated tokens.
+    pub decode_j: f64,
+    /// Nobody's good.
+    pub wasted_j: f64,
+    /// No sequence ran.
+    pub idle_j: f64,
+    /// Loading and compiling.
+    pub load_j: f64,
+    /// Steps whose work is unknown.
+    pub unattributed_j: f64,
+}
+
+impl Split {
+    /// All of it.
+    pub fn total(&self) -> f64 {
+        self.prefill_j + self.decode_j + self.wasted_j + self.idle_j + self.load_j + self.unattributed_j
+    }
+}
+
+/// What a request has used.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Used {
+    /// For its prompt, static share included.
+    pub prefill_j: f64,
+    /// For its tokens, static share included.
+    pub decode_j: f64,
+    /// In vain, static share included.
+    pub wasted_j: f64,
+    /// Of these three, the static share.
+    pub static_j: f64,
+    /// The interval of their sum.
+    pub bounds: Option<(f64, f64)>,
+    /// Whether every period it ran in had a reading.
+    pub known: bool,
+    /// Whether a reading covered more than one step, or its share was inferred from a longer period.
+    pub interpolated: bool,
+    /// CPU-seconds.
+    pub cpu_s: f64,
+    /// Seconds of accelerator cores.
+    pub core_s: Option<f64>,
+    /// Utilisation-seconds of accelerators.
+    pub util_s: Option<f64>,
+}
+
+impl Used {
+    /// Its energy, if every part is known.
+    pub fn joules(&self) -> Option<Joules> {
+        let best = self.prefill_j + self.decode_j + self.wasted_j;
+        let known = match self.bounds {
+            Some((low, high)) => Joules::within(low.min(best), best, high.max(best)),
+            None => Joules::new(best),
+        };
+        known.filter(|_| self.known)
+    }
+}
+
+/// Accounts of the requests that run, and the buckets of all.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    coefficients: Coefficients,
+    accounts: Vec<Account>,
+    free: Vec<AccountId>,
+    /// Accounts with something pending.
+    touched: Vec<AccountId>,
+    pending: Period,
+    split: Split,
+    cpu_s: f64,
+    clamps: u64,
+    fit: Fit,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Account {
+    used: Used,
+    pending: [Part; 3],
+    touched: bool,
+    aborted: bool,
+}
+
+/// What is pending of one purpose.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Part {
+    weight: f64,
+    slot_s: f64,
+}
+
+/// What has happened since the last reading.
+#[derive(Clone, Copy, Debug, Default)]
+struct Period {
+    steps: u32,
+    active_s: f64,
+    idle_s: f64,
+    weight: f64,
+    slot_s: f64,
+    /// Of padding, which has no account.
+    padding: f64,
+    flops: f64,
+    bytes: f64,
+}
+
+impl Ledger {
+    /// Empty.
+    pub fn new(coefficients: Coefficients) -> Ledger {
+        Ledger {
+            coefficients,
+            accounts: vec![],
+            free: vec![],
+            touched: vec![],
+            pending: Period::default(),
+            split: Split::default(),
+            cpu_s: 0.0,
+            clamps: 0,
+            fit: Fit::default(),
+        }
+    }
+
+    /// What a step's work costs, as it is believed now.
+    pub fn coefficients(&self) -> Coefficients {
+        self.coefficients
+    }
+
+    /// Believes something else from the next step on.
+    pub fn set_coefficients(&mut self, coefficients: Coefficients) {
+        self.coefficients = coefficients;
+    }
+
+    /// Periods and their work so far, for [`Fit::solve`].
+    pub fn fit(&self) -> &Fit {
+        &self.fit
+    }
+
+    /// Joules settled so far.
+    pub fn split(&self) -> Split {
+        self.split
+    }
+
+    /// CPU-seconds settled so far.
+    pub fn cpu_s(&self) -> f64 {
+        self.cpu_s
+    }
+
+    /// Periods that used less than the idle power allows: the idle power is wrong there, or the meter coarse.
+    pub fn clamps(&self) -> u64 {
+        self.clamps
+    }
+
+    /// Steps since the last reading.
+    pub fn pending_steps(&self) -> u32 {
+        self.pending.steps
+    }
+
+    /// A request begins to run.
+    pub fn open(&mut self) -> AccountId {
+        let fresh = Account { used: Used { known: true, ..Used::default() }, ..Account::default() };
+        match self.free.pop() {
+            Some(id) => {
+                self.accounts[id.0 as usize] = fresh;
+                id
+            }
+            None => {
+                self.accounts.push(fresh);
+                // More requests at once than 32 bits count do not fit into memory.
+                AccountId(u32::try_from(self.accounts.len() - 1).unwrap_or(u32::MAX))
+            }
+        }
+    }
+
+    /// A request ended without use to anybody: what it has used and still has pending is waste.
+    pub fn abort(&mut self, id: AccountId) {
+        let account = &mut self.accounts[id.0 as usize];
+        account.aborted = true;
+        let used = &mut account.used;
+        let moved = used.prefill_j + used.decode_j;
+        self.split.prefill_j -= used.prefill_j;
+        self.split.decode_j -= used.decode_j;
+        // Differences of sums may fall below zero by a rounding.
+        self.split.prefill_j = self.split.prefill_j.max(0.0);
+        self.split.decode_j = self.split.decode_j.max(0.0);
+        self.split.wasted_j += moved;
+        used.wasted_j += moved;
+        (used.prefill_j, used.decode_j) = (0.0, 0.0);
+    }
+
+    /// What a request has used, as of the last reading; its account is closed. Steps that no reading covers yet stay
+    /// unattributed.
+    pub fn close(&mut self, id: AccountId) -> Used {
+        let account = self.accounts[id.0 as usize];
+        // What it has pending stays in the period, so that the others get no more for it.
+        self.touched.retain(|touched| *touched != id);
+        self.accounts[id.0 as usize] = Account::default();
+        self.free.push(id);
+        account.used
+    }
+
+    /// What a request has used, as of the last reading.
+    pub fn used(&self, id: AccountId) -> Used {
+        self.accounts[id.0 as usize].used
+    }
+
+    /// A step of `seconds` that read `weight_bytes` and did `shares`.
+    pub fn step(&mut self, seconds: f64, weight_bytes: f64, shares: &[Share]) {
+        let Coefficients { joules_per_flop, joules_per_byte, .. } = self.coefficients;
+        let working = shares.iter().filter(|s| s.account.is_some() && s.flops > 0.0).count().max(1) as f64;
+        let holding = shares.iter().filter(|s| s.account.is_some()).count().max(1) as f64;
+        let pending = &mut self.pending;
+        pending.steps += 1;
+        pending.active_s += seconds;
+        pending.bytes += weight_bytes;
+        for share in shares {
+            pending.flops += share.flops;
+            pending.bytes += share.kv_bytes;
+            let own = joules_per_flop * share.flops + joules_per_byte * share.kv_bytes;
+            let Some(id) = share.account else {
+                pending.padding += own;
+                pending.weight += own;
+                continue;
+            };
+            let read = if share.flops > 0.0 { joules_per_byte * weight_bytes / working } else { 0.0 };
+            let account = &mut self.accounts[id.0 as usize];
+            let part = &mut account.pending[share.purpose as usize];
+            part.weight += own + read;
+            part.slot_s += seconds / holding;
+            pending.weight += own + read;
+            pending.slot_s += seconds / holding;
+            if !account.touched {
+                account.touched = true;
+                self.touched.push(id);
+            }
+        }
+    }
+
+    /// Time in which no sequence ran.
+    pub fn idle(&mut self, seconds: f64) {
+        self.pending.idle_s += seconds;
+    }
+
+    /// Energy of loading or compiling.
+    pub fn load(&mut self, joules: f64) {
+        self.split.load_j += joules.max(0.0);
+    }
+
+    /// A reading: splits what was used since the last over what happened since.
+    pub fn settle(&mut self, amounts: &Amounts) {
+        let period = std::mem::take(&mut self.pending);
+        let best = amounts.joules.map_or(0.0, Joules::best);
+        let idle = match self.coefficients.idle_w {
+            _ if period.steps == 0 => best,
+            Some(watts) => (watts * period.idle_s).min(best),
+            None => best * ratio(period.idle_s, period.idle_s + period.active_s),
+        };
+        let active = best - idle;
+        let fixed = self.coefficients.idle_w.map_or(0.0, |watts| watts * period.active_s);
+        if fixed > active && amounts.joules.is_some() {
+            self.clamps += 1;
+        }
+        let fixed = fixed.min(active);
+        let moving = active - fixed;
+        self.split.idle_j += idle;
+        self.cpu_s += amounts.cpu_s;
+        match amounts.joules {
+            Some(_) if period.steps == 0 => self.fit.add_idle(period.idle_s, best),
+            Some(_) if period.idle_s == 0.0 => self.fit.add([period.active_s, period.flops, period.bytes], best),
+            _ => {}
+        }
+        // Without anybody to give it to, it is nobody's.
+        let (by_weight, by_slot) = (period.weight > 0.0, period.slot_s > 0.0);
+        let homeless = if by_weight { 0.0 } else { moving } + if by_slot { 0.0 } else { fixed };
+        let mut given = homeless;
+        if by_weight {
+            let padding = moving * ratio(period.padding, period.weight);
+            self.split.wasted_j += padding;
+            given += padding;
+        }
+        let spread = best.max(f64::MIN_POSITIVE);
+        let around = amounts.joules.and_then(Joules::bounds).map(|(low, high)| (low / spread, high / spread));
+        for id in self.touched.drain(..) {
+            let account = &mut self.accounts[id.0 as usize];
+            let parts = std::mem::take(&mut account.pending);
+            account.touched = false;
+            let used = &mut account.used;
+            used.known &= amounts.joules.is_some();
+            used.interpolated |= period.steps > 1;
+            let mut all = 0.0;
+            let mut by_work = 0.0;
+            for (purpose, part) in parts.iter().enumerate() {
+                let share = ratio(part.weight, period.weight);
+                let held = fixed * ratio(part.slot_s, period.slot_s);
+                let joules = moving * share + held;
+                let (own, bucket) = match (purpose, account.aborted) {
+                    (0, false) => (&mut used.prefill_j, &mut self.split.prefill_j),
+                    (1, false) => (&mut used.decode_j, &mut self.split.decode_j),
+                    _ => (&mut used.wasted_j, &mut self.split.wasted_j),
+                };
+                *own += joules;
+                *bucket += joules;
+                used.static_j += held;
+                all += joules;
+                by_work += share;
+            }
+            given += all;
+            let before = used.bounds.or((used.prefill_j + used.decode_j + used.wasted_j == all).then_some((0.0, 0.0)));
+            used.bounds = before.zip(around).map(|(b, (low, high))| (b.0 + all * low, b.1 + all * high));
+            used.cpu_s += amounts.cpu_s * by_work;
+            let add = |sum: &mut Option<f64>, amount: Option<f64>| {
+                if let Some(amount) = amount {
+                    *sum = Some(sum.unwrap_or(0.0) + amount * by_work);
+                }
+            };
+            add(&mut used.core_s, amounts.core_s);
+            add(&mut used.util_s, amounts.util_s);
+        }
+        // What closed accounts had pending, and what nobody can be given.
+        self.split.unattributed_j += (active - (given - homeless)).max(0.0);
+    }
+}
+
+/// A share of a whole that may be nothing.
+fn ratio(part: f64, whole: f64) -> f64 {
+    if whole > 0.0 { (part / whole).clamp(0.0, 1.0) } else { 0.0 }
+}

@@ -1,0 +1,10 @@
+//! Meters on made-up machines: exact joules, or null with the reason.
+
+mod agreement;
+mod attribution;
+mod machine;
+mod neuron;
+mod nvml;
+mod rapl;
+mod schema;
+mod whole;

@@ -1,0 +1,173 @@
+//! Reports have the published form.
+//!
+//! The validator here knows the few keywords that the schema uses, and panics on any other: what it does not check, the
+//! schema cannot say. Python's jsonschema 4.26 finds nothing in the same reports either: NJOULE_WRITE_REPORTS=DIR writes
+//! them.
+
+use njoule_energy::report::{Client, JSON_SCHEMA, Report, Work};
+use serde_json::{Value, json};
+
+use crate::machine::{Machine, near, window};
+
+/// What of `value` is not as `schema` says.
+fn errors(root: &Value, schema: &Value, value: &Value, at: &str, found: &mut Vec<String>) {
+    let object = schema.as_object().expect("a schema is an object");
+    for (keyword, says) in object {
+        let mut wrong = |what: String| found.push(format!("{at}: {what}"));
+        match keyword.as_str() {
+            "$schema" | "$id" | "title" | "description" | "$defs" => {}
+            "$ref" => {
+                let name = says.as_str().unwrap().strip_prefix("#/$defs/").expect("a reference into $defs");
+                errors(root, &root["$defs"][name], value, at, found);
+            }
+            "type" => {
+                let one = |name: &str| match name {
+                    "null" => value.is_null(),
+                    "boolean" => value.is_boolean(),
+                    "number" => value.is_number(),
+                    "integer" => value.is_i64() || value.is_u64(),
+                    "string" => value.is_string(),
+                    "array" => value.is_array(),
+                    "object" => value.is_object(),
+                    other => panic!("type {other}"),
+                };
+                let fits = match says {
+                    Value::String(name) => one(name),
+                    Value::Array(names) => names.iter().any(|name| one(name.as_str().unwrap())),
+                    other => panic!("type {other}"),
+                };
+                if !fits {
+                    wrong(format!("{value} is not {says}"));
+                }
+            }
+            "const" if says != value => wrong(format!("{value} is not {says}")),
+            "enum" if !says.as_array().unwrap().contains(value) => wrong(format!("{value} is none of {says}")),
+            "minimum" if value.as_f64().is_some_and(|v| v < says.as_f64().unwrap()) => {
+                wrong(format!("{value} < {says}"))
+            }
+            "const" | "enum" | "minimum" => {}
+            "required" => {
+                let Some(value) = value.as_object() else { continue };
+                for key in says.as_array().unwrap() {
+                    if !value.contains_key(key.as_str().unwrap()) {
+                        wrong(format!("{key} is missing"));
+                    }
+                }
+            }
+            "properties" => {
+                let Some(value) = value.as_object() else { continue };
+                for (key, value) in value {
+                    match says.get(key) {
+                        // Stricter than the schema: what we write is described.
+                        None => found.push(format!("{at}: {key} is not described")),
+                        Some(schema) => errors(root, schema, value, &format!("{at}.{key}"), found),
+                    }
+                }
+            }
+            "items" => {
+                for (i, item) in value.as_array().into_iter().flatten().enumerate() {
+                    errors(root, says, item, &format!("{at}[{i}]"), found);
+                }
+            }
+            other => panic!("keyword {other} is not checked"),
+        }
+    }
+}
+
+fn check(report: &Value) -> Vec<String> {
+    let schema: Value = serde_json::from_str(JSON_SCHEMA).unwrap();
+    let mut found = vec![];
+    errors(&schema, &schema, report, "$", &mut found);
+    found
+}
+
+/// A machine with everything, and one with nothing.
+fn reports() -> Vec<Value> {
+    let m = Machine::new().intel();
+    m.zone("0", "package-0", 0, 262_143_328_850);
+    m.stat(2, 10);
+    m.power_line(0, "POWER_STATUS_VALID,1726000000,1.00,3.00,2.00");
+    let mut meters = m.meters(&m.wanted());
+    let start = meters.snapshot();
+    m.hands.pass(30.0);
+    m.zone("0", "package-0", 90_000_000, 262_143_328_850);
+    m.stat(2, 3000);
+    let end = meters.snapshot();
+    let neuron = Report::of("neuron", "local", window(&start, &end));
+    // The same without the device: a total.
+    let mut alone = (start, end);
+    (alone.0.neuron, alone.1.neuron) = (vec![], vec![]);
+    let mut metered = Report::of("cpu", "local", window(&alone.0, &alone.1));
+    metered.work = Work { requests: Some(2), input_tokens: Some(100), output_tokens: Some(180), ..Work::default() };
+    metered.client = Client { command_cpu_s: Some(1.0), own_cpu_s: Some(0.1), exit_code: Some(0) };
+    metered.idle_baseline_w = Some(1.0);
+    metered.limit_joules_per_token = Some(0.1);
+    let unknown = Report::unknown("none", "http://far:1", Some("no meter there".into()), 1.0, 2.0);
+    vec![neuron.json(), metered.json(), unknown.json()]
+}
+
+#[test]
+fn reports_have_the_published_form() {
+    for report in reports() {
+        assert_eq!(check(&report), Vec::<String>::new(), "{report:#}");
+        if let Ok(dir) = std::env::var("NJOULE_WRITE_REPORTS") {
+            std::fs::write(format!("{dir}/{}.json", report["run_id"].as_str().unwrap()), report.to_string()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_validator_sees_what_is_wrong() {
+    let good = &reports()[1];
+    let mut edits: Vec<(&str, Value)> = vec![
+        ("/schema", json!("njoule.energy/2")),
+        ("/energy/total_j", json!("90")),
+        ("/energy/total_j", json!(-1.0)),
+        ("/energy/method", json!("guessed")),
+        ("/meters/0/samples", json!(1.5)),
+        ("/validity/flags", json!(["odd"])),
+        ("/metrics/ttft_s/p50", json!(true)),
+    ];
+    edits.push(("/metrics", json!({})));
+    for (path, value) in edits {
+        let mut bad = good.clone();
+        *bad.pointer_mut(path).unwrap() = value;
+        assert!(!check(&bad).is_empty(), "{path}");
+    }
+    let mut missing = good.clone();
+    missing["energy"].as_object_mut().unwrap().remove("low_j");
+    assert_eq!(check(&missing), ["$.energy: \"low_j\" is missing"]);
+}
+
+#[test]
+fn figures_follow_from_the_energy() {
+    let report = &reports()[1];
+    near(report["energy"]["total_j"].as_f64().unwrap(), 90.0);
+    near(report["energy"]["net_j"].as_f64().unwrap(), 60.0);
+    let figures = [
+        ("output_tokens_per_joule", 2.0),
+        ("total_tokens_per_joule", 28.0 / 9.0),
+        ("joules_per_request", 45.0),
+        ("mean_power_w", 3.0),
+        ("limit_tokens_per_joule", 10.0),
+        ("limit_ratio", 5.0),
+    ];
+    figures.iter().for_each(|(key, value)| near(report["metrics"][key].as_f64().unwrap(), *value));
+    let unknown = &reports()[2];
+    assert!(unknown["metrics"]["output_tokens_per_joule"].is_null() && unknown["energy"]["method"].is_null());
+    assert_eq!(unknown["energy"]["reasons"], json!(["no meter there"]));
+}
+
+#[test]
+fn a_person_never_reads_joules_without_a_method() {
+    let m = Machine::new().intel();
+    m.zone("0", "package-0", 0, 262_143_328_850);
+    let mut meters = m.meters(&m.wanted());
+    let start = meters.snapshot();
+    m.hands.pass(30.0);
+    m.zone("0", "package-0", 90_000_000, 262_143_328_850);
+    let text = Report::of("", "local", window(&start, &meters.snapshot())).text();
+    assert_eq!(text, "energy: 90.000 J (85.494 to 94.506) over 30.000 s, cpu, measured");
+    let unknown = Report::unknown("", "local", Some("no meter".into()), 0.0, 1.0).text();
+    assert_eq!(unknown, "energy: unknown over 1.000 s: no meter");
+}
