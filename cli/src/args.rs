@@ -57,7 +57,7 @@ pub enum Verb {
     Plan(verbs::plan::Args),
     /// What this machine has of AWS Neuron, and the first thing to fix.
     Doctor(verbs::doctor::Args),
-    /// Find out on a Neuron chip which forms of modules work there.
+    /// Find out on a Neuron chip what works: forms of modules, a layer, a model's logits, its speed.
     #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
     Probe(verbs::probe::Args),
     /// Get a model and print where it is.
