@@ -14,7 +14,7 @@ use njoule_models::checkpoint::Checkpoint;
 use njoule_models::program::Program;
 use njoule_runtime::backend::neuron::artifact::{Artifact, Layout, ModelRecord, Origin};
 use njoule_runtime::backend::neuron::build::Job;
-use njoule_runtime::backend::neuron::compiler::{Compiler, Limits, NeffCache};
+use njoule_runtime::backend::neuron::compiler::{Compiler, NeffCache};
 use njoule_runtime::backend::neuron::executor::NeuronExecutor;
 use njoule_runtime::backend::neuron::{CacheShape, ModuleKind, ModuleSpec, NeuronBackend, Profile};
 use njoule_runtime::backend::{Backend, KvType, Quant};
@@ -68,12 +68,12 @@ fn build(program: &Program, shape: Shape, place: &Path) -> Artifact {
         origin: Origin::None,
     };
     let plan = serde_json::Value::Null;
-    let job = Job { program, model: &model, layout: &layout, plan: &plan, flags: &[], opt_level: None };
+    let cancelled = &AtomicBool::new(false);
+    let job = Job { program, model: &model, layout: &layout, plan: &plan, flags: &[], opt_level: None, cancelled };
     let compiler = Compiler::at(Path::new(env!("CARGO_BIN_EXE_neuronx-cc-fake"))).unwrap();
     let lowering = job.lower(&|_| {}).unwrap();
-    let limits = Limits { jobs: None, memory: None, deadline: None, cancelled: &AtomicBool::new(false) };
     let cache = NeffCache::new(&place.join("cache"));
-    let compiled = job.compile(&lowering, &compiler, &cache, limits, &|_| {}).unwrap();
+    let compiled = job.compile(&lowering, &compiler, &cache, None, &|_| {}).unwrap();
     job.write(&place.join("artifact"), &lowering, &compiler, &compiled, None, |_| Ok(()), &|_| {}).unwrap()
 }
 

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{bail, ensure};
 use njoule_hlo::{Builder, DType, Module, Tensor, encode};
 use njoule_runtime::backend::neuron::evaluated::Engine;
 use serde_json::json;
