@@ -43,7 +43,7 @@ impl Messages {
         let stop = fields.array("stop_sequences", usize::MAX)?.unwrap_or_default();
         let stop = stop_strings("stop_sequences", stop)?;
         let stream = fields.flag("stream")?;
-        let mut params = Params::plain(&mut fields, model, max_tokens, stop, stream);
+        let mut params = Params::plain(&fields, model, max_tokens, stop, stream);
         let sampling = params.sampling_mut();
         sampling.temperature = fields.number("temperature", 0.0..=1.0)?.unwrap_or(sampling.temperature);
         sampling.top_p = fields.number("top_p", 0.0..=1.0)?.unwrap_or(sampling.top_p);

@@ -100,12 +100,12 @@ impl Params {
     }
 
     /// The parameters of an API that has few of them.
-    pub fn plain(fields: &mut Fields, model: &Model, max_tokens: usize, stop: Vec<String>, stream: bool) -> Params {
+    pub fn plain(fields: &Fields, model: &Model, max_tokens: usize, stop: Vec<String>, stream: bool) -> Params {
         Params {
             n: 1,
             structure: None,
             scope: fields.owner().map(|owner| format!("{owner}/")),
-            client: client(fields),
+            client: fields.owner().map_or(0, |owner| owner as u64),
             max_tokens: Some(max_tokens),
             stream: stream.then(StreamOptions::default),
             prompt_logprobs: None,

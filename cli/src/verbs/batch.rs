@@ -27,7 +27,7 @@ use self::summary::Summary;
 use super::Context;
 use super::serve::{Defaults, EngineLost, OUTPUTS};
 use crate::args::{ModelArgs, UsageError};
-use crate::session::{Interrupt, Interrupted, Model, RunArgs, Size};
+use crate::session::{Interrupt, Interrupted, Model, RunArgs, ScheduleArgs, Size};
 
 /// Arguments of `batch`.
 #[derive(Debug, clap::Args)]
@@ -57,6 +57,8 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    schedule: ScheduleArgs,
+    #[command(flatten)]
     run: RunArgs,
 }
 
@@ -64,7 +66,7 @@ impl Args {
     /// Answers what is not answered yet.
     pub fn run(self, context: &mut Context<'_>) -> anyhow::Result<()> {
         let started = Instant::now();
-        let options = self.run.options()?;
+        let options = self.run.options()?.scheduled(self.schedule.read()?);
         let asked = self.model.resolve(&context.fetch.env)?;
         // The files come first: what is wrong with them is known before a model is loaded.
         let (input, bytes) = open(&self.input)?;

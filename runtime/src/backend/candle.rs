@@ -37,8 +37,8 @@ use njoule_models::weights::{WeightError, WeightSource};
 use self::attention::Cache;
 use self::weights::Weights;
 use super::{
-    Backend, Batch, Capacity, Cost, Executor, KvType, Limits, LoadError, MemoryUse, PREFIX_LEN, Quant, Routes, StepError,
-    StepOutput, rope_border,
+    Backend, Batch, Capacity, Cost, Executor, KvType, Limits, LoadError, MemoryUse, PREFIX_LEN, Quant, Routes,
+    StepError, StepOutput, rope_border,
 };
 
 /// How to run with candle.

@@ -211,7 +211,8 @@ fn common(least: i64) -> Vec<FieldOf> {
         ),
         optional("priority", json!({"type": "integer", "minimum": i64::MIN, "maximum": i64::MAX}), "Lower runs first."),
     ];
-    fields.extend(["user", "metadata", "store"].map(ignored));
+    fields.push(optional("user", json!({}), "A string: who takes turns with others, where there are no API keys."));
+    fields.extend(["metadata", "store"].map(ignored));
     fields
 }
 
