@@ -60,6 +60,8 @@ pub enum Verb {
     /// Find out on a Neuron chip what works: forms of modules, a layer, a model's logits, its speed.
     #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
     Probe(verbs::probe::Args),
+    /// Joules of this machine, of a command, a process, or another machine's agent.
+    Energy(verbs::energy::Args),
     /// Get a model and print where it is.
     Pull(verbs::pull::Args),
     /// List the models that the caches hold.
@@ -86,6 +88,7 @@ impl Verb {
             Verb::Doctor(args) => args.run(context),
             #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
             Verb::Probe(args) => args.run(context),
+            Verb::Energy(args) => args.run(context),
             Verb::Pull(args) => args.run(context),
             Verb::Models(args) => args.run(context),
             Verb::Completions(args) => args.run(context),
@@ -132,6 +135,7 @@ Examples:
   njoule pull                                      get the default model
   njoule pull HuggingFaceTB/SmolLM2-135M-Instruct  get a model from the hub
   njoule models                                    what is in the caches
+  njoule energy record -- COMMAND                  joules while a command runs
 ";
 
 #[cfg(test)]

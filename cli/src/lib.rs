@@ -1,7 +1,8 @@
 //! What the binary `njoule` does, as a library: arguments, verbs, and everything that gets a model.
 //!
 //! Verbs write to the streams they are handed and return errors; [`main`] alone prints an error and chooses the exit
-//! code: 0 done, 1 failed, 2 the command line was wrong, 70 the engine of a server was lost, 130 stopped by Ctrl-C.
+//! code: 0 done, 1 failed, 2 the command line was wrong, 70 the engine of a server was lost, 130 stopped by Ctrl-C;
+//! `energy record -- COMMAND` ends with the command's own.
 #![forbid(unsafe_code)]
 
 pub mod args;
@@ -18,6 +19,7 @@ use crate::args::UsageError;
 use crate::config::{ParseError, Parsed};
 use crate::session::Interrupted;
 use crate::verbs::Context;
+use crate::verbs::energy::CommandEnded;
 use crate::verbs::serve::EngineLost;
 
 /// Runs the process: its one exit point.
@@ -57,6 +59,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &
         Ok(()) => 0,
         Err(error) if is_broken_pipe(&error) => 0, // the reader has seen enough, as with `njoule ... | head`
         Err(error) if error.is::<Interrupted>() => INTERRUPTED, // what there was has been printed
+        // The command has said itself what went wrong.
+        Err(error) if error.is::<CommandEnded>() => error.downcast_ref().map_or(FAILED, |CommandEnded(code)| *code),
         Err(error) => {
             // Nothing is left to do if even this cannot be written.
             let _ = writeln!(err, "error: {error:#}");

@@ -7,6 +7,7 @@ pub mod build;
 pub mod chat;
 pub mod completions;
 pub mod doctor;
+pub mod energy;
 pub mod generate;
 pub mod inspect;
 pub mod models;

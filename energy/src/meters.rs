@@ -61,6 +61,9 @@ struct Track {
     last: Option<Reading>,
     trouble: Option<MeterError>,
     samples: u64,
+    errors: u64,
+    /// Whether it was taken out of the total because it stands still.
+    retired: bool,
     peak_w: f64,
 }
 
@@ -124,7 +127,16 @@ impl Meters {
     /// These meters alone.
     pub fn of(mut found: Vec<Box<dyn Meter>>, clock: Box<dyn Clock>) -> Meters {
         arrange(&mut found);
-        let track = |meter| Track { meter, first_ns: None, last: None, trouble: None, samples: 0, peak_w: 0.0 };
+        let track = |meter| Track {
+            meter,
+            first_ns: None,
+            last: None,
+            trouble: None,
+            samples: 0,
+            errors: 0,
+            retired: false,
+            peak_w: 0.0,
+        };
         let now = clock.now();
         let session = format!("{:x}-{:x}", (now.unix_s * 1e6) as u64, std::process::id());
         let tracks = found.into_iter().map(track).collect();
@@ -155,27 +167,33 @@ impl Meters {
         self.overhead.cpu_s += (thread_cpu_s() - before).max(0.0);
     }
 
-    /// Takes counters that never move out of the total: under a hypervisor there are such. The model of the host, if there is
-    /// one, stands in for them.
+    /// Takes counters that never move out of the total, and back in if they do: under a hypervisor there are such. The model
+    /// of the host, if there is one, stands in for them.
     fn retire(&mut self) {
-        let mut retired = false;
+        let mut changed = false;
         for track in &mut self.tracks {
             let (Some(first), Some(last)) = (track.first_ns, track.last) else { continue };
             let info = track.meter.info_mut();
             let host = matches!(info.scope, Scope::Cpu | Scope::Dram) || info.domain == "psys";
             let still = last.total.best() == 0.0 && seconds(first, last.at_ns) >= STANDS_STILL_S;
             if host && still && info.counts_in_total {
-                info.counts_in_total = false;
-                info.excluded = Some("the counter stands still".into());
-                retired = true;
+                (info.counts_in_total, info.excluded) = (false, Some("the counter stands still".into()));
+                (track.retired, changed) = (true, true);
+            } else if track.retired && last.total.best() > 0.0 {
+                (info.counts_in_total, info.excluded) = (true, None);
+                (track.retired, changed) = (false, true);
             }
         }
-        let metered = self.tracks.iter().map(|t| t.meter.info());
-        let left =
-            metered.clone().any(|i| i.counts_in_total && matches!(i.scope, Scope::Cpu | Scope::Node | Scope::Wall));
-        if retired && !left {
-            let model = self.tracks.iter_mut().map(|t| t.meter.info_mut()).find(|i| i.scope == Scope::Host);
-            model.into_iter().for_each(|info| (info.counts_in_total, info.excluded) = (true, None));
+        if !changed {
+            return;
+        }
+        let counts =
+            |i: &&meter::MeterInfo| i.counts_in_total && matches!(i.scope, Scope::Cpu | Scope::Node | Scope::Wall);
+        let metered = self.tracks.iter().map(|t| t.meter.info()).find(counts).map(|i| i.id.clone());
+        let model = self.tracks.iter_mut().map(|t| t.meter.info_mut()).find(|i| i.scope == Scope::Host);
+        if let Some(info) = model {
+            info.counts_in_total = metered.is_none();
+            info.excluded = metered.as_ref().map(|id| format!("{id} meters it"));
         }
     }
 
@@ -221,7 +239,10 @@ impl Track {
                 self.last = Some(reading);
                 self.trouble = None;
             }
-            Err(error) => self.trouble = Some(error),
+            Err(error) => {
+                self.errors += 1;
+                self.trouble = Some(error);
+            }
         }
     }
 
@@ -232,6 +253,7 @@ impl Track {
             total: self.last.map(|r| r.total),
             trouble: self.trouble.as_ref().map(ToString::to_string),
             samples: self.samples,
+            errors: self.errors,
             wraps: self.last.map_or(0, |r| r.wraps),
             holes: self.last.map_or(0, |r| r.holes),
             ambiguous: self.last.map_or(0, |r| r.ambiguous),

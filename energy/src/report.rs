@@ -148,7 +148,7 @@ impl Report {
             "subject": self.subject,
             "time_start_unix_s": self.start_unix_s,
             "git": null,
-            "host": window.map(|w| host(w)),
+            "host": window.map(host),
             "model": self.model,
             "workload": self.work,
             "window": {

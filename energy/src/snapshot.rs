@@ -52,6 +52,8 @@ pub struct MeterState {
     pub trouble: Option<String>,
     /// Readings.
     pub samples: u64,
+    /// Readings that failed.
+    pub errors: u64,
     /// Wraps.
     pub wraps: u32,
     /// Spans with an unknown amount.

@@ -171,10 +171,11 @@ impl Window {
             flags.insert(Flag::NtpStep);
         }
         let cpu = cpu(a, b);
-        if let (Some(busy), Some(steal)) = (cpu.busy_s, cpu.steal_s) {
-            if steal > 0.01 * (busy + steal) && steal >= 0.1 {
-                flags.insert(Flag::Steal);
-            }
+        if let (Some(busy), Some(steal)) = (cpu.busy_s, cpu.steal_s)
+            && steal > 0.01 * (busy + steal)
+            && steal >= 0.1
+        {
+            flags.insert(Flag::Steal);
         }
         let duration_s = seconds(a.mono_ns, b.mono_ns);
         let mut total = total(&meters, &neuron, &b.absent);
@@ -255,7 +256,7 @@ fn metered(a: &Snapshot, b: &Snapshot, end: &MeterState, flags: &mut BTreeSet<Fl
 
 fn neuron(a: &Snapshot, b: &Snapshot, device: &NeuronState, flags: &mut BTreeSet<Flag>) -> NeuronWindow {
     let inside = device.minutes.iter().filter(|m| m.from_ns >= a.mono_ns && m.to_ns <= b.mono_ns);
-    let touched = device.minutes.iter().filter(|m| m.to_ns > a.mono_ns && m.to_ns <= b.mono_ns);
+    let mut touched = device.minutes.iter().filter(|m| m.to_ns > a.mono_ns && m.to_ns <= b.mono_ns);
     for minute in touched.clone() {
         match minute.verdict {
             Verdict::NoData => flags.insert(Flag::NoDataMinutes),
@@ -273,7 +274,7 @@ fn neuron(a: &Snapshot, b: &Snapshot, device: &NeuronState, flags: &mut BTreeSet
         (min, max) = (min.min(minute.min), max.max(minute.max));
     }
     let duration_s = seconds(a.mono_ns, b.mono_ns);
-    let last = touched.last().map(|m| m.verdict);
+    let last = touched.next_back().map(|m| m.verdict);
     let status = match (minutes, last, &device.trouble) {
         (1.., _, _) => "valid",
         (_, Some(Verdict::NoData), _) => "no_data",

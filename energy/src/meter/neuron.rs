@@ -37,6 +37,8 @@ pub struct NeuronState {
     pub trouble: Option<String>,
     /// The last line as it stands in the file.
     pub raw: Option<String>,
+    /// Utilisation-seconds of all minutes that counted.
+    pub util_seconds: f64,
     /// The last minutes, oldest first.
     pub minutes: VecDeque<Minute>,
 }
@@ -118,8 +120,16 @@ pub fn open(root: &Root, profile: Option<&NeuronWatts>) -> Vec<NeuronPower> {
         let power = dir.join("stats/power");
         let file = power.join("utilization");
         let trouble = (!power.is_dir()).then(|| "no stats/power: a driver older than 2.21.37".to_owned());
-        let state =
-            NeuronState { device, name, dies, profile: profile.cloned(), trouble, raw: None, minutes: VecDeque::new() };
+        let state = NeuronState {
+            device,
+            name,
+            dies,
+            profile: profile.cloned(),
+            trouble,
+            raw: None,
+            util_seconds: 0.0,
+            minutes: VecDeque::new(),
+        };
         devices.push(NeuronPower { state, file, last: None });
     }
     devices.sort_by_key(|d| d.state.device);
@@ -186,6 +196,9 @@ impl NeuronPower {
             max,
             verdict,
         };
+        if verdict == Verdict::Valid {
+            self.state.util_seconds += mean * seconds;
+        }
         if self.state.minutes.len() == KEPT {
             self.state.minutes.pop_front();
         }

@@ -147,6 +147,11 @@ fn a_dead_counter_gives_way_to_the_model() {
     let w = window(&start, &meters.snapshot());
     assert_eq!((w.total.method, w.total.boundary.as_str()), (Some(Method::Estimated), "host"));
     assert_eq!(w.meters[0].info.excluded.as_deref(), Some("the counter stands still"));
+    // It moves after all: then it is believed again.
+    m.zone("0", "psys", 20_000_000, RANGE);
+    m.hands.pass(10.0);
+    let woken = window(&start, &meters.snapshot());
+    assert_eq!((woken.total.joules.unwrap().best(), woken.total.boundary.as_str()), (20.0, "node"));
 }
 
 fn process(m: &Machine, pid: u32, ticks: u64) {

@@ -1,0 +1,266 @@
+//! `njoule energy` on made-up machines: what scripts see.
+
+mod support;
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+use support::{Ran, njoule, ran};
+
+/// A machine of files with one RAPL zone, whose value the commands below move.
+struct Machine(tempfile::TempDir);
+
+impl Machine {
+    fn bare() -> Machine {
+        Machine(tempfile::tempdir().unwrap())
+    }
+
+    fn with_zone() -> Machine {
+        let machine = Machine::bare();
+        machine.put("proc/cpuinfo", "vendor_id\t: GenuineIntel\nflags\t\t: fpu\n");
+        machine.put("sys/class/powercap/intel-rapl:0/name", "package-0\n");
+        machine.put("sys/class/powercap/intel-rapl:0/max_energy_range_uj", "262143328850\n");
+        machine.joules(1);
+        machine
+    }
+
+    fn joules(&self, joules: u64) {
+        self.put("sys/class/powercap/intel-rapl:0/energy_uj", &format!("{}\n", joules * 1_000_000));
+    }
+
+    fn put(&self, path: &str, text: &str) {
+        let path = self.0.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    fn path(&self, path: &str) -> String {
+        self.0.path().join(path).to_str().unwrap().to_owned()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = njoule(args);
+        command.env("NJOULE_SYSFS_ROOT", self.0.path());
+        for name in ["NJOULE_NEURON_WATTS", "NJOULE_NVML"] {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Ran {
+        ran(self.command(args).output().unwrap())
+    }
+
+    /// A shell command that moves the counter by so much and prints a word.
+    fn burn(&self, joules: u64) -> String {
+        format!(
+            "echo {} > {}; echo done",
+            (1 + joules) * 1_000_000,
+            self.path("sys/class/powercap/intel-rapl:0/energy_uj")
+        )
+    }
+}
+
+/// An agent on a free port.
+struct Agent(Child, String);
+
+impl Agent {
+    fn start(machine: &Machine, args: &[&str]) -> Agent {
+        let mut command = machine.command(&[&["energy", "serve", "-q", "--port", "0"], args].concat());
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("listening on ").unwrap_or_else(|| panic!("{line}")).to_owned();
+        Agent(child, address)
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_command_is_recorded_and_its_exit_code_kept() {
+    let machine = Machine::with_zone();
+    let file = machine.path("run.json");
+    let burn = machine.burn(50);
+    let done = machine.run(&["energy", "record", "-o", &file, "--output-tokens", "100", "--", "sh", "-c", &burn]);
+    assert_eq!((done.code, done.stdout.as_str()), (0, "done\n"));
+    assert!(done.stderr.contains("energy: 50.000 J (") && done.stderr.contains(", cpu, measured"), "{}", done.stderr);
+    let report: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    assert_eq!(report["schema"], "njoule.energy/1");
+    assert!((report["energy"]["total_j"].as_f64().unwrap() - 50.0).abs() < 1e-9);
+    assert!((report["metrics"]["output_tokens_per_joule"].as_f64().unwrap() - 2.0).abs() < 1e-9);
+    assert_eq!(report["client"]["exit_code"], 0);
+
+    let failed = machine.run(&["energy", "record", "-q", "--json", "--", "sh", "-c", "exit 7"]);
+    assert_eq!((failed.code, failed.stderr.as_str()), (7, ""));
+    // A counter that did not move is not zero joules.
+    let report: Value = serde_json::from_str(&failed.stdout).unwrap();
+    assert!(report["energy"]["total_j"].is_null() && report["client"]["exit_code"] == 7, "{report}");
+    machine.run(&["energy", "record", "--", "/nowhere/x"]).fails_with(1, &["/nowhere/x: cannot be started"]);
+}
+
+#[test]
+fn unknown_is_null_and_no_failure_unless_asked_for() {
+    let machine = Machine::bare();
+    let ran = machine.run(&["energy", "record", "--json", "--", "true"]);
+    let report = ran.json();
+    assert!(report["energy"]["total_j"].is_null() && report["energy"]["method"].is_null());
+    assert!(!report["energy"]["reasons"].as_array().unwrap().is_empty());
+    let strict = machine.run(&["energy", "record", "-q", "--require-energy", "estimated", "--", "true"]);
+    strict.fails_with(1, &["the energy is unknown"]);
+    let watched = machine.run(&["energy", "watch", "-q", "-n", "1", "-i", "0.05"]);
+    assert!(watched.code == 0 && watched.stdout.starts_with("energy: unknown over "), "{}", watched.stdout);
+    let weak = Machine::with_zone();
+    weak.put("proc/cpuinfo", "vendor_id\t: AuthenticAMD\n");
+    let burn = weak.burn(9);
+    let refused = weak.run(&["energy", "record", "-q", "--require-energy", "measured", "--", "sh", "-c", &burn]);
+    assert!(refused.code == 1 && refused.stderr.contains("the energy is hardware_model"), "{}", refused.stderr);
+}
+
+#[test]
+fn an_agent_answers_for_its_machine_and_nobody_else() {
+    let served = Machine::with_zone();
+    let agent = Agent::start(&served, &[]);
+    let burn = served.burn(30);
+    // The client's own machine has no meter at all.
+    let client = Machine::bare();
+    let ran = client.run(&["energy", "record", "-q", "--json", "--meter", &agent.1, "--", "sh", "-c", &burn]);
+    let report: Value = serde_json::from_str(ran.stdout.trim_start_matches("done\n")).unwrap();
+    assert!((report["energy"]["total_j"].as_f64().unwrap() - 30.0).abs() < 1e-9, "{report}");
+    assert_eq!(report["subject"].as_str(), Some(agent.1.as_str()));
+    assert!(report["client"]["command_cpu_s"].is_number());
+
+    // The other way round: a client with a meter never answers for a machine that has none, or is not there.
+    let bare = Agent::start(&Machine::bare(), &[]);
+    let dead = "http://127.0.0.1:1";
+    for url in [bare.1.as_str(), dead] {
+        let burn = served.burn(60);
+        let ran = served.run(&["energy", "record", "-q", "--json", "--meter", url, "--", "sh", "-c", &burn]);
+        let report: Value = serde_json::from_str(ran.stdout.trim_start_matches("done\n")).unwrap();
+        assert!(ran.code == 0 && report["energy"]["total_j"].is_null(), "{report}");
+        assert!(!report["energy"]["reasons"].as_array().unwrap().is_empty(), "{report}");
+    }
+}
+
+#[test]
+fn scripts_survive_what_is_unknown() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../benches/scripts");
+    let python = format!(
+        "import sys; sys.path.insert(0, {dir:?})\nfrom energy import measure\nimport subprocess, os\n\
+         with measure('work') as m: subprocess.run(['sh', '-c', os.environ['BURN']], stdout=subprocess.DEVNULL)\n\
+         print(m.joules is not None and round(m.joules), m.method, bool(m.reasons))"
+    );
+    let shell = format!("set -eu; . {dir}/energy.sh; energy_start; sh -c \"$BURN\" > /dev/null; energy_end");
+    let measured = Machine::with_zone();
+    let (with, without) = (Agent::start(&measured, &[]), Agent::start(&Machine::bare(), &[]));
+    for (url, python_says, shell_says) in [
+        (with.1.as_str(), "40 measured False", "\"method\":\"measured\""),
+        (without.1.as_str(), "False None True", "\"total_j\":null"),
+        ("http://127.0.0.1:1", "False None True", "\"total_j\":null"),
+    ] {
+        for (program, flag, script, says) in
+            [("python3", "-c", &python, python_says), ("bash", "-c", &shell, shell_says)]
+        {
+            measured.joules(1);
+            // The agent must have seen where the counter stands before it is moved.
+            let mut command = Command::new(program);
+            command.arg(flag).arg(script).env("NJOULE_ENERGY_URL", url).env("BURN", measured.burn(40));
+            let ran = ran(command.output().unwrap());
+            assert!(ran.code == 0 && ran.stdout.contains(says), "{program} {url}: {} {}", ran.stdout, ran.stderr);
+        }
+    }
+}
+
+/// The two benchmark scripts as a reader would start them, beside an agent that knows nothing.
+#[test]
+fn benchmark_scripts_print_tokens_and_null() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../benches/scripts");
+    let machine = Machine::bare();
+    let agent = Agent::start(&machine, &[]);
+    let model = support::testdata("qwen3");
+    let mut server =
+        machine.command(&["serve", &model, "--port", "0", "--threads", "1"]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(server.stderr.take().unwrap()).lines();
+    let address = lines.find_map(|line| line.unwrap().strip_prefix("listening on ").map(str::to_owned)).unwrap();
+    let mut python = Command::new("python3");
+    python.arg(format!("{dir}/tokens-per-joule.py")).args([&address, &agent.1]);
+    let mut shell = Command::new("bash");
+    shell.arg(format!("{dir}/tokens-per-joule.sh")).args([env!("CARGO_BIN_EXE_njoule"), &model]);
+    shell.env("NJOULE_SYSFS_ROOT", machine.path("")).env_remove("NJOULE_NEURON_WATTS");
+    let results = [(python, 256), (shell, 128)].map(|(mut script, tokens)| (ran(script.output().unwrap()), tokens));
+    let _ = server.kill();
+    let _ = server.wait();
+    for (result, tokens) in results {
+        let printed = result.json();
+        assert_eq!(printed["output_tokens"], tokens);
+        for key in ["total_j", "method", "output_tokens_per_joule"] {
+            assert!(printed[key].is_null(), "{printed}");
+        }
+        assert!(!printed["reasons"].as_array().unwrap().is_empty(), "{printed}");
+    }
+}
+
+#[test]
+fn an_agent_refuses_what_is_no_snapshot() {
+    let agent = Agent::start(&Machine::with_zone(), &[]);
+    let post = |body: &str| {
+        let url = format!("{}/v1/energy/report", agent.1);
+        let ran = ran(Command::new("curl").args(["-s", "--noproxy", "*", "--data", body, &url]).output().unwrap());
+        serde_json::from_str::<Value>(&ran.stdout).unwrap()["error"]["message"].as_str().unwrap().to_owned()
+    };
+    assert!(post("{}").contains("no snapshot"));
+    assert!(post("not json").contains("no snapshot"));
+    let get = |path: &str| {
+        ran(Command::new("curl").args(["-s", "--noproxy", "*", &format!("{}{path}", agent.1)]).output().unwrap()).stdout
+    };
+    let snapshot = get("/v1/energy").replace("\"session\":\"", "\"session\":\"x");
+    assert!(post(&snapshot).contains("started again"));
+    assert!(get("/metrics").contains("# TYPE njoule_energy_joules_total counter"));
+    assert!(get("/nothing").contains("/v1/energy/report"));
+}
+
+#[test]
+fn watts_are_calibrated_from_recorded_files() {
+    let machine = Machine::bare();
+    let (mut lines, mut feed, mut joules) = (String::new(), "t_unix_s,joules\n".to_owned(), 0.0);
+    for (i, mean) in [0.0, 10.0, 20.0, 80.0, 50.0, 30.0, 90.0, 0.0, 60.0].into_iter().enumerate() {
+        let stamp = 1_726_000_020 + 60 * i;
+        joules += if i == 0 { 0.0 } else { 60.0 * (25.0 + 110.0 * mean / 100.0) };
+        // Read twice, as a loop does.
+        lines += &format!("POWER_STATUS_VALID,{stamp},0.00,{mean:.2},{mean:.2}\n").repeat(2);
+        feed += &format!("{stamp},{joules}\n");
+    }
+    machine.put("lines.txt", &lines);
+    machine.put("pdu.csv", &feed);
+    let source = format!("csv:{}", machine.path("pdu.csv"));
+    let file = machine.path("lines.txt");
+    let fit = machine.run(&["energy", "calibrate", "--feed", &source, "--lines", &file, "--json"]).json();
+    assert!((fit["base_w"]["best"].as_f64().unwrap() - 25.0).abs() < 1e-6, "{fit}");
+    assert!((fit["span_w"]["best"].as_f64().unwrap() - 110.0).abs() < 1e-6, "{fit}");
+    machine.put("lines.txt", "POWER_STATUS_VALID,1726000020,0.00,1.00,1.00\n");
+    machine.run(&["energy", "calibrate", "--feed", &source, "--lines", &file]).fails_with(1, &["5 are needed"]);
+    machine.put("lines.txt", "watts\n");
+    machine.run(&["energy", "calibrate", "--feed", &source, "--lines", &file]).fails_with(1, &["line 1"]);
+    machine.run(&["energy", "calibrate", "--feed", &source]).fails_with(1, &["no Neuron device here"]);
+}
+
+#[test]
+fn a_wrong_command_line_says_what_is_right() {
+    let machine = Machine::bare();
+    for (args, words) in [
+        (&["energy", "watch", "--meter", "moon"][..], &["none of local, pid:N, cgroup:PATH"][..]),
+        (&["energy", "watch", "--neuron-watts", "base=1"], &["span=WATTS is missing"]),
+        (&["energy", "watch", "--feed", "pdu"], &["cmd:COMMAND, csv:FILE or unix:SOCKET"]),
+        (&["energy", "watch", "--interval", "0"], &["no number of seconds"]),
+        (&["energy", "record", "--seconds", "1", "--", "true"], &["cannot be used with"]),
+    ] {
+        machine.run(args).fails_with(2, words);
+    }
+}
