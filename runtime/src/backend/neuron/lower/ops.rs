@@ -78,6 +78,7 @@ impl Lowering<'_> {
                 let x = self.like(*out, *x);
                 (out, self.clamped(x, -bound, *bound))
             }
+            Op::JoinHeads { .. } => unreachable!("refused when the program was divided"),
             Op::Route { x, routing, out } => {
                 let x = self.whole(*x);
                 (out, self.route(x, routing))
