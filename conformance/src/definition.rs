@@ -102,7 +102,17 @@ impl<'a> Definition<'a> {
             Op::Scale { x, factor, .. } => each(x, &|x| x * f64::from(*factor)),
             Op::Softcap { x, cap, .. } => each(x, &|x| f64::from(*cap) * (x / f64::from(*cap)).tanh()),
             Op::Clamp { x, bound, .. } => each(x, &|x| x.clamp(-f64::from(*bound), f64::from(*bound))),
-            Op::Route { x, routing, .. } => vec![val(x).iter().map(|r| route(r, routing)).collect()],
+            Op::JoinHeads { x, y, lengths: [a, b], .. } => {
+                let row = |(x, y): (&Vec<f64>, &Vec<f64>)| {
+                    let part = |h: usize| if y.len() == *b { &y[..] } else { &y[h * b..][..*b] };
+                    x.chunks(*a).enumerate().flat_map(|(h, x)| [x, part(h)].concat()).collect()
+                };
+                vec![val(x).iter().zip(val(y)).map(row).collect()]
+            }
+            Op::Route { x, routing, .. } => {
+                let bias = routing.bias.map(|w| self.weight(w));
+                vec![val(x).iter().map(|r| route(r, routing, bias)).collect()]
+            }
             Op::MoeMlp { x, shares, gate, up, down, glu, .. } => {
                 let row = |(x, shares): (&Vec<f64>, &Vec<f64>)| {
                     let x = vec![x.clone()];
@@ -159,7 +169,7 @@ impl<'a> Definition<'a> {
     }
 
     fn attend(&self, op: &Op, vals: &[Rows]) -> Rows {
-        let Op::Attend { q, k, v, cache, heads, scale, window, softcap, sinks, .. } = op else { unreachable!() };
+        let Op::Attend { q, k, v, cache, heads, scale, window, softcap, sinks, alibi, .. } = op else { unreachable!() };
         let CacheInfo { kv_heads, k_dim, v_dim } = self.program.caches[cache.0 as usize];
         let [q, k, v] = [q, k, v].map(|v| -> Rows {
             vals[v.0 as usize].iter().map(|r| r.iter().map(|x| self.rounded(*x)).collect()).collect()
@@ -168,12 +178,14 @@ impl<'a> Definition<'a> {
             let first = window.map_or(0, |w| (p + 1).saturating_sub(w));
             let head = |h: usize| {
                 let (kv, q) = (h / (heads / kv_heads), &q[p][h * k_dim..][..k_dim]);
-                let score = |k: &Vec<f64>| {
+                let score = |(at, k): (usize, &Vec<f64>)| {
                     let dot: f64 = k[kv * k_dim..][..k_dim].iter().zip(q).map(|(k, q)| k * q).sum();
                     let score = f64::from(*scale) * dot;
-                    softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
+                    let score = softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh());
+                    let before = (first + at) as f64 - p as f64;
+                    score + alibi.as_ref().map_or(0.0, |slopes| f64::from(slopes[h]) * before)
                 };
-                let scores: Vec<f64> = k[first..=p].iter().map(score).collect();
+                let scores: Vec<f64> = k[first..=p].iter().enumerate().map(score).collect();
                 let sink = sinks.map(|s| self.weight(s)[h]);
                 let max = scores.iter().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
                 let exps: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
@@ -229,16 +241,28 @@ fn erf(x: f64) -> f64 {
     sum * 2.0 / std::f64::consts::PI.sqrt()
 }
 
-fn route(logits: &[f64], routing: &Routing) -> Vec<f64> {
+fn route(logits: &[f64], routing: &Routing, bias: Option<&[f64]>) -> Vec<f64> {
     let all: f64 = logits.iter().map(|x| x.exp()).sum();
     let score = |x: &f64| match routing.score {
         RouteScore::Softmax => x.exp() / all,
         RouteScore::Sigmoid => 1.0 / (1.0 + (-x).exp()),
     };
     let scores: Vec<f64> = logits.iter().map(score).collect();
-    // An expert is kept unless `top_k` others go before it.
-    let goes_before = |o: usize, e: usize| scores[o] > scores[e] || (scores[o] == scores[e] && o < e);
-    let kept = |e: usize| (0..scores.len()).filter(|o| goes_before(*o, e)).count() < routing.top_k;
+    let mut ranks: Vec<f64> = scores.iter().enumerate().map(|(e, s)| s + bias.map_or(0.0, |b| b[e])).collect();
+    // One is kept unless so many others go before it.
+    let is_kept = |ranks: &[f64], e: usize, most: usize| {
+        let goes_before = |o: &usize| ranks[*o] > ranks[e] || (ranks[*o] == ranks[e] && *o < e);
+        (0..ranks.len()).filter(goes_before).count() < most
+    };
+    if let Some(RouteGroups { count, kept, best }) = routing.groups {
+        let size = ranks.len() / count;
+        let sum = |group: &[f64]| -> f64 { (0..size).filter(|e| is_kept(group, *e, best)).map(|e| group[e]).sum() };
+        let sums: Vec<f64> = ranks.chunks(size).map(sum).collect();
+        for g in (0..count).filter(|g| !is_kept(&sums, *g, kept)) {
+            ranks[g * size..(g + 1) * size].fill(f64::NEG_INFINITY);
+        }
+    }
+    let kept = |e: usize| is_kept(&ranks, e, routing.top_k);
     let sum: f64 = (0..scores.len()).filter(|e| kept(*e)).map(|e| scores[e]).sum();
     let share = |e: usize| scores[e] / if routing.normalise { sum } else { 1.0 } * f64::from(routing.factor);
     (0..scores.len()).map(|e| if kept(e) { share(e) } else { 0.0 }).collect()

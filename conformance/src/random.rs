@@ -97,6 +97,7 @@ fn attention(t: &mut Tracer, d: &mut Draw, h: Val, cols: usize) -> Val {
         window: d.of(&[None, None, Some(7), Some(32)]),
         softcap: d.of(&[None, None, Some(4.0)]),
         sinks: d.rarely(3).then(|| t.vector("sinks", heads)),
+        alibi: None,
     };
     t.attend([q, k, v], attention)
 }
@@ -125,6 +126,8 @@ fn feed_forward(t: &mut Tracer, d: &mut Draw, h: Val, cols: usize) -> Val {
             let router = matrix(t, "router", (experts, cols), false);
             let logits = t.linear(h, router);
             let routing = Routing {
+                bias: None,
+                groups: None,
                 score: d.of(&[RouteScore::Softmax, RouteScore::Sigmoid]),
                 top_k: 1 + d.below(experts),
                 normalise: d.rarely(2),

@@ -41,6 +41,8 @@ pub struct AttendArgs<'a> {
     pub softcap: Option<f32>,
     /// A score per query head that takes part in the softmax and has no value; or null.
     pub sinks: *const f32,
+    /// A slope per query head, by which scores grow with the key's position; or null.
+    pub alibi: *const f32,
     /// The layer's cache.
     pub cache: &'a KvCache,
     /// The sequence's blocks.
@@ -137,6 +139,14 @@ unsafe fn tile<S: Simd, const KV: u8, const NT: usize>(a: &AttendArgs<'_>, first
             while first < vectors {
                 score::<S, KV, NT>(a, &seen, q, scores, (key0, first, vectors));
                 first += unroll(NT);
+            }
+            if !a.alibi.is_null() {
+                for t in 0..NT {
+                    let (slope, position) = (*a.alibi.add(column(t)), (to[t] - 1) as f32);
+                    for i in 0..count {
+                        *scores.add(t * KEY_TILE + i) += slope * ((key0 + i) as f32 - position);
+                    }
+                }
             }
             softmax_step::<S, NT>(scores, vectors, &mut max, &mut sum, acc, v_pad);
             if KV == KvStored::Int8 as u8 {

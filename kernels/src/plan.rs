@@ -124,6 +124,7 @@ struct Attention {
     window: usize,
     softcap: Option<f32>,
     sinks: Option<Vec<f32>>,
+    alibi: Option<Vec<f32>>,
 }
 
 /// A matrix, or a stack of them, and the packed form of what it is multiplied with.
@@ -239,6 +240,12 @@ enum RowOp {
     Clamp {
         x: Region,
         bound: f32,
+        out: Region,
+    },
+    Join {
+        x: Region,
+        y: Region,
+        lengths: [usize; 2],
         out: Region,
     },
     Route {

@@ -4,8 +4,10 @@
 //! other names or shapes declare their own and use the rest.
 
 mod moe;
+mod norm;
 
 pub(crate) use moe::{routed_experts, router, separate_experts, sparse_mlp};
+pub(crate) use norm::{NormOf, layer_norm, layer_norm_of, layer_norm_unbiased, rms_norm, rms_norm_of};
 
 use crate::config::ModelConfig;
 use crate::program::*;
@@ -15,59 +17,99 @@ use crate::tracer::{Attention, LinearWeight, Tracer};
 /// A part of a layer: from normalised rows to what is added to the residual stream.
 pub(crate) type Part = fn(&mut Tracer, &ModelConfig, usize, Val) -> Val;
 
-/// Declares a norm over the residual stream.
-pub(crate) type NormOf = fn(&mut Tracer, &ModelConfig, &str) -> Norm;
-
-/// Which norm a decoder has, and the names of a layer's: before (what the part reads) and after (what it adds), where the
-/// layer has them.
-pub(crate) struct LayerNorms {
+/// What a decoder's layers are made of, and what checkpoints call it.
+pub(crate) struct Layout {
+    pub(crate) names: Names,
     pub(crate) norm: NormOf,
+    /// Names of the norms around the attention: before (what it reads) and after (what it adds), where the layer has them.
     pub(crate) attention: (Option<&'static str>, Option<&'static str>),
+    /// The same of the feed-forward part.
     pub(crate) mlp: (Option<&'static str>, Option<&'static str>),
+    /// Whether both parts read one residual stream, `x += attention(before(x)) + mlp(before(x))`; without a norm of its own the
+    /// feed-forward part reads the attention's rows.
+    pub(crate) is_parallel: bool,
 }
 
-impl LayerNorms {
-    /// Those of a layer that norms what its parts read.
-    pub(crate) fn before(norm: NormOf) -> LayerNorms {
-        let (attention, mlp) = (Some("input_layernorm"), Some("post_attention_layernorm"));
-        LayerNorms { norm, attention: (attention, None), mlp: (mlp, None) }
-    }
+/// Where a checkpoint has the parts that every decoder has.
+#[derive(Clone, Copy)]
+pub(crate) struct Names {
+    pub(crate) tokens: &'static str,
+    /// Learned positions, which are added to the embeddings.
+    pub(crate) positions: Option<&'static str>,
+    pub(crate) layers: &'static str,
+    pub(crate) attention: &'static str,
+    /// The attention's output projection, within it.
+    pub(crate) output: &'static str,
+    pub(crate) norm: &'static str,
+    pub(crate) head: &'static str,
+}
+
+impl Names {
+    pub(crate) const LLAMA: Names = Names {
+        tokens: "model.embed_tokens",
+        positions: None,
+        layers: "model.layers",
+        attention: "self_attn",
+        output: "o_proj",
+        norm: "model.norm",
+        head: "lm_head",
+    };
+}
+
+impl Layout {
+    /// That of a decoder that RMS-norms what its parts read.
+    pub(crate) const LLAMA: Layout = Layout {
+        names: Names::LLAMA,
+        norm: rms_norm,
+        attention: (Some("input_layernorm"), None),
+        mlp: (Some("post_attention_layernorm"), None),
+        is_parallel: false,
+    };
 }
 
 /// A decoder of layers that RMS-norm what they read: `x += attention(norm(x)); x += mlp(norm(x))`.
 pub(crate) fn pre_norm_decoder(t: &mut Tracer, c: &ModelConfig, attention: Part, mlp: Part) -> Val {
-    decoder(t, c, LayerNorms::before(rms_norm), attention, mlp)
+    decoder(t, c, Layout::LLAMA, attention, mlp)
 }
 
 /// A decoder: `x += after(attention(before(x))); x += after(mlp(before(x)))`, by the norms that its layers have.
 ///
 /// `attention` ends before the output projection, so that the last layer's runs on rows that need logits alone.
-pub(crate) fn decoder(t: &mut Tracer, c: &ModelConfig, norms: LayerNorms, attention: Part, mlp: Part) -> Val {
-    let norm = |t: &mut Tracer, name: Option<&str>| name.map(|name| (norms.norm)(t, c, name));
-    let mut x = embed(t, c);
-    let mut delta = None;
+pub(crate) fn decoder(t: &mut Tracer, c: &ModelConfig, layout: Layout, attention: Part, mlp: Part) -> Val {
+    let Layout { names, .. } = layout;
+    let norm = |t: &mut Tracer, name: Option<&str>| name.map(|name| (layout.norm)(t, c, name));
+    let mut x = embed(t, c, &names);
+    let mut delta = names.positions.map(|name| embed_positions(t, c, name, 0));
     for layer in 0..c.layers {
-        (x, delta) = t.layer(&format!("model.layers.{layer}"), |t| {
-            let before = norm(t, norms.attention.0);
-            let (mut x, h) = add_and_norm(t, x, delta, before);
-            let mut a = t.scope("self_attn", |t| attention(t, c, layer, h));
+        (x, delta) = t.layer(&format!("{}.{layer}", names.layers), |t| {
+            let before = norm(t, layout.attention.0);
+            let (mut x, mut h) = add_and_norm(t, x, delta, before);
+            let mut a = t.scope(names.attention, |t| attention(t, c, layer, h));
             if layer + 1 == c.layers {
                 // Nothing after the last attention mixes rows.
                 (x, a) = (t.take_outputs(x), t.take_outputs(a));
+                if layout.is_parallel && layout.mlp.0.is_none() {
+                    h = t.take_outputs(h);
+                }
             }
-            let o = output_projection(t, c, a);
-            let after = norm(t, norms.attention.1);
+            let o = t.scope(names.attention, |t| output_projection(t, c, names.output, a));
+            let after = norm(t, layout.attention.1);
             let o = as_added(t, c, o, after);
-            let before = norm(t, norms.mlp.0);
-            let (x, h) = add_and_norm(t, x, Some(o), before);
+            let before = norm(t, layout.mlp.0);
+            let (x, h) = match (layout.is_parallel, before) {
+                (false, before) => add_and_norm(t, x, Some(o), before),
+                (true, Some(norm)) => (x, t.norm(x, norm, NormGroup::Row)),
+                (true, None) => (x, h),
+            };
             let m = mlp(t, c, layer, h);
-            let after = norm(t, norms.mlp.1);
-            (x, Some(as_added(t, c, m, after)))
+            let after = norm(t, layout.mlp.1);
+            let m = as_added(t, c, m, after);
+            (x, Some(if layout.is_parallel { t.add(o, m) } else { m }))
         });
     }
-    let last = (norms.norm)(t, c, "model.norm");
+    let last = (layout.norm)(t, c, names.norm);
     let (_, h) = t.add_norm(x, delta, last);
-    head(t, c, h)
+    head(t, c, &names, h)
 }
 
 /// `x + delta`, and what the next part reads of it.
@@ -88,30 +130,31 @@ fn as_added(t: &mut Tracer, c: &ModelConfig, x: Val, norm: Option<Norm>) -> Val 
 }
 
 /// Token embeddings, scaled.
-pub(crate) fn embed(t: &mut Tracer, c: &ModelConfig) -> Val {
-    let table = t.weight(EMBEDDING, c.vocab, c.hidden, WeightUse::Vocabulary, Parallel::Column);
+pub(crate) fn embed(t: &mut Tracer, c: &ModelConfig, names: &Names) -> Val {
+    let table = vocabulary(t, c, names.tokens);
     let x = t.embed(table);
     t.scale(x, c.embed_scale)
 }
 
+/// Learned positions, of which the first `offset` stand for none.
+pub(crate) fn embed_positions(t: &mut Tracer, c: &ModelConfig, name: &str, offset: usize) -> Val {
+    let (name, rows) = (format!("{name}.weight"), c.max_len + offset);
+    let table = t.weight(&name, rows, c.hidden, WeightUse::Vocabulary, Parallel::Replicated);
+    t.embed_by(table, EmbedIndex::Positions { offset })
+}
+
 /// Logits of the last hidden state.
-pub(crate) fn head(t: &mut Tracer, c: &ModelConfig, h: Val) -> Val {
-    let name = if c.tied { EMBEDDING } else { "lm_head.weight" };
-    let weight = t.weight(name, c.vocab, c.hidden, WeightUse::Vocabulary, Parallel::Column);
-    let logits = t.linear(h, LinearWeight { weight, bias: None });
+pub(crate) fn head(t: &mut Tracer, c: &ModelConfig, names: &Names, h: Val) -> Val {
+    let weight = vocabulary(t, c, if c.tied { names.tokens } else { names.head });
+    let bias = || format!("{}.bias", names.head);
+    let bias = c.head_bias.then(|| t.weight(&bias(), 1, c.vocab, WeightUse::Vector, Parallel::Column));
+    let logits = t.linear(h, LinearWeight { weight, bias });
     let logits = t.scale(logits, c.logit_scale);
     t.softcap(logits, c.logit_softcap)
 }
 
-/// An RMS norm over the residual stream.
-pub(crate) fn rms_norm(t: &mut Tracer, c: &ModelConfig, name: &str) -> Norm {
-    rms_norm_of(t, c, name, c.hidden)
-}
-
-/// An RMS norm of `len` values.
-pub(crate) fn rms_norm_of(t: &mut Tracer, c: &ModelConfig, name: &str, len: usize) -> Norm {
-    let weight = if c.norm_plus_one { t.vector_plus_one(name, len) } else { t.vector(name, len) };
-    Norm::rms(weight, c.norm_eps)
+fn vocabulary(t: &mut Tracer, c: &ModelConfig, name: &str) -> WeightId {
+    t.weight(&format!("{name}.weight"), c.vocab, c.hidden, WeightUse::Vocabulary, Parallel::Column)
 }
 
 /// Projections, norms of heads where the family has them, rotation, attention.
@@ -123,6 +166,18 @@ pub(crate) fn attention(t: &mut Tracer, c: &ModelConfig, layer: usize, h: Val) -
         k = t.norm(k, k_norm, NormGroup::Head(c.head_dim));
     }
     attend(t, c, layer, [q, k, v], None)
+}
+
+/// Queries, keys and values of a checkpoint that has them in one tensor, the queries of a group of heads above its key and its
+/// value.
+pub(crate) fn project_groups(t: &mut Tracer, c: &ModelConfig, h: Val, name: &str) -> [Val; 3] {
+    let (d, n) = (c.head_dim, c.heads / c.kv_heads);
+    let step = (n + 2) * d;
+    let parts = [(0, n * d), (n * d, d), ((n + 1) * d, d)].map(|(start, run)| {
+        let view = View::every(start, (run, step), c.kv_heads * step);
+        t.linear_view(name, (c.kv_heads * run, c.hidden), c.bias.qkv, Parallel::Column, view)
+    });
+    t.linear_n(h, parts)
 }
 
 /// Queries, keys and values.
@@ -152,13 +207,22 @@ pub(crate) fn attend(
     let (heads, kv_heads) = (c.heads, c.kv_heads);
     let scale = if c.attention_scale_by_layer { c.attention_scale / (layer + 1) as f32 } else { c.attention_scale };
     let (window, softcap) = (c.windows[layer], c.attention_softcap);
-    t.attend([q, k, v], Attention { heads, kv_heads, scale, window, softcap, sinks })
+    let alibi = c.alibi.clone();
+    t.attend([q, k, v], Attention { heads, kv_heads, scale, window, softcap, sinks, alibi })
 }
 
-/// `self_attn.o_proj`.
-pub(crate) fn output_projection(t: &mut Tracer, c: &ModelConfig, a: Val) -> Val {
-    let o = t.linear_weight("self_attn.o_proj", (c.hidden, c.heads * c.head_dim), c.bias.o, Parallel::Row);
+fn output_projection(t: &mut Tracer, c: &ModelConfig, name: &str, a: Val) -> Val {
+    let o = t.linear_weight(name, (c.hidden, t.cols(a)), c.bias.o, Parallel::Row);
     t.linear(a, o)
+}
+
+/// `down(act(up(h)))`.
+pub(crate) fn plain_mlp(t: &mut Tracer, c: &ModelConfig, h: Val, [up, down]: [&str; 2]) -> Val {
+    let up = t.linear_weight(up, (c.ffn, c.hidden), c.bias.mlp, Parallel::Column);
+    let m = t.linear(h, up);
+    let m = t.act(m, c.act);
+    let down = t.linear_weight(down, (c.hidden, c.ffn), c.bias.mlp, Parallel::Row);
+    t.linear(m, down)
 }
 
 /// `down(act(gate(h)) * up(h))`, of width `ffn`.
@@ -181,5 +245,3 @@ pub(crate) fn fused_gated_mlp(t: &mut Tracer, c: &ModelConfig, h: Val, ffn: usiz
     let m = t.gated_mlp_in(h, gate, up, Glu::Act(c.act));
     t.linear(m, down)
 }
-
-const EMBEDDING: &str = "model.embed_tokens.weight";

@@ -19,7 +19,7 @@ pub(crate) use keys::Keys;
 pub use quantization::{Group, Method, Quantization, ScaleOf};
 
 pub use crate::families::Family;
-use crate::program::{Act, Pairing, Program};
+use crate::program::{Act, Pairing, Program, RouteGroups, RouteScore};
 
 /// Which linear maps have a bias.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -121,6 +121,18 @@ pub struct ModelConfig {
     pub max_len: usize,
     /// Epsilon of the norms.
     pub norm_eps: f32,
+    /// Whether the norms have weights and biases (opt).
+    pub norms_have_weights: bool,
+    /// Whether they stand behind the sums instead of before the parts (opt).
+    pub norms_behind: bool,
+    /// Whether there is one before the head (opt).
+    pub final_norm: bool,
+    /// Whether attention and feed-forward part read one residual stream.
+    pub is_parallel: bool,
+    /// Whether, of such, each has a norm of its own (falcon).
+    pub norm_per_part: bool,
+    /// Width of the embeddings, where it is another (opt).
+    pub embed_width: Option<usize>,
     /// Whether the checkpoint holds norm weights minus one.
     pub norm_plus_one: bool,
     /// Whether the output head is the embedding.
@@ -139,6 +151,8 @@ pub struct ModelConfig {
     pub rope_layers: Vec<bool>,
     /// Biases.
     pub bias: Biases,
+    /// Whether the output head has one.
+    pub head_bias: bool,
     /// Whether queries and keys are normalised per head before the rotation (qwen3, gemma3).
     pub head_norms: bool,
     /// Bound of the size of queries, keys and values as they are projected (olmo).
@@ -149,6 +163,8 @@ pub struct ModelConfig {
     pub attention_scale_by_layer: bool,
     /// Bound of the attention scores.
     pub attention_softcap: Option<f32>,
+    /// A slope per query head, for each position that a key lies before it (falcon).
+    pub alibi: Option<Vec<f32>>,
     /// Per layer, how many keys a query sees (itself included).
     pub windows: Vec<Option<usize>>,
     /// Factor of the token embeddings.
@@ -159,12 +175,29 @@ pub struct ModelConfig {
     pub logit_scale: f32,
     /// Bound of the logits.
     pub logit_softcap: Option<f32>,
+    /// Latents of the attention.
+    pub latent: Option<Latent>,
     /// Experts, where some layers have them.
     pub moe: Option<Moe>,
     /// Beginning-of-sequence token.
     pub bos: Option<u32>,
     /// End-of-sequence tokens.
     pub eos: Vec<u32>,
+}
+
+/// Attention whose queries, keys and values come from narrow latents (DeepSeek-V2, arXiv:2405.04434).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Latent {
+    /// Width of the queries' latent; they come from the stream itself where absent.
+    pub q_rank: Option<usize>,
+    /// Width of the latent of keys and values.
+    pub kv_rank: usize,
+    /// Values of a query's and a key's head that are not rotated.
+    pub plain: usize,
+    /// Values that are; of the keys one part for all heads.
+    pub rotated: usize,
+    /// Length of a value's head.
+    pub value: usize,
 }
 
 /// Feed-forward layers made of experts.
@@ -178,8 +211,16 @@ pub struct Moe {
     pub ffn: usize,
     /// Width of the expert that every token goes through as well.
     pub shared_ffn: Option<usize>,
+    /// Logits to scores.
+    pub score: RouteScore,
+    /// Whether the checkpoint has a bias for each expert that is added where they are chosen (deepseek_v3).
+    pub correction: bool,
+    /// Groups that they are chosen from (deepseek).
+    pub groups: Option<RouteGroups>,
     /// Whether the kept shares are divided by their sum.
     pub normalise: bool,
+    /// Factor of the shares.
+    pub factor: f32,
     /// Per layer, whether it has experts.
     pub layers: Vec<bool>,
 }
@@ -203,6 +244,12 @@ impl ModelConfig {
             ffn: 0,
             max_len: 0,
             norm_eps: 1e-6,
+            norms_have_weights: true,
+            norms_behind: false,
+            final_norm: true,
+            is_parallel: false,
+            norm_per_part: false,
+            embed_width: None,
             norm_plus_one: false,
             tied: false,
             act: Act::Silu,
@@ -212,16 +259,19 @@ impl ModelConfig {
             rope_pairing: Pairing::Half,
             rope_layers: vec![],
             bias: Biases::default(),
+            head_bias: false,
             head_norms: false,
             qkv_clip: None,
             attention_scale: 1.0,
             attention_scale_by_layer: false,
             attention_softcap: None,
+            alibi: None,
             windows: vec![],
             embed_scale: 1.0,
             residual_scale: 1.0,
             logit_scale: 1.0,
             logit_softcap: None,
+            latent: None,
             moe: None,
             bos: None,
             eos: vec![],
@@ -255,6 +305,7 @@ impl ModelConfig {
             ("head_dim", self.head_dim, MAX_HEAD_DIM),
             ("intermediate_size", self.ffn, MAX_WIDTH),
             ("max_position_embeddings", self.max_len, MAX_LEN),
+            ("word_embed_proj_dim", self.embed_width.unwrap_or(1), MAX_WIDTH),
         ];
         for (key, value, most) in sizes {
             if value == 0 || value > most {
@@ -298,6 +349,20 @@ impl ModelConfig {
         if self.windows.contains(&Some(0)) {
             return Err(ConfigError::value("sliding_window", 0, "must be positive"));
         }
+        if let Some(Latent { q_rank, kv_rank, plain, rotated, value }) = self.latent {
+            let sizes = [
+                ("q_lora_rank", q_rank.unwrap_or(1), MAX_WIDTH),
+                ("kv_lora_rank", kv_rank, MAX_WIDTH),
+                ("qk_nope_head_dim", plain, MAX_HEAD_DIM),
+                ("qk_rope_head_dim", rotated, MAX_HEAD_DIM),
+                ("v_head_dim", value, MAX_HEAD_DIM.min(MAX_WIDTH / self.heads)),
+            ];
+            for (key, value, most) in sizes {
+                if value == 0 || value > most {
+                    return Err(ConfigError::value(key, value, format!("must lie in 1..={most}")));
+                }
+            }
+        }
         if let Some(moe) = &self.moe {
             moe.check(self.layers)?;
         }
@@ -308,6 +373,20 @@ impl ModelConfig {
 }
 
 impl Moe {
+    /// Nothing but shares by softmax; sizes are to be filled in.
+    pub(crate) const PLAIN: Moe = Moe {
+        experts: 0,
+        top_k: 0,
+        ffn: 0,
+        shared_ffn: None,
+        score: RouteScore::Softmax,
+        correction: false,
+        groups: None,
+        normalise: false,
+        factor: 1.0,
+        layers: Vec::new(),
+    };
+
     fn check(&self, layers: usize) -> Result<(), ConfigError> {
         let sizes = [
             ("num_experts (num_local_experts)", self.experts, MAX_EXPERTS),
@@ -318,6 +397,23 @@ impl Moe {
         for (key, value, most) in sizes {
             if value == 0 || value > most {
                 return Err(ConfigError::value(key, value, format!("must lie in 1..={most}")));
+            }
+        }
+        if !(self.factor.is_finite() && self.factor != 0.0) {
+            return Err(ConfigError::value("routed_scaling_factor", self.factor, "must be finite and not zero"));
+        }
+        if let Some(RouteGroups { count, kept, best }) = self.groups {
+            if !(1..=RouteGroups::MOST).contains(&count) || !self.experts.is_multiple_of(count) {
+                let why = format!("must divide the {} experts, and lie in 1..={}", self.experts, RouteGroups::MOST);
+                return Err(ConfigError::value("n_group", count, why));
+            }
+            let size = self.experts / count;
+            if best > size {
+                return Err(ConfigError::value("n_group", count, format!("leaves groups of less than {best} experts")));
+            }
+            if !(1..=count).contains(&kept) || kept * size < self.top_k {
+                let why = format!("must be at most {count} groups, of {} experts together at least", self.top_k);
+                return Err(ConfigError::value("topk_group", kept, why));
             }
         }
         match self.layers.len() == layers {

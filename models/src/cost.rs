@@ -92,6 +92,7 @@ impl Span {
                 | Op::Act { .. }
                 | Op::Rope { .. }
                 | Op::Add { .. }
+                | Op::JoinHeads { .. }
                 | Op::Mul { .. }
                 | Op::Scale { .. }
                 | Op::Softcap { .. }

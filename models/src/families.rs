@@ -4,18 +4,32 @@
 //! its configuration class, and one function over the [`Tracer`]. What two families share is one function of [`crate::blocks`].
 //! `docs/adding-a-model.md` walks through a new one.
 
+mod cohere;
+mod deepseek;
+mod exaone4;
+mod falcon;
 mod gemma;
+mod glm4;
 mod gpt2;
+mod gpt_bigcode;
+mod gpt_neox;
 mod gpt_oss;
 mod granite;
+mod granitemoe;
 mod llama;
 mod mixtral;
+mod nemotron;
 mod olmo;
 mod olmo2;
+mod olmoe;
+mod opt;
+mod phi;
 mod phi3;
 mod qwen;
 mod qwen_moe;
 mod smollm3;
+mod stablelm;
+mod starcoder2;
 
 use crate::config::{ConfigError, Defaults, Keys, ModelConfig};
 use crate::program::{Program, Val};
@@ -43,6 +57,22 @@ pub enum Family {
     Olmo,
     Olmo2,
     Gpt2,
+    Starcoder2,
+    GptNeox,
+    StableLm,
+    Phi,
+    Glm4,
+    Cohere,
+    Cohere2,
+    Exaone4,
+    Nemotron,
+    GptBigCode,
+    Opt,
+    GraniteMoe,
+    Olmoe,
+    Falcon,
+    DeepseekV2,
+    DeepseekV3,
 }
 
 /// What njoule knows about a family.
@@ -78,7 +108,7 @@ pub(crate) struct PartOf {
 
 impl Family {
     /// Every supported family.
-    pub const ALL: [Family; 18] = [
+    pub const ALL: [Family; 34] = [
         Family::Llama,
         Family::Mistral,
         Family::Mixtral,
@@ -97,6 +127,22 @@ impl Family {
         Family::Olmo,
         Family::Olmo2,
         Family::Gpt2,
+        Family::Starcoder2,
+        Family::GptNeox,
+        Family::StableLm,
+        Family::Phi,
+        Family::Glm4,
+        Family::Cohere,
+        Family::Cohere2,
+        Family::Exaone4,
+        Family::Nemotron,
+        Family::GptBigCode,
+        Family::Opt,
+        Family::GraniteMoe,
+        Family::Olmoe,
+        Family::Falcon,
+        Family::DeepseekV2,
+        Family::DeepseekV3,
     ];
 
     /// The family of this `model_type`.
@@ -129,6 +175,22 @@ impl Family {
             Family::Olmo => &olmo::OLMO,
             Family::Olmo2 => &olmo2::OLMO2,
             Family::Gpt2 => &gpt2::GPT2,
+            Family::Starcoder2 => &starcoder2::STARCODER2,
+            Family::GptNeox => &gpt_neox::GPT_NEOX,
+            Family::StableLm => &stablelm::STABLELM,
+            Family::Phi => &phi::PHI,
+            Family::Glm4 => &glm4::GLM4,
+            Family::Cohere => &cohere::COHERE,
+            Family::Cohere2 => &cohere::COHERE2,
+            Family::Exaone4 => &exaone4::EXAONE4,
+            Family::Nemotron => &nemotron::NEMOTRON,
+            Family::GptBigCode => &gpt_bigcode::GPT_BIGCODE,
+            Family::Opt => &opt::OPT,
+            Family::GraniteMoe => &granitemoe::GRANITEMOE,
+            Family::Olmoe => &olmoe::OLMOE,
+            Family::Falcon => &falcon::FALCON,
+            Family::DeepseekV2 => &deepseek::DEEPSEEK_V2,
+            Family::DeepseekV3 => &deepseek::DEEPSEEK_V3,
         }
     }
 }

@@ -44,7 +44,7 @@ pub fn without(fixture: &str, keys: &[&str]) -> Value {
 }
 
 /// The checkpoint fixtures in Hugging Face form.
-pub const CHECKPOINTS: [&str; 22] = [
+pub const CHECKPOINTS: [&str; 38] = [
     "llama_plain",
     "llama_tied",
     "llama3_rope",
@@ -67,4 +67,20 @@ pub const CHECKPOINTS: [&str; 22] = [
     "olmo",
     "olmo2",
     "gpt2",
+    "starcoder2",
+    "gpt_neox",
+    "stablelm",
+    "phi",
+    "glm4",
+    "cohere",
+    "cohere2",
+    "exaone4",
+    "nemotron",
+    "gpt_bigcode",
+    "opt",
+    "granitemoe",
+    "olmoe",
+    "falcon",
+    "deepseek_v2",
+    "deepseek_v3",
 ];

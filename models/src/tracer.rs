@@ -26,7 +26,7 @@ pub struct LinearWeight {
 }
 
 /// How [`Tracer::attend`] attends; fields as in [`Op::Attend`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub struct Attention {
     pub heads: usize,
@@ -35,6 +35,7 @@ pub struct Attention {
     pub window: Option<usize>,
     pub softcap: Option<f32>,
     pub sinks: Option<WeightId>,
+    pub alibi: Option<Vec<f32>>,
 }
 
 impl Tracer {
@@ -106,6 +107,13 @@ impl Tracer {
     /// Declares `{name}.weight` as a vector of length `len`.
     pub fn vector(&mut self, name: &str, len: usize) -> WeightId {
         self.weight(&format!("{name}.weight"), 1, len, WeightUse::Vector, Parallel::Replicated)
+    }
+
+    /// Declares `count` vectors of length `len`, one after the other; a `{}` in the name stands for the number of each.
+    pub fn vectors(&mut self, name: &str, count: usize, len: usize) -> WeightId {
+        let (name, view) = (self.path(name), View::whole(len));
+        let (usage, parallel) = (WeightUse::Vector, Parallel::Replicated);
+        self.declare(WeightDecl { name, rows: 1, cols: len, view, experts: Some(count), usage, parallel })
     }
 
     /// The same of a tensor that holds `weight - 1`.
@@ -269,16 +277,17 @@ impl Tracer {
 
     /// [`Op::Attend`] over a cache of its own.
     pub fn attend(&mut self, [q, k, v]: [Val; 3], attention: Attention) -> Val {
-        let Attention { heads, kv_heads, scale, window, softcap, sinks } = attention;
+        let Attention { heads, kv_heads, scale, window, softcap, sinks, alibi } = attention;
         let [qc, kc, vc] = [q, k, v].map(|v| self.program.info(v).cols);
         self.expect([heads, kc, vc].iter().all(|n| n.is_multiple_of(kv_heads)), "heads divide the columns");
         let (k_dim, v_dim) = (kc / kv_heads, vc / kv_heads);
         self.expect(qc == heads * k_dim, "queries are as long as keys");
         self.expect(sinks.is_none_or(|w| self.program.weight(w).cols == heads), "a sink per head");
+        self.expect(alibi.as_ref().is_none_or(|slopes| slopes.len() == heads), "a slope per head");
         self.program.caches.push(CacheInfo { kv_heads, k_dim, v_dim });
         let cache = CacheId(index(self.program.caches.len() - 1));
         let out = self.val(heads * v_dim, RowSet::Tokens);
-        self.push(Op::Attend { q, k, v, cache, heads, scale, window, softcap, sinks, out });
+        self.push(Op::Attend { q, k, v, cache, heads, scale, window, softcap, sinks, alibi, out });
         out
     }
 
@@ -310,8 +319,28 @@ impl Tracer {
         self.map(x, |x, out| Op::Mul { x, y, out })
     }
 
+    /// [`Op::JoinHeads`].
+    pub fn join_heads(&mut self, x: Val, y: Val, lengths: [usize; 2]) -> Val {
+        let (a, b) = (self.program.info(x), self.program.info(y));
+        let heads = a.cols / lengths[0].max(1);
+        let fits = a.cols == heads * lengths[0] && (b.cols == heads * lengths[1] || b.cols == lengths[1]);
+        self.expect(fits && heads > 0 && a.rows == b.rows, "parts are of as many heads, or the second is of one");
+        let out = self.val(heads * (lengths[0] + lengths[1]), a.rows);
+        self.push(Op::JoinHeads { x, y, lengths, out });
+        out
+    }
+
     /// [`Op::Route`].
     pub fn route(&mut self, x: Val, routing: Routing) -> Val {
+        let experts = self.program.info(x).cols;
+        let bias = routing.bias.map(|w| self.program.weight(w).cols);
+        self.expect(bias.is_none_or(|n| n == experts), "a bias per expert");
+        if let Some(RouteGroups { count, kept, best }) = routing.groups {
+            self.expect((1..=RouteGroups::MOST).contains(&count) && experts.is_multiple_of(count), "groups are even");
+            let size = experts / count;
+            self.expect((1..=count).contains(&kept) && (1..=size).contains(&best), "some groups are kept");
+            self.expect(routing.top_k <= kept * size, "the kept groups have enough experts");
+        }
         self.expect((1..=self.program.info(x).cols).contains(&routing.top_k), "some of the experts are kept");
         self.map(x, |x, out| Op::Route { x, routing, out })
     }
@@ -373,10 +402,9 @@ impl Tracer {
 
     #[track_caller]
     fn expect_norm(&self, norm: &Norm, lengths: &[usize]) {
-        let fits = |w: WeightId| lengths.contains(&self.program.weight(w).cols);
-        self.expect(norm.weights().all(fits), "norm weight fits its group");
-        let bias = norm.bias.map(|b| self.program.weight(b).cols);
-        self.expect(bias.is_none() || bias == norm.weight.map(|w| self.program.weight(w).cols), "bias fits the weight");
+        let len = |w: WeightId| self.program.weight(w).all_rows() * self.program.weight(w).cols;
+        self.expect(norm.weights().all(|w| lengths.contains(&len(w))), "norm weight fits its group");
+        self.expect(norm.bias.is_none() || norm.bias.map(len) == norm.weight.map(len), "bias fits the weight");
     }
 
     fn push(&mut self, op: Op) {

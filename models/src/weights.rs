@@ -47,6 +47,9 @@ pub enum GgmlType {
     Q4_K,
     Q5_K,
     Q6_K,
+    IQ4_NL,
+    IQ4_XS,
+    MXFP4,
 }
 
 /// How a view's bytes encode its values.
@@ -206,8 +209,8 @@ impl GgmlType {
     pub fn block_len(self) -> usize {
         use GgmlType::*;
         match self {
-            Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 => 32,
-            Q2_K | Q3_K | Q4_K | Q5_K | Q6_K => 256,
+            Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | IQ4_NL | MXFP4 => 32,
+            Q2_K | Q3_K | Q4_K | Q5_K | Q6_K | IQ4_XS => 256,
         }
     }
 
@@ -225,6 +228,9 @@ impl GgmlType {
             Q4_K => 144,
             Q5_K => 176,
             Q6_K => 210,
+            IQ4_NL => 18,
+            IQ4_XS => 136,
+            MXFP4 => 17,
         }
     }
 }

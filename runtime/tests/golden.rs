@@ -12,7 +12,7 @@ use njoule_runtime::backend::cpu::CpuBackend;
 use njoule_runtime::backend::{Backend, Batch, BlockId, Capacity, Executor, Quant, SeqSpan, StepOutput};
 use safetensors::SafeTensors;
 
-const FIXTURES: [&str; 25] = [
+const FIXTURES: [&str; 41] = [
     "llama_plain",
     "llama_tied",
     "llama3_rope",
@@ -36,12 +36,28 @@ const FIXTURES: [&str; 25] = [
     "olmo",
     "olmo2",
     "gpt2",
+    "starcoder2",
+    "gpt_neox",
+    "stablelm",
+    "phi",
+    "glm4",
+    "cohere",
+    "cohere2",
+    "exaone4",
+    "nemotron",
+    "gpt_bigcode",
+    "opt",
+    "granitemoe",
+    "olmoe",
+    "falcon",
+    "deepseek_v2",
+    "deepseek_v3",
     "gguf_llama",
     "gguf_qwen2",
 ];
 
 /// Options that no fixture has (`testdata/variants`).
-const VARIANTS: [&str; 11] = [
+const VARIANTS: [&str; 30] = [
     "variants/mixtral_window",
     "variants/qwen2_moe_step",
     "variants/qwen3_moe_window",
@@ -53,6 +69,25 @@ const VARIANTS: [&str; 11] = [
     "variants/olmo_plain",
     "variants/olmo2_biased",
     "variants/gpt2_by_layer",
+    "variants/starcoder2_plain",
+    "variants/gpt_neox_sequential",
+    "variants/stablelm_parallel",
+    "variants/phi_normed",
+    "variants/glm4_plain",
+    "variants/cohere_normed",
+    "variants/cohere2_listed",
+    "variants/exaone4_full",
+    "variants/nemotron_plain",
+    "variants/gpt_bigcode_multi_head",
+    "variants/opt_behind",
+    "variants/opt_bare",
+    "variants/granitemoe_plain",
+    "variants/olmoe_plain",
+    "variants/falcon_groups",
+    "variants/falcon_groups_one_norm",
+    "variants/falcon_alibi",
+    "variants/deepseek_v2_lite",
+    "variants/deepseek_v3_plain",
 ];
 
 struct Golden {

@@ -12,6 +12,8 @@ NAMES = [
     "llama_plain", "llama_tied", "llama3_rope", "llama_linear", "llama_yarn", "mistral", "mixtral", "qwen2", "qwen2_moe",
     "qwen3", "qwen3_moe", "phi3", "phi3_longrope", "gpt_oss",
     "gemma", "gemma2", "gemma3_text", "granite", "smollm3", "olmo", "olmo2", "gpt2",
+    "starcoder2", "gpt_neox", "stablelm", "phi", "glm4", "cohere", "cohere2", "exaone4", "nemotron", "gpt_bigcode", "opt",
+    "granitemoe", "olmoe", "falcon", "deepseek_v2", "deepseek_v3",
 ]
 lines = []
 for name in NAMES:

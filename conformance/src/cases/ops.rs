@@ -13,7 +13,8 @@ const WIDTHS: [usize; 9] = [1, 7, 8, 15, 16, 17, 31, 33, 100];
 
 /// All of them.
 pub fn cases() -> Vec<Case> {
-    [embeddings(), norms(), products(), gates(), elementwise(), ropes(), attention(), experts(), outputs()].concat()
+    [embeddings(), norms(), products(), gates(), elementwise(), ropes(), attention(), experts(), joins(), outputs()]
+        .concat()
 }
 
 fn embeddings() -> Vec<Case> {
@@ -165,16 +166,19 @@ fn attention() -> Vec<Case> {
             (Some(64), None, false),
             (None, Some(5.0), true),
         ] {
+            // With windows of whole blocks as well as without any.
+            let alibi = window.is_none_or(|w| w == 33);
             let name = format!(
-                "attend {heads}/{kv_heads} heads k {k_dim} v {v_dim} window {window:?} cap {softcap:?} sinks {sinks}"
+                "attend {heads}/{kv_heads} heads k {k_dim} v {v_dim} window {window:?} cap {softcap:?} sinks {sinks} alibi {alibi}"
             );
             cases.push(case(name, 48, |t, x| {
                 let shapes = [("q", heads * k_dim), ("k", kv_heads * k_dim), ("v", kv_heads * v_dim)];
                 let ws = shapes.map(|(name, out)| matrix(t, name, (out, 48), false));
                 let qkv = t.linear_n(x, ws);
                 let sinks = sinks.then(|| t.vector("sinks", heads));
+                let alibi = alibi.then(|| (1..=heads).map(|h| 0.3 / h as f32).collect());
                 let scale = 1.5 / (k_dim as f32).sqrt();
-                t.attend(qkv, Attention { heads, kv_heads, scale, window, softcap, sinks })
+                t.attend(qkv, Attention { heads, kv_heads, scale, window, softcap, sinks, alibi })
             }));
         }
     }
@@ -197,7 +201,7 @@ fn experts() -> Vec<Case> {
             cases.push(case(name, cols, |t, x| {
                 let router = matrix(t, "router", (experts, cols), bias);
                 let logits = t.linear(x, router);
-                let shares = t.route(logits, Routing { score, top_k, normalise, factor });
+                let shares = t.route(logits, Routing { score, bias: None, groups: None, top_k, normalise, factor });
                 let stack = |t: &mut Tracer, name: &str, (out, inp)| {
                     let (weight, b) = (format!("experts.{{}}.{name}.weight"), format!("experts.{name}_bias"));
                     let names = (weight.as_str(), bias.then_some(b.as_str()));
@@ -207,6 +211,40 @@ fn experts() -> Vec<Case> {
                     [stack(t, "gate", (ffn, cols)), stack(t, "up", (ffn, cols)), stack(t, "down", (cols, ffn))];
                 let m = t.moe_mlp(x, shares, weights, glu);
                 t.add(x, m)
+            }));
+        }
+    }
+    for (experts, groups, top_k, score) in [
+        (8, Some(RouteGroups { count: 4, kept: 2, best: 2 }), 3, RouteScore::Sigmoid),
+        (12, Some(RouteGroups { count: 3, kept: 1, best: 1 }), 4, RouteScore::Softmax),
+        (9, None, 3, RouteScore::Sigmoid),
+    ] {
+        // Of both signs, and as large as the scores: an expert that is out ranks below all others.
+        let name = format!("{experts} experts top {top_k} {score:?} chosen by a bias from {groups:?}");
+        cases.push(case(name, 33, |t, x| {
+            let router = matrix(t, "router", (experts, 33), false);
+            let logits = t.linear(x, router);
+            let bias = Some(t.weight("choice", 1, experts, WeightUse::Vector, Parallel::Replicated));
+            let shares = t.route(logits, Routing { score, bias, groups, top_k, normalise: true, factor: 2.5 });
+            let back = matrix(t, "back", (33, experts), false);
+            t.linear(shares, back)
+        }));
+    }
+    cases
+}
+
+fn joins() -> Vec<Case> {
+    let mut cases = vec![];
+    for (heads, lengths) in [(1, [8, 8]), (3, [5, 7]), (4, [16, 4]), (2, [33, 1])] {
+        for shared in [false, true] {
+            cases.push(case(format!("join {heads} heads of {lengths:?}, one second part {shared}"), 40, |t, x| {
+                let of_second = if shared { 1 } else { heads };
+                let parts = [
+                    matrix(t, "first", (heads * lengths[0], 40), true),
+                    matrix(t, "second", (of_second * lengths[1], 40), true),
+                ];
+                let [a, b] = t.linear_n(x, parts);
+                t.join_heads(a, b, lengths)
             }));
         }
     }
@@ -235,7 +273,8 @@ fn outputs() -> Vec<Case> {
         let x = t.take_outputs(x);
         let router = matrix(t, "router", (6, 40), false);
         let logits = t.linear(x, router);
-        let routing = Routing { score: RouteScore::Softmax, top_k: 2, normalise: true, factor: 1.0 };
+        let routing =
+            Routing { score: RouteScore::Softmax, bias: None, groups: None, top_k: 2, normalise: true, factor: 1.0 };
         let shares = t.route(logits, routing);
         let weights = [("gate", 24, 40), ("up", 24, 40), ("down", 40, 24)].map(|(name, out, inp)| {
             let name = format!("experts.{name}");

@@ -32,6 +32,7 @@ struct Case {
     scale: f32,
     softcap: Option<f32>,
     sinks: Option<Vec<f32>>,
+    alibi: Option<Vec<f32>>,
     q: Vec<f32>,
     /// Per position and head, as the cache holds them.
     keys: Vec<Vec<f64>>,
@@ -85,12 +86,14 @@ fn case(stored: KvStored, i: usize, (k_dim, v_dim): (usize, usize), window: usiz
     // Caps around the scores' size, sinks above and below it.
     let softcap = [None, Some(1.5), None, Some(30.0), None][i % 5];
     let sinks = (i % 3 == 1).then(|| noise.values(heads * group, 6.0));
+    let alibi = (i % 4 == 2).then(|| noise.values(heads * group, 0.2));
     let name = format!(
         "{stored:?} dims {k_dim}/{v_dim} heads {heads}x{group} block {block_len} window {window} rows {rows} at {position} \
-         softcap {softcap:?} sinks {}",
-        sinks.is_some()
+         softcap {softcap:?} sinks {} alibi {}",
+        sinks.is_some(),
+        alibi.is_some()
     );
-    Case { name, cache, table, group, window, position, rows, scale, softcap, sinks, q, keys, values }
+    Case { name, cache, table, group, window, position, rows, scale, softcap, sinks, alibi, q, keys, values }
 }
 
 impl Case {
@@ -123,6 +126,7 @@ impl Case {
                     window: self.window,
                     softcap: self.softcap,
                     sinks: self.sinks.as_ref().map_or(std::ptr::null(), |s| s.as_ptr()),
+                    alibi: self.alibi.as_ref().map_or(std::ptr::null(), |s| s.as_ptr()),
                     cache: &self.cache,
                     table: &self.table,
                     scratch: scratch.as_mut_ptr(),
@@ -148,7 +152,9 @@ impl Case {
             let score = |at: &usize| {
                 let dot: f64 = q.iter().zip(&self.keys[*at]).map(|(q, k)| f64::from(*q) * k).sum();
                 let score = dot * f64::from(self.scale);
-                self.softcap.map(f64::from).map_or(score, |cap| cap * (score / cap).tanh())
+                let score = self.softcap.map(f64::from).map_or(score, |cap| cap * (score / cap).tanh());
+                let before = (at / heads) as f64 - (to - 1) as f64;
+                score + self.alibi.as_ref().map_or(0.0, |slopes| f64::from(slopes[column]) * before)
             };
             let scores: Vec<f64> = seen.iter().map(score).collect();
             let sink = self.sinks.as_ref().map(|s| f64::from(s[column]));

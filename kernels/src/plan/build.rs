@@ -59,6 +59,8 @@ pub struct AttendHow {
     pub softcap: Option<f32>,
     /// A score per query head that takes part in the softmax and has no value.
     pub sinks: Option<Vector>,
+    /// A slope per query head: scores gain it times the key's position less the query's.
+    pub alibi: Option<Vec<f32>>,
 }
 
 impl PlanBuilder {
@@ -143,11 +145,13 @@ impl PlanBuilder {
         assert!(self.cols(q) == heads * c.k_dim && self.cols(out) == heads * c.v_dim, "query shapes");
         assert!([q, k, v, out].iter().all(|v| self.vals[v.0].1 == RowSet::Tokens), "attention runs on tokens");
         assert!(how.sinks.as_ref().is_none_or(|s| s.len() == heads), "a sink per head");
+        assert!(how.alibi.as_ref().is_none_or(|s| s.len() == heads), "a slope per head");
         self.attentions.push(Attention {
             scale: how.scale,
             window: how.window.unwrap_or(usize::MAX),
             softcap: how.softcap,
             sinks: how.sinks.map(|s| s.to_vec()),
+            alibi: how.alibi,
         });
         self.ops.push(Op::CacheWrite { k, v, cache });
         self.ops.push(Op::Attend { q, cache, heads, how: self.attentions.len() - 1, out });
@@ -182,6 +186,15 @@ impl PlanBuilder {
     pub fn clamp(&mut self, x: Val, bound: f32, out: Val) {
         self.check_same(&[x, out]);
         self.ops.push(Op::Clamp { x, bound, out });
+    }
+
+    /// `out = x` and `y` head by head, of these lengths; a `y` of one head is every head's.
+    pub fn join(&mut self, x: Val, y: Val, lengths: [usize; 2], out: Val) {
+        let heads = self.cols(x) / lengths[0];
+        assert!(self.cols(x) == heads * lengths[0] && self.cols(out) == heads * (lengths[0] + lengths[1]), "heads");
+        assert!([heads * lengths[1], lengths[1]].contains(&self.cols(y)), "second parts");
+        assert!([x, y, out].iter().all(|v| self.vals[v.0].1 == self.vals[x.0].1), "rows of one kind");
+        self.ops.push(Op::Join { x, y, lengths, out });
     }
 
     /// A router's logits as shares.

@@ -376,7 +376,10 @@ fn row_op(op: &Op, b: &PlanBuilder, places: &Places, acts: &[Act]) -> RowOp {
         Op::Scale { x, factor, out } => RowOp::Scale { x: region(x), factor: *factor, out: region(out) },
         Op::Softcap { x, cap, out } => RowOp::Softcap { x: region(x), cap: *cap, out: region(out) },
         Op::Clamp { x, bound, out } => RowOp::Clamp { x: region(x), bound: *bound, out: region(out) },
-        Op::Route { x, routing, out } => RowOp::Route { x: region(x), routing: *routing, out: region(out) },
+        Op::Join { x, y, lengths, out } => {
+            RowOp::Join { x: region(x), y: region(y), lengths: *lengths, out: region(out) }
+        }
+        Op::Route { x, routing, out } => RowOp::Route { x: region(x), routing: routing.clone(), out: region(out) },
         Op::Take { x, out } => RowOp::Take { x: region(x), out: region(out) },
         Op::Clear { x } => RowOp::Clear { x: region(x) },
         Op::Pack { x, act, fine } => RowOp::Pack { x: region(x), act: places.act(*x, acts[*act].kind), fine: *fine },

@@ -77,6 +77,7 @@ pub(super) enum Op {
     Scale { x: Val, factor: f32, out: Val },
     Softcap { x: Val, cap: f32, out: Val },
     Clamp { x: Val, bound: f32, out: Val },
+    Join { x: Val, y: Val, lengths: [usize; 2], out: Val },
     Route { x: Val, routing: Routing, out: Val },
     Take { x: Val, out: Val },
     Linear { x: Val, parts: Vec<(Product, Val)> },
@@ -115,7 +116,7 @@ impl Op {
             Op::AddNorm { x, delta, .. } => vec![*x, *delta],
             Op::CacheWrite { k, v, .. } => vec![*k, *v],
             Op::Attend { q, .. } => vec![*q],
-            Op::Add { x, y, .. } | Op::Mul { x, y, .. } => vec![*x, *y],
+            Op::Add { x, y, .. } | Op::Mul { x, y, .. } | Op::Join { x, y, .. } => vec![*x, *y],
         }
     }
 
@@ -137,6 +138,7 @@ impl Op {
             | Op::Scale { out, .. }
             | Op::Softcap { out, .. }
             | Op::Clamp { out, .. }
+            | Op::Join { out, .. }
             | Op::Route { out, .. }
             | Op::Take { out, .. }
             | Op::Combine { out, .. }

@@ -268,6 +268,7 @@ impl Context<'_> {
                             window: how.window,
                             softcap: how.softcap,
                             sinks: how.sinks.as_ref().map_or(std::ptr::null(), |s| s.as_ptr()),
+                            alibi: how.alibi.as_ref().map_or(std::ptr::null(), |s| s.as_ptr()),
                             cache,
                             table: &self.input.tables[s.table..s.table + s.blocks],
                             // SAFETY: the arena holds one scratch per member.

@@ -64,7 +64,7 @@ fn plan(kernels: &'static Kernels, stored: Stored, kv: KvStored) -> Plan {
         });
         let attended = b.val(heads * head, RowSet::Tokens);
         let window = (layer == 1).then_some(7);
-        let how = AttendHow { heads, scale: 0.3, window, softcap: None, sinks: None };
+        let how = AttendHow { heads, scale: 0.3, window, softcap: None, sinks: None, alibi: None };
         b.attend([turned[0], turned[1], qkv[2]], cache, how, attended);
         let delta = b.val(hidden, RowSet::Tokens);
         b.linear(attended, vec![(plain(weight(hidden, heads * head)), delta)]);

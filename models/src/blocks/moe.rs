@@ -19,7 +19,7 @@ pub(crate) fn sparse_mlp(
     }
 }
 
-/// Every row through the experts with the largest softmax scores.
+/// Every row through the experts with the largest scores.
 pub(crate) fn routed_experts(
     t: &mut Tracer,
     moe: &Moe,
@@ -29,8 +29,10 @@ pub(crate) fn routed_experts(
     h: Val,
 ) -> Val {
     let logits = t.linear(h, router);
-    let (top_k, normalise) = (moe.top_k, moe.normalise);
-    let shares = t.route(logits, Routing { score: RouteScore::Softmax, top_k, normalise, factor: 1.0 });
+    let bias = "gate.e_score_correction_bias";
+    let bias = moe.correction.then(|| t.weight(bias, 1, moe.experts, WeightUse::Vector, Parallel::Replicated));
+    let Moe { score, groups, top_k, normalise, factor, .. } = *moe;
+    let shares = t.route(logits, Routing { score, bias, groups, top_k, normalise, factor });
     t.moe_mlp(h, shares, experts, glu)
 }
 

@@ -50,8 +50,8 @@ fn part_of_a_larger_model(outer: &Keys<'_>, inner: ModelConfig) -> Result<ModelC
     if outer.flag("tie_word_embeddings", inner.tied)? != inner.tied {
         return Err(outer.unsupported("tie_word_embeddings"));
     }
-    let bos = if outer.has("bos_token_id") { token(outer, "bos_token_id", None)?.first().copied() } else { inner.bos };
-    let eos = if outer.has("eos_token_id") { token(outer, "eos_token_id", None)? } else { inner.eos.clone() };
+    let bos = if outer.has("bos_token_id") { token(outer, "bos_token_id", &[])?.first().copied() } else { inner.bos };
+    let eos = if outer.has("eos_token_id") { token(outer, "eos_token_id", &[])? } else { inner.eos.clone() };
     Ok(ModelConfig { bos, eos, ..inner })
 }
 
@@ -82,7 +82,7 @@ pub(crate) struct Defaults {
     /// Where every rope scaling is LongRoPE: the original length if the config does not say.
     pub(crate) long_rope: Option<usize>,
     pub(crate) bos: Option<u32>,
-    pub(crate) eos: Option<u32>,
+    pub(crate) eos: &'static [u32],
 }
 
 impl Defaults {
@@ -103,7 +103,7 @@ impl Defaults {
         partial_rotary: None,
         long_rope: None,
         bos: Some(1),
-        eos: Some(2),
+        eos: &[2],
     };
 }
 
@@ -136,7 +136,7 @@ fn common(keys: &Keys<'_>, family: Family) -> Result<ModelConfig, ConfigError> {
         norm_eps: keys.number("rms_norm_eps")?.unwrap_or(d.norm_eps) as f32,
         tied: keys.flag("tie_word_embeddings", d.tied)?,
         act: keys.act("hidden_act")?.unwrap_or(d.act),
-        bos: token(keys, "bos_token_id", d.bos)?.first().copied(),
+        bos: token(keys, "bos_token_id", d.bos.as_slice())?.first().copied(),
         eos: token(keys, "eos_token_id", d.eos)?,
         ..ModelConfig::neutral(family)
     };
@@ -188,9 +188,9 @@ fn head_dim(keys: &Keys<'_>, default: Option<usize>, hidden: usize, heads: usize
 }
 
 /// One token id, a list of them, or none.
-fn token(keys: &Keys<'_>, key: &str, default: Option<u32>) -> Result<Vec<u32>, ConfigError> {
+fn token(keys: &Keys<'_>, key: &str, default: &[u32]) -> Result<Vec<u32>, ConfigError> {
     match keys.raw(key) {
-        None => Ok(default.into_iter().collect()),
+        None => Ok(default.to_vec()),
         Some(value) => token_ids(value).ok_or_else(|| keys.type_error(key, "a token id, a list of them, or null")),
     }
 }

@@ -128,6 +128,18 @@ impl<'a> Keys<'a> {
         Ok(Some(Keys::new(map, path, &[])).filter(|k| !k.map.is_empty()))
     }
 
+    /// Refuses a key that nobody reads, unless it says what the model does anyway.
+    pub(crate) fn may_only_say(&self, key: &str, value: impl Into<Value>) -> Result<(), ConfigError> {
+        let value = value.into();
+        let same = |v: &Value| *v == value || v.as_f64().is_some() && v.as_f64() == value.as_f64();
+        if self.get(key).is_none_or(same) { Ok(()) } else { Err(self.unsupported(key)) }
+    }
+
+    /// Refuses the first of `keys` that is there: the reference does not read it.
+    pub(crate) fn refuse_any(&self, keys: &[&str]) -> Result<(), ConfigError> {
+        keys.iter().find(|key| self.get(key).is_some()).map_or(Ok(()), |key| Err(self.unsupported(key)))
+    }
+
     /// Per layer how many keys a query sees, by `layer_types`: `full_attention`, or `sliding_attention` with `window`.
     pub(crate) fn layer_types(
         &self,

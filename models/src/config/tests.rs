@@ -201,10 +201,10 @@ fn neutral_and_harmless_keys_are_ignored() {
 #[test]
 fn other_architectures_are_refused_with_the_supported_ones() {
     for (model_type, class) in [
-        ("falcon", "FalconForCausalLM"),
-        ("gpt_neox", "GPTNeoXForCausalLM"),
+        ("mpt", "MptForCausalLM"),
+        ("gptj", "GPTJForCausalLM"),
         ("phimoe", "PhimoeForCausalLM"),
-        ("deepseek_v3", "DeepseekV3ForCausalLM"),
+        ("deepseek_v4", "DeepseekV4ForCausalLM"),
         ("qwen3_next", "Qwen3NextForCausalLM"),
     ] {
         let error = error(json!({"model_type": model_type, "architectures": [class]}));

@@ -4,7 +4,7 @@
 
 use super::llama::ignores_layer_types;
 use super::{Definition, PartOf};
-use crate::blocks::{LayerNorms, attention, decoder, gated_mlp, pre_norm_decoder, rms_norm};
+use crate::blocks::{Layout, attention, decoder, gated_mlp, pre_norm_decoder};
 use crate::config::{Biases, ConfigError, Defaults, Keys, ModelConfig};
 use crate::program::{Act, Val};
 use crate::tracer::Tracer;
@@ -127,7 +127,7 @@ const DEFAULTS: Defaults = Defaults {
     tied: true,
     act: Act::GeluTanh,
     bos: Some(2),
-    eos: Some(1),
+    eos: &[1],
     ..Defaults::LLAMA
 };
 
@@ -170,12 +170,12 @@ fn windows(keys: &Keys<'_>, layers: usize, pattern: usize) -> Result<Vec<Option<
 }
 
 fn sandwich(t: &mut Tracer, c: &ModelConfig) -> Val {
-    let norms = LayerNorms {
-        norm: rms_norm,
+    let layout = Layout {
         attention: (Some("input_layernorm"), Some("post_attention_layernorm")),
         mlp: (Some("pre_feedforward_layernorm"), Some("post_feedforward_layernorm")),
+        ..Layout::LLAMA
     };
-    decoder(t, c, norms, attention, mlp)
+    decoder(t, c, layout, attention, mlp)
 }
 
 fn mlp(t: &mut Tracer, c: &ModelConfig, _: usize, h: Val) -> Val {

@@ -2,9 +2,9 @@
 //! stored `[in, out]` (`Conv1D`), those of queries, keys and values in one.
 
 use super::Definition;
-use crate::blocks::attend;
+use crate::blocks::{attend, embed_positions, layer_norm};
 use crate::config::{Defaults, ModelConfig};
-use crate::program::{Act, EmbedIndex, Norm, NormKind, Parallel, Val, View, WeightUse};
+use crate::program::{Act, Parallel, Val, View, WeightUse};
 use crate::tracer::{LinearWeight, Tracer};
 
 pub(super) const GPT2: Definition = Definition {
@@ -41,22 +41,12 @@ pub(super) const GPT2: Definition = Definition {
         tied: true,
         act: Act::GeluTanh,
         bos: Some(50256),
-        eos: Some(50256),
+        eos: &[50256],
         ..Defaults::LLAMA
     },
     read: |keys, c| {
-        const NONE_OF_ITS: [&str; 7] = [
-            "head_dim",
-            "layer_types",
-            "num_key_value_heads",
-            "original_max_position_embeddings",
-            "rope_parameters",
-            "rope_scaling",
-            "rope_theta",
-        ];
-        if let Some(key) = NONE_OF_ITS.into_iter().find(|key| keys.get(key).is_some()) {
-            return Err(keys.unsupported(key));
-        }
+        keys.refuse_any(&["head_dim", "num_key_value_heads"])?;
+        keys.refuse_any(&OF_OTHER_POSITIONS)?;
         c.ffn = keys.size("intermediate_size")?.unwrap_or(c.hidden.saturating_mul(4));
         (c.rope_width, c.rope_layers) = (0, vec![false; c.layers]);
         if !keys.flag("scale_attn_weights", true)? {
@@ -68,10 +58,14 @@ pub(super) const GPT2: Definition = Definition {
     trace: decoder,
 };
 
+/// Keys of layers and positions that a model with learned positions has none of.
+pub(super) const OF_OTHER_POSITIONS: [&str; 5] =
+    ["layer_types", "original_max_position_embeddings", "rope_parameters", "rope_scaling", "rope_theta"];
+
 fn decoder(t: &mut Tracer, c: &ModelConfig) -> Val {
     let wte = t.weight("transformer.wte.weight", c.vocab, c.hidden, WeightUse::Vocabulary, Parallel::Column);
-    let wpe = t.weight("transformer.wpe.weight", c.max_len, c.hidden, WeightUse::Vocabulary, Parallel::Replicated);
-    let (tokens, positions) = (t.embed(wte), t.embed_by(wpe, EmbedIndex::Positions { offset: 0 }));
+    let tokens = t.embed(wte);
+    let positions = embed_positions(t, c, "transformer.wpe", 0);
     let (mut x, mut delta) = (tokens, Some(positions));
     for layer in 0..c.layers {
         (x, delta) = t.layer(&format!("transformer.h.{layer}"), |t| {
@@ -107,10 +101,4 @@ fn decoder(t: &mut Tracer, c: &ModelConfig) -> Val {
 /// A map whose matrix is stored `[in, out]`, or a part of one.
 fn conv1d(t: &mut Tracer, name: &str, shape: (usize, usize), parallel: Parallel, view: View) -> LinearWeight {
     t.linear_view(name, shape, true, parallel, view.transposed())
-}
-
-fn layer_norm(t: &mut Tracer, c: &ModelConfig, name: &str) -> Norm {
-    let weight = t.vector(name, c.hidden);
-    let bias = t.weight(&format!("{name}.bias"), 1, c.hidden, WeightUse::Vector, Parallel::Replicated);
-    Norm { kind: NormKind::Layer, weight: Some(weight), bias: Some(bias), eps: c.norm_eps }
 }

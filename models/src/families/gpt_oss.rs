@@ -34,7 +34,7 @@ pub(super) const GPT_OSS: Definition = Definition {
         norm_eps: 1e-5,
         theta: 150_000.0,
         bos: None,
-        eos: None,
+        eos: &[],
         ..Defaults::LLAMA
     },
     read: |keys, c| {
@@ -46,9 +46,9 @@ pub(super) const GPT_OSS: Definition = Definition {
             experts: keys.size("num_local_experts")?.unwrap_or(128),
             top_k,
             ffn: c.ffn,
-            shared_ffn: None,
             normalise: true,
             layers: vec![true; c.layers],
+            ..Moe::PLAIN
         });
         // 4.57 has these two numbers in its code.
         for (key, only) in [("swiglu_alpha", ALPHA), ("swiglu_limit", LIMIT), ("experts_per_token", top_k as f64)] {

@@ -28,9 +28,9 @@ pub(super) const MIXTRAL: Definition = Definition {
             experts: keys.size("num_local_experts")?.unwrap_or(8),
             top_k: keys.size("num_experts_per_tok")?.unwrap_or(2),
             ffn: c.ffn,
-            shared_ffn: None,
             normalise: true,
             layers: vec![true; c.layers],
+            ..Moe::PLAIN
         });
         ignores_layer_types(keys, c)
     },

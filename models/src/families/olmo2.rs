@@ -3,7 +3,7 @@
 
 use super::Definition;
 use super::llama::ignores_layer_types;
-use crate::blocks::{LayerNorms, attend, decoder, gated_mlp, project, rms_norm, rms_norm_of};
+use crate::blocks::{Layout, attend, decoder, gated_mlp, project, rms_norm_of};
 use crate::config::{Biases, Defaults, ModelConfig};
 use crate::program::{NormGroup, Val};
 use crate::tracer::Tracer;
@@ -14,19 +14,19 @@ pub(super) const OLMO2: Definition = Definition {
     part_of: None,
     keys: &["attention_bias"],
     aliases: &[],
-    defaults: Defaults { vocab: 50304, norm_eps: 1e-5, bos: None, eos: Some(50279), ..Defaults::LLAMA },
+    defaults: Defaults { vocab: 50304, norm_eps: 1e-5, bos: None, eos: &[50279], ..Defaults::LLAMA },
     read: |keys, c| {
         let attention = keys.flag("attention_bias", false)?;
         c.bias = Biases { qkv: attention, o: attention, mlp: false };
         ignores_layer_types(keys, c)
     },
     trace: |t, c| {
-        let norms = LayerNorms {
-            norm: rms_norm,
+        let layout = Layout {
             attention: (None, Some("post_attention_layernorm")),
             mlp: (None, Some("post_feedforward_layernorm")),
+            ..Layout::LLAMA
         };
-        decoder(t, c, norms, attention, |t, c, _, h| t.scope("mlp", |t| gated_mlp(t, c, h, c.ffn)))
+        decoder(t, c, layout, attention, |t, c, _, h| t.scope("mlp", |t| gated_mlp(t, c, h, c.ffn)))
     },
 };
 

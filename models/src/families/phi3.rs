@@ -22,7 +22,7 @@ pub(super) const PHI3: Definition = Definition {
         norm_eps: 1e-5,
         partial_rotary: Some(1.0),
         long_rope: Some(4096),
-        eos: Some(32000),
+        eos: &[32000],
         ..Defaults::LLAMA
     },
     read: |keys, c| {

@@ -37,15 +37,8 @@ pub(super) const QWEN3: Definition = Definition {
     trace: decoder,
 };
 
-const QWEN: Defaults = Defaults {
-    vocab: 151_936,
-    ffn: 22016,
-    kv_heads: Some(32),
-    max_len: 32768,
-    bos: None,
-    eos: None,
-    ..Defaults::LLAMA
-};
+const QWEN: Defaults =
+    Defaults { vocab: 151_936, ffn: 22016, kv_heads: Some(32), max_len: 32768, bos: None, eos: &[], ..Defaults::LLAMA };
 
 /// Layers from `max_window_layers` on slide, or those that `layer_types` names.
 pub(super) fn windows(keys: &Keys<'_>, layers: usize) -> Result<Vec<Option<usize>>, ConfigError> {

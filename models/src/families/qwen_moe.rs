@@ -31,8 +31,7 @@ pub(super) const QWEN2_MOE: Definition = Definition {
         c.bias.qkv = keys.flag("qkv_bias", true)?;
         c.windows = windows(keys, c.layers)?;
         let shared = keys.size("shared_expert_intermediate_size")?.unwrap_or(5632);
-        let defaults =
-            Moe { experts: 60, top_k: 4, ffn: 1408, shared_ffn: Some(shared), normalise: false, layers: vec![] };
+        let defaults = Moe { experts: 60, top_k: 4, ffn: 1408, shared_ffn: Some(shared), ..Moe::PLAIN };
         c.moe = moe(keys, c.layers, defaults)?;
         Ok(())
     },
@@ -76,7 +75,7 @@ pub(super) const QWEN3_MOE: Definition = Definition {
         if !keys.flag("use_qk_norm", true)? {
             return Err(keys.unsupported("use_qk_norm"));
         }
-        let defaults = Moe { experts: 128, top_k: 8, ffn: 768, shared_ffn: None, normalise: false, layers: vec![] };
+        let defaults = Moe { experts: 128, top_k: 8, ffn: 768, ..Moe::PLAIN };
         c.moe = moe(keys, c.layers, defaults)?;
         ignores_layer_types(keys, c)
     },
@@ -84,7 +83,7 @@ pub(super) const QWEN3_MOE: Definition = Definition {
 };
 
 const QWEN: Defaults =
-    Defaults { vocab: 151_936, hidden: 2048, layers: 24, max_len: 32768, bos: None, eos: None, ..Defaults::LLAMA };
+    Defaults { vocab: 151_936, hidden: 2048, layers: 24, max_len: 32768, bos: None, eos: &[], ..Defaults::LLAMA };
 
 /// Which layers of qwen2_moe slide is disputed: all by 4.57, by 5.23 those that `layer_types` names, or every other one
 /// below `max_window_layers`. What they agree on is read.

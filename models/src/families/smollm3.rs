@@ -27,7 +27,7 @@ pub(super) const SMOLLM3: Definition = Definition {
         tied: true,
         theta: 2_000_000.0,
         bos: Some(128_000),
-        eos: Some(128_001),
+        eos: &[128_001],
         ..Defaults::LLAMA
     },
     read: |keys, c| {

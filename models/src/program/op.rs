@@ -117,12 +117,32 @@ pub struct LinearPart {
 pub struct Routing {
     /// Logits to scores.
     pub score: RouteScore,
+    /// Added to the scores where experts are chosen, not where they are weighed (DeepSeek-V3, arXiv:2412.19437).
+    pub bias: Option<WeightId>,
+    /// Groups of neighbours that experts are chosen from; one of all where absent.
+    pub groups: Option<RouteGroups>,
     /// Experts with the largest scores that are kept; of equal scores, the lower number wins.
     pub top_k: usize,
     /// Whether the kept scores are divided by their sum.
     pub normalise: bool,
     /// Factor of the shares.
     pub factor: f32,
+}
+
+/// Experts come from the best groups alone (DeepSeek-V2, arXiv:2405.04434); of equal groups, the lower number wins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RouteGroups {
+    /// Groups, at most [`RouteGroups::MOST`]; divides the number of experts.
+    pub count: usize,
+    /// Groups that experts are chosen from; they have `top_k` experts at least.
+    pub kept: usize,
+    /// A group ranks by the sum of this many of its largest scores.
+    pub best: usize,
+}
+
+impl RouteGroups {
+    /// Groups at most.
+    pub const MOST: usize = 64;
 }
 
 /// Scores of experts.
@@ -246,6 +266,9 @@ pub enum Op {
         softcap: Option<f32>,
         /// A score per query head that takes part in the softmax and has no value.
         sinks: Option<WeightId>,
+        /// A slope per query head: scores gain it times the key's position less the query's, last of all (Press et al. 2022,
+        /// arXiv:2108.12409).
+        alibi: Option<Vec<f32>>,
         /// Result, `heads * v_dim` columns.
         out: Val,
     },
@@ -292,6 +315,18 @@ pub enum Op {
         /// Bound of the size; not negative.
         bound: f32,
         /// Result.
+        out: Val,
+    },
+    /// Each head of `x` followed by that of `y`; a `y` of one head is every head's (`torch.cat` of `DeepseekV2Attention` of
+    /// transformers).
+    JoinHeads {
+        /// First parts, `heads * lengths[0]` columns.
+        x: Val,
+        /// Second parts, `heads * lengths[1]` columns or `lengths[1]`.
+        y: Val,
+        /// Lengths of both parts of a head.
+        lengths: [usize; 2],
+        /// Result, `heads * (lengths[0] + lengths[1])` columns.
         out: Val,
     },
     /// A router's logits as the experts' shares, `[rows, experts]`: zero where an expert takes no part.
@@ -347,6 +382,7 @@ impl Op {
             Op::Scale { .. } => "scale",
             Op::Softcap { .. } => "softcap",
             Op::Clamp { .. } => "clamp",
+            Op::JoinHeads { .. } => "join_heads",
             Op::Route { .. } => "route",
             Op::MoeMlp { .. } => "moe_mlp",
             Op::TakeOutputs { .. } => "take_outputs",
@@ -368,7 +404,7 @@ impl Op {
             | Op::Route { x, .. }
             | Op::TakeOutputs { x, .. } => vec![*x],
             Op::AddNorm { x, delta, .. } => vec![*x, *delta],
-            Op::Add { x, y, .. } | Op::Mul { x, y, .. } => vec![*x, *y],
+            Op::Add { x, y, .. } | Op::Mul { x, y, .. } | Op::JoinHeads { x, y, .. } => vec![*x, *y],
             Op::MoeMlp { x, shares, .. } => vec![*x, *shares],
             Op::Attend { q, k, v, .. } => vec![*q, *k, *v],
         }
@@ -388,6 +424,7 @@ impl Op {
             | Op::Scale { out, .. }
             | Op::Softcap { out, .. }
             | Op::Clamp { out, .. }
+            | Op::JoinHeads { out, .. }
             | Op::Route { out, .. }
             | Op::MoeMlp { out, .. }
             | Op::TakeOutputs { out, .. } => vec![*out],
@@ -406,6 +443,7 @@ impl Op {
                 [Some(*gate), Some(*up), *gate_bias, *up_bias].into_iter().flatten().collect()
             }
             Op::Attend { sinks, .. } => sinks.iter().copied().collect(),
+            Op::Route { routing, .. } => routing.bias.iter().copied().collect(),
             Op::MoeMlp { gate, up, down, .. } => {
                 [gate, up, down].into_iter().flat_map(|w| std::iter::once(w.weight).chain(w.bias)).collect()
             }
@@ -416,7 +454,7 @@ impl Op {
             | Op::Scale { .. }
             | Op::Softcap { .. }
             | Op::Clamp { .. }
-            | Op::Route { .. }
+            | Op::JoinHeads { .. }
             | Op::TakeOutputs { .. } => vec![],
         }
     }

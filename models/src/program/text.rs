@@ -76,22 +76,31 @@ impl fmt::Display for OpText<'_> {
             Op::Rope { x, table, head_dim, pairing, .. } => {
                 write!(f, "rope{} v{} heads of {head_dim} {pairing:?}", table.0, x.0)
             }
-            Op::Attend { q, k, v, cache, heads, scale, window, softcap, sinks, .. } => {
+            Op::Attend { q, k, v, cache, heads, scale, window, softcap, sinks, alibi, .. } => {
                 write!(f, "attend cache{} q v{} k v{} v v{}", cache.0, q.0, k.0, v.0)?;
                 write!(f, " {heads} heads scale {scale:e}")?;
                 window.map_or(Ok(()), |w| write!(f, " window {w}"))?;
                 softcap.map_or(Ok(()), |c| write!(f, " softcap {c:e}"))?;
-                sinks.map_or(Ok(()), |w| write!(f, " sinks w{}", w.0))
+                sinks.map_or(Ok(()), |w| write!(f, " sinks w{}", w.0))?;
+                alibi.as_ref().map_or(Ok(()), |slopes| {
+                    f.write_str(" alibi")?;
+                    slopes.iter().try_for_each(|slope| write!(f, " {slope:e}"))
+                })
             }
             Op::Add { x, y, .. } => write!(f, "add v{} v{}", x.0, y.0),
             Op::Mul { x, y, .. } => write!(f, "mul v{} v{}", x.0, y.0),
             Op::Scale { x, factor, .. } => write!(f, "scale v{} by {factor:e}", x.0),
             Op::Softcap { x, cap, .. } => write!(f, "softcap v{} at {cap:e}", x.0),
             Op::Clamp { x, bound, .. } => write!(f, "clamp v{} at {bound:e}", x.0),
+            Op::JoinHeads { x, y, lengths: [a, b], .. } => write!(f, "join_heads v{} of {a} with v{} of {b}", x.0, y.0),
             Op::Route { x, routing, .. } => {
-                let Routing { score, top_k, normalise, factor } = routing;
+                let Routing { score, bias, groups, top_k, normalise, factor } = routing;
                 let normalised = if *normalise { " normalised" } else { "" };
-                write!(f, "route v{} {score:?} top {top_k}{normalised} times {factor:e}", x.0)
+                write!(f, "route v{} {score:?} top {top_k}{normalised} times {factor:e}", x.0)?;
+                bias.map_or(Ok(()), |w| write!(f, " bias w{}", w.0))?;
+                groups.map_or(Ok(()), |RouteGroups { count, kept, best }| {
+                    write!(f, " of {kept} of {count} groups by their best {best}")
+                })
             }
             Op::MoeMlp { x, shares, gate, up, down, glu, .. } => {
                 write!(f, "moe_mlp v{} shares v{} {} ", x.0, shares.0, glu_text(glu))?;

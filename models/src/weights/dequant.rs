@@ -5,6 +5,7 @@
 
 mod k_quants;
 mod legacy;
+mod tables;
 
 use half::slice::HalfFloatSliceExt;
 
@@ -51,6 +52,9 @@ fn blocks(t: GgmlType, bytes: &[u8], out: &mut [f32]) {
         GgmlType::Q4_K => each(bytes, out, k_quants::q4_k),
         GgmlType::Q5_K => each(bytes, out, k_quants::q5_k),
         GgmlType::Q6_K => each(bytes, out, k_quants::q6_k),
+        GgmlType::IQ4_NL => each(bytes, out, tables::iq4_nl),
+        GgmlType::IQ4_XS => each(bytes, out, tables::iq4_xs),
+        GgmlType::MXFP4 => each(bytes, out, tables::mxfp4),
     }
 }
 

@@ -96,6 +96,17 @@ impl Context<'_> {
                 // SAFETY: as above.
                 unsafe { (k.clamp)(self.row(x, row), *bound, self.row(out, row), x.stride) }
             }
+            RowOp::Join { x, y, lengths: [a, b], out } => {
+                let step = if y.cols == *b { 0 } else { *b };
+                for head in 0..x.cols / a {
+                    // SAFETY: as above; `out` is disjoint from what is read, and as wide as its heads.
+                    unsafe {
+                        let to = self.row(out, row).add(head * (a + b));
+                        std::ptr::copy_nonoverlapping(self.row(x, row).add(head * a), to, *a);
+                        std::ptr::copy_nonoverlapping(self.row(y, row).add(head * step), to.add(*a), *b);
+                    }
+                }
+            }
             RowOp::Route { x, routing, out } => {
                 // SAFETY: as above; `x` and `out` are disjoint.
                 unsafe { (k.route)(routing, self.row(x, row), x.cols, self.row(out, row)) }

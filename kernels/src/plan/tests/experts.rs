@@ -75,7 +75,14 @@ impl Mixture {
         }
         let (logits, shares) = (b.val(self.experts, self.set), b.val(self.experts, self.set));
         b.linear(x, vec![(plain(Arc::new(self.router.pack(Stored::F32))), logits)]);
-        let routing = Routing { score: RouteScore::Softmax, top_k: self.kept, normalise: true, factor: 1.5 };
+        let routing = Routing {
+            score: RouteScore::Softmax,
+            bias: None,
+            groups: None,
+            top_k: self.kept,
+            normalise: true,
+            factor: 1.5,
+        };
         b.route(logits, routing, shares);
         let mut out = body(&mut b, x, shares);
         if self.set == RowSet::Tokens {

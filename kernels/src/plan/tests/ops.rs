@@ -130,7 +130,7 @@ fn a_norm_of_attention_sees_no_padding() {
                 stored: KvStored::F32,
             });
             let [attended, out, gated] = [(); 3].map(|()| b.val(HIDDEN, RowSet::Tokens));
-            let how = AttendHow { heads: 3, scale: 0.3, window: None, softcap: None, sinks: None };
+            let how = AttendHow { heads: 3, scale: 0.3, window: None, softcap: None, sinks: None, alibi: None };
             b.attend([x, x, x], cache, how, attended);
             let norm = Norm { kind: NormKind::Layer, weight: None, bias: None, eps: 1e-5 };
             b.norm(attended, norm, NormGroup::Row, out);

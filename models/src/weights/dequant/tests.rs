@@ -14,7 +14,7 @@ fn every_block_type_decodes_as_gguf_py_does() {
     let bytes = std::fs::read(fixtures::path("gguf_dequant/golden.safetensors")).unwrap();
     let golden = SafeTensors::deserialize(&bytes).unwrap();
     use GgmlType::*;
-    for t in [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K] {
+    for t in [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4] {
         let raw = golden.tensor(&format!("{t:?}.raw")).unwrap();
         let expected = f32s(golden.tensor(&format!("{t:?}.f32")).unwrap().data());
         let mut out = vec![f32::NAN; expected.len()];

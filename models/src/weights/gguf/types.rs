@@ -10,7 +10,8 @@ pub struct TensorType(pub u32);
 
 impl TensorType {
     /// What can be read.
-    pub const SUPPORTED: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K";
+    pub const SUPPORTED: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, \
+                                  IQ4_NL, IQ4_XS, MXFP4";
 
     /// How to read it; `None` where it is not supported.
     pub fn encoding(self) -> Option<Encoding> {
@@ -29,6 +30,9 @@ impl TensorType {
             12 => Encoding::GgufBlock(Q4_K),
             13 => Encoding::GgufBlock(Q5_K),
             14 => Encoding::GgufBlock(Q6_K),
+            20 => Encoding::GgufBlock(IQ4_NL),
+            23 => Encoding::GgufBlock(IQ4_XS),
+            39 => Encoding::GgufBlock(MXFP4),
             _ => return None,
         })
     }
@@ -46,17 +50,15 @@ impl fmt::Display for TensorType {
     }
 }
 
-const UNSUPPORTED: [(u32, &str); 26] = [
+const UNSUPPORTED: [(u32, &str); 23] = [
     (9, "Q8_1"),
     (15, "Q8_K"),
     (16, "IQ2_XXS"),
     (17, "IQ2_XS"),
     (18, "IQ3_XXS"),
     (19, "IQ1_S"),
-    (20, "IQ4_NL"),
     (21, "IQ3_S"),
     (22, "IQ2_S"),
-    (23, "IQ4_XS"),
     (24, "I8"),
     (25, "I16"),
     (26, "I32"),
@@ -69,7 +71,6 @@ const UNSUPPORTED: [(u32, &str); 26] = [
     (34, "TQ1_0"),
     (35, "TQ2_0"),
     (36, "IQ4_NL_4_4"),
-    (39, "MXFP4"),
     (40, "NVFP4"),
     (41, "Q1_0"),
     (42, "Q2_0"),

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::*;
 use crate::fixtures;
-use crate::program::{Parallel, View, WeightUse};
+use crate::program::{EmbedIndex, Op, Parallel, View, WeightUse};
 use crate::{ModelConfig, WeightId};
 
 fn decl(name: &str, rows: usize, cols: usize) -> WeightDecl {
@@ -82,14 +82,17 @@ fn embedding_rows_equal_the_first_hidden_state_of_the_golden_run() {
         let golden = SafeTensors::deserialize(&bytes).unwrap();
         let ids = golden.tensor("prompt.0.input_ids").unwrap().data().to_vec();
         let hidden = golden.tensor("prompt.0.hidden.0").unwrap().data().to_vec();
-        let learned = program.weights.iter().find(|w| w.name == "transformer.wpe.weight");
-        let learned = learned.map(|w| source.get(w).unwrap());
+        let learned = program.ops.iter().find_map(|op| match op {
+            Op::Embed { table, index: EmbedIndex::Positions { offset }, .. } => Some((*table, *offset)),
+            _ => None,
+        });
+        let learned = learned.map(|(table, offset)| (source.get(program.weight(table)).unwrap(), offset));
         let (mut row, mut place) = (vec![f32::NAN; config.hidden], vec![0.0; config.hidden]);
         for (i, (id, want)) in ids.as_chunks::<8>().0.iter().zip(hidden.chunks_exact(4 * config.hidden)).enumerate() {
             let id = usize::try_from(i64::from_le_bytes(*id)).unwrap();
             table.read_f32(id..id + 1, &mut row);
-            if let Some(learned) = &learned {
-                learned.read_f32(i..i + 1, &mut place);
+            if let Some((learned, offset)) = &learned {
+                learned.read_f32(i + offset..i + offset + 1, &mut place);
             }
             row.iter_mut().zip(&place).for_each(|(x, place)| *x = *x * config.embed_scale + place);
             let got: Vec<u8> = row.iter().flat_map(|x| x.to_le_bytes()).collect();

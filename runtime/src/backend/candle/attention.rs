@@ -29,6 +29,8 @@ pub struct Attention<'a> {
     pub softcap: Option<f32>,
     /// `[heads]`.
     pub sinks: Option<&'a Tensor>,
+    /// One for each head.
+    pub alibi: Option<&'a [f32]>,
 }
 
 impl Cache {
@@ -126,6 +128,15 @@ impl Cache {
             scores = cap(&scores, bound)?;
         }
         let mut scores = scores.reshape((kv_heads, group, rows, seen))?;
+        if let Some(slopes) = attention.alibi {
+            let before = |(slope, row): (&f32, usize)| {
+                let position = seen - rows + row;
+                (0..seen).map(|key| slope * (key as f32 - position as f32)).collect::<Vec<f32>>()
+            };
+            let bias =
+                slopes.iter().flat_map(|slope| (0..rows).map(move |row| (slope, row))).flat_map(before).collect();
+            scores = (scores + Tensor::from_vec::<_, f32>(bias, (kv_heads, group, rows, seen), q.device())?)?;
+        }
         if rows > 1 {
             scores = scores.broadcast_add(&mask(rows, seen, attention.window, q.device())?)?;
         }

@@ -75,9 +75,11 @@ impl CandleExecutor {
                 }
                 (out, ops::rope(step.val(*x)?, &step.angles[table], *head_dim, *pairing)?)
             }
-            Op::Attend { q, k, v, cache, heads, scale, window, softcap, sinks, out } => {
+            Op::Attend { q, k, v, cache, heads, scale, window, softcap, sinks, alibi, out } => {
                 let sinks = optional(sinks);
-                let attention = Attention { heads: *heads, scale: *scale, window: *window, softcap: *softcap, sinks };
+                let alibi = alibi.as_deref();
+                let attention =
+                    Attention { heads: *heads, scale: *scale, window: *window, softcap: *softcap, sinks, alibi };
                 let cache = &mut self.caches[cache.0 as usize];
                 cache.write(step.val(*k)?, step.val(*v)?, batch)?;
                 (out, cache.attend(step.val(*q)?, batch, &attention)?)
@@ -87,8 +89,10 @@ impl CandleExecutor {
             Op::Scale { x, factor, out } => (out, (step.val(*x)? * f64::from(*factor))?),
             Op::Softcap { x, cap, out } => (out, ops::cap(step.val(*x)?, *cap)?),
             Op::Clamp { x, bound, out } => (out, step.val(*x)?.clamp(-bound, *bound)?),
+            Op::JoinHeads { x, y, lengths, out } => (out, ops::join_heads(step.val(*x)?, step.val(*y)?, *lengths)?),
             Op::Route { x, routing, out } => {
-                let shares = route(step.val(*x)?, routing)?;
+                let bias = routing.bias.map(|w| weights.get(w).flatten_all()?.to_vec1::<f32>()).transpose()?;
+                let shares = route(step.val(*x)?, routing, bias.as_deref())?;
                 if let Some(routes) = &mut self.routes {
                     note(routes, &shares, batch)?;
                 }
@@ -145,8 +149,8 @@ fn normed(weights: &Weights, x: &Tensor, norm: &Norm, group: NormGroup) -> Resul
     ops::norm(x, (norm.kind, norm.eps), (weight, bias), group)
 }
 
-fn route(x: &Tensor, routing: &Routing) -> Result<Tensor> {
-    let shares: Vec<f32> = x.to_vec2()?.iter().flat_map(|row: &Vec<f32>| ops::shares(row, routing)).collect();
+fn route(x: &Tensor, routing: &Routing, bias: Option<&[f32]>) -> Result<Tensor> {
+    let shares: Vec<f32> = x.to_vec2()?.iter().flat_map(|row: &Vec<f32>| ops::shares(row, routing, bias)).collect();
     Tensor::from_vec(shares, x.shape(), x.device())
 }
 

@@ -1,7 +1,7 @@
 //! The ops that look at nothing but their rows, each as its definition reads.
 
 use candle_core::{D, DType, Device, Result, Tensor};
-use njoule_models::program::{Act, Glu, NormGroup, NormKind, Pairing, RouteScore, Routing};
+use njoule_models::program::{Act, Glu, NormGroup, NormKind, Pairing, RouteGroups, RouteScore, Routing};
 use rayon::prelude::*;
 
 /// `x` rounded to the type that it will be multiplied with, as f32.
@@ -125,8 +125,16 @@ pub fn rope(x: &Tensor, Angles { cos, sin }: &Angles, head_dim: usize, pairing: 
     all.reshape((rows, cols))
 }
 
+/// Each head of `x` followed by that of `y`, or by the only one of `y`.
+pub fn join_heads(x: &Tensor, y: &Tensor, [a, b]: [usize; 2]) -> Result<Tensor> {
+    let (rows, cols) = x.dims2()?;
+    let heads = cols / a;
+    let y = y.reshape((rows, y.dim(1)? / b, b))?.broadcast_as((rows, heads, b))?;
+    Tensor::cat(&[&x.reshape((rows, heads, a))?, &y.contiguous()?], 2)?.reshape((rows, heads * (a + b)))
+}
+
 /// A row of a router's logits as the experts' shares.
-pub fn shares(logits: &[f32], routing: &Routing) -> Vec<f32> {
+pub fn shares(logits: &[f32], routing: &Routing, bias: Option<&[f32]>) -> Vec<f32> {
     let scores: Vec<f32> = match routing.score {
         RouteScore::Sigmoid => logits.iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect(),
         RouteScore::Softmax => {
@@ -136,9 +144,25 @@ pub fn shares(logits: &[f32], routing: &Routing) -> Vec<f32> {
             exps.iter().map(|e| e / sum).collect()
         }
     };
-    let mut order: Vec<usize> = (0..scores.len()).collect();
-    // Stable: of equal scores, the lower number comes first.
-    order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
+    let mut ranks = scores.clone();
+    if let Some(bias) = bias {
+        ranks.iter_mut().zip(bias).for_each(|(rank, bias)| *rank += bias);
+    }
+    // Stable: of equal ones, the lower number comes first.
+    let by_rank = |ranks: &[f32]| {
+        let mut order: Vec<usize> = (0..ranks.len()).collect();
+        order.sort_by(|a, b| ranks[*b].total_cmp(&ranks[*a]));
+        order
+    };
+    if let Some(RouteGroups { count, kept, best }) = routing.groups {
+        let size = scores.len() / count;
+        let sum = |group: &[f32]| by_rank(group)[..best].iter().map(|i| group[*i]).sum::<f32>();
+        let sums: Vec<f32> = ranks.chunks(size).map(sum).collect();
+        for g in &by_rank(&sums)[kept..] {
+            ranks[g * size..(g + 1) * size].fill(f32::NEG_INFINITY);
+        }
+    }
+    let mut order = by_rank(&ranks);
     order.truncate(routing.top_k);
     let divisor = if routing.normalise { order.iter().map(|e| scores[*e]).sum() } else { 1.0 };
     let mut shares = vec![0.0; scores.len()];

@@ -88,10 +88,10 @@ pub fn plan(
                 };
                 b.rope(val(x), ropes[table.0 as usize], *head_dim, pairing, val(out));
             }
-            Op::Attend { q, k, v, cache, heads, scale, window, softcap, sinks, out } => {
+            Op::Attend { q, k, v, cache, heads, scale, window, softcap, sinks, alibi, out } => {
                 let (heads, scale, window, softcap) = (*heads, *scale, *window, *softcap);
                 let sinks = sinks.map(|w| weights.vector(w));
-                let how = AttendHow { heads, scale, window, softcap, sinks };
+                let how = AttendHow { heads, scale, window, softcap, sinks, alibi: alibi.clone() };
                 b.attend([q, k, v].map(val), caches[cache.0 as usize], how, val(out));
             }
             Op::Add { x, y, out } => b.add(val(x), val(y), val(out)),
@@ -99,13 +99,17 @@ pub fn plan(
             Op::Scale { x, factor, out } => b.scale(val(x), *factor, val(out)),
             Op::Softcap { x, cap, out } => b.softcap(val(x), *cap, val(out)),
             Op::Clamp { x, bound, out } => b.clamp(val(x), *bound, val(out)),
+            Op::JoinHeads { x, y, lengths, out } => b.join(val(x), val(y), *lengths, val(out)),
             Op::Route { x, routing, out } => {
-                let program::Routing { score, top_k, normalise, factor } = *routing;
+                let program::Routing { score, bias, groups, top_k, normalise, factor } = *routing;
+                let bias = bias.map(|w| weights.vector(w));
+                let groups =
+                    groups.map(|program::RouteGroups { count, kept, best }| route::RouteGroups { count, kept, best });
                 let score = match score {
                     RouteScore::Softmax => route::RouteScore::Softmax,
                     RouteScore::Sigmoid => route::RouteScore::Sigmoid,
                 };
-                b.route(val(x), route::Routing { score, top_k, normalise, factor }, val(out));
+                b.route(val(x), route::Routing { score, bias, groups, top_k, normalise, factor }, val(out));
             }
             Op::MoeMlp { x, shares, gate, up, down, glu, out } => {
                 b.moe(val(x), val(shares), [gate, up, down].map(experts), glu_of(*glu), val(out));

@@ -2,8 +2,8 @@
 //!
 //! * [`instances`]: machines; * [`lengths`]: what requests look like; * [`shard`]: one core's part of a program;
 //! * [`memory`]: what a core holds; * [`roofline`]: the least time of a step; * [`buckets`]: few buckets for many lengths;
-//! * `choose` and `classes`: the search; * [`mod@replay`]: a trace of requests through rows; * [`mod@simulate`]: through a
-//! plan's buckets.
+//! * `choose` and `classes`: the search; * [`mod@replay`]: a trace of requests through rows;
+//! * [`mod@simulate`]: a trace through a plan's buckets.
 //!
 //! Pure arithmetic over a [`Program`]: nothing is read, run or measured. A plan fits in memory by its own table, and every
 //! admissible sequence has a class and a bucket for each of its steps. Speeds are bounds from above, never forecasts;

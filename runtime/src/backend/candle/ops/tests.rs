@@ -1,19 +1,20 @@
 use super::*;
 
-const ROUTING: Routing = Routing { score: RouteScore::Softmax, top_k: 2, normalise: true, factor: 1.0 };
+const ROUTING: Routing =
+    Routing { score: RouteScore::Softmax, bias: None, groups: None, top_k: 2, normalise: true, factor: 1.0 };
 
 #[test]
 fn of_equal_scores_the_lower_number_wins() {
-    assert_eq!(shares(&[1.0, 3.0, 3.0, 3.0], &ROUTING), [0.0, 0.5, 0.5, 0.0]);
+    assert_eq!(shares(&[1.0, 3.0, 3.0, 3.0], &ROUTING, None), [0.0, 0.5, 0.5, 0.0]);
     // Far apart, the small scores are all zero and equal.
-    assert_eq!(shares(&[-500.0, -400.0, 0.0], &Routing { top_k: 2, ..ROUTING }), [0.0, 0.0, 1.0]);
-    let sigmoid = Routing { score: RouteScore::Sigmoid, top_k: 1, normalise: false, factor: 3.0 };
-    assert_eq!(shares(&[0.0, 0.0], &sigmoid), [1.5, 0.0]);
+    assert_eq!(shares(&[-500.0, -400.0, 0.0], &Routing { top_k: 2, ..ROUTING }, None), [0.0, 0.0, 1.0]);
+    let sigmoid = Routing { score: RouteScore::Sigmoid, top_k: 1, normalise: false, factor: 3.0, ..ROUTING };
+    assert_eq!(shares(&[0.0, 0.0], &sigmoid, None), [1.5, 0.0]);
 }
 
 #[test]
 fn normalised_shares_are_the_softmax_of_the_kept_logits() {
-    let got = shares(&[0.5, -1.0, 2.0, 1.0], &ROUTING);
+    let got = shares(&[0.5, -1.0, 2.0, 1.0], &ROUTING, None);
     let kept = 1.0_f32 / (1.0 + (-1.0_f32).exp());
     assert!((got[2] - kept).abs() < 1e-6 && (got[3] - (1.0 - kept)).abs() < 1e-6 && got[0] == 0.0, "{got:?}");
 }

@@ -144,11 +144,11 @@ impl Io {
         let start = bytes.len();
         bytes.resize(start + place.bytes, 0xff);
         let words = place.bytes / self.kind.outputs().max(1) / 4;
-        let mut masked = usize::MAX..0;
+        let (mut first, mut end) = (usize::MAX, 0);
         for (line, output) in outputs {
             let Some(mask) = batch.masks.of(output) else { continue };
             let row = self.output_row(line);
-            masked = masked.start.min(row)..masked.end.max(row + 1);
+            (first, end) = (first.min(row), end.max(row + 1));
             let own = &mut bytes[start + row * words * 4..][..words * 4];
             // Beyond the vocabulary's words there is nothing to allow.
             own[mask.len().saturating_sub(rank * words).min(words) * 4..].fill(0);
@@ -156,7 +156,7 @@ impl Io {
             let allowed = mask.get(rank * words..).unwrap_or_default();
             own.zip(allowed).for_each(|(to, word)| to.copy_from_slice(&word.to_le_bytes()));
         }
-        let masked = masked.start * words * 4..masked.end * words * 4;
+        let masked = first.min(end) * words * 4..end * words * 4;
         Ok(Some(MaskBytes { all: start..bytes.len(), masked }))
     }
 

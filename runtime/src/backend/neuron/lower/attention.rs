@@ -11,8 +11,8 @@ use crate::backend::{KvType, Quant};
 
 impl Lowering<'_> {
     pub(super) fn attend(&mut self, op: &Op) -> Array {
-        let Op::Attend { q, k, v, cache, heads, scale, window, softcap, sinks, .. } = op else {
-            unreachable!("called for attention alone")
+        let Op::Attend { q, k, v, cache, heads, scale, window, softcap, sinks, alibi: None, .. } = op else {
+            unreachable!("called for attention alone, and alibi was refused when the program was divided")
         };
         let info = self.sharded.program.caches[cache.0 as usize];
         let group = heads / info.kv_heads;

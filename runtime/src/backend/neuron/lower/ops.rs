@@ -79,6 +79,7 @@ impl Lowering<'_> {
                 let x = self.like(*out, *x);
                 (out, self.clamped(x, -bound, *bound))
             }
+            Op::JoinHeads { .. } => unreachable!("refused when the program was divided"),
             Op::Route { x, routing, out } => {
                 let x = self.whole(*x);
                 let shares = self.route(x, routing);

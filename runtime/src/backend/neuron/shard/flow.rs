@@ -110,6 +110,13 @@ impl Flow<'_> {
                 let row = parts.iter().all(|p| self.column(p.weight, p.out).is_none());
                 self.request(index, *x, if row { Want::Any } else { Want::Whole })?;
             }
+            Op::JoinHeads { .. } => return Err(self.fail(index, "heads of two parts are not lowered")),
+            Op::Route { routing, .. } if routing.bias.is_some() || routing.groups.is_some() => {
+                return Err(self.fail(index, "experts chosen by a bias or from groups are not lowered"));
+            }
+            Op::Attend { alibi: Some(_), .. } => {
+                return Err(self.fail(index, "scores that fall with the distance (alibi) are not lowered"));
+            }
             Op::GatedMlpIn { x, .. } | Op::Route { x, .. } => self.request(index, *x, Want::Whole)?,
             Op::MoeMlp { x, shares, .. } => {
                 self.request(index, *x, Want::Whole)?;
@@ -206,7 +213,7 @@ impl Flow<'_> {
                 sinks.map_or(Ok(()), |sinks| self.vector(sinks, Some(Arc::new(heads.each))))?;
                 self.layouts[out.0 as usize] = Some(Arc::new(heads.mixed));
             }
-            Op::Route { .. } => {}
+            Op::Route { .. } | Op::JoinHeads { .. } => {}
             Op::MoeMlp { gate, up, down, out, .. } => {
                 let inner = Arc::new(Split::even(self.program.weight(gate.weight).rows, self.tp));
                 for w in [gate, up] {

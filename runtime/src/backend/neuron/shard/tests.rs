@@ -101,7 +101,8 @@ fn what_cannot_be_divided_is_refused_by_name() {
             let norm = Norm { kind: NormKind::Layer, weight: None, bias: None, eps: 1e-5 };
             qkv[0] = t.norm(qkv[0], norm, NormGroup::Row);
         }
-        let attention = Attention { heads: 2, kv_heads: 2, scale: 1.0, window: None, softcap: None, sinks: None };
+        let attention =
+            Attention { heads: 2, kv_heads: 2, scale: 1.0, window: None, softcap: None, sinks: None, alibi: None };
         let a = t.attend(qkv, attention);
         let a = t.take_outputs(a);
         let head = t.linear_weight("head", (40, 16), false, Parallel::Column);

@@ -67,7 +67,10 @@ fn program() -> Program {
     let router = t.linear_weight("router", (3, 6), false, Parallel::Replicated);
     let logits = t.linear(m, router);
     let score = njoule_models::program::RouteScore::Softmax;
-    let shares = t.route(logits, njoule_models::program::Routing { score, top_k: 1, normalise: true, factor: 1.0 });
+    let shares = t.route(
+        logits,
+        njoule_models::program::Routing { score, bias: None, groups: None, top_k: 1, normalise: true, factor: 1.0 },
+    );
     let stacks = [("gate", 5, 6), ("up_e", 5, 6), ("down_e", 6, 5)].map(|(name, out, inp)| {
         t.expert_weights((name, Some(&format!("{name}_b"))), 3, (out, inp), Parallel::Column, View::whole(out))
     });
