@@ -251,7 +251,7 @@ fn modules_and_neffs_that_differ_from_the_manifest_are_named() {
     assert!(text.contains("it has 5 results, the manifest 4"), "{text}");
     // A NEFF that tells its inputs' sizes tells others.
     let def = br#"{"var": {"input0": {"type": "input", "size": 3}, "output0": {"type": "output", "size": 3}}}"#;
-    let neff = neff::fixture(&[("sg00/def.json", def)], 1);
+    let neff = neff::fixture(&[("sg00/def.json", &def[..])], 1);
     let mut artifact = opened();
     let record = &mut artifact.manifest.modules[0].neff;
     (record.sha256, record.bytes) = (digest::of_bytes(&neff), neff.len() as u64);
