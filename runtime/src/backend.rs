@@ -20,8 +20,8 @@ pub use step::{Batch, Bias, CandidateRow, Candidates, Masks, Returned, SeqSpan, 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockId(pub u32);
 
-/// The experts that routers chose, by a sequence's first block and position, router by router: for tests that compare
-/// backends, since a near-tie may be decided either way.
+/// The experts that routers chose, by a sequence's first block and position, router by router (of the last one where it is
+/// known): for tests that compare backends, since a near-tie may be decided either way.
 pub type Routes = std::collections::BTreeMap<(BlockId, u32), Vec<usize>>;
 
 /// How a backend stores weights.
