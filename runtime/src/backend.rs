@@ -23,8 +23,8 @@ pub struct BlockId(pub u32);
 /// Tokens of a cache block wherever caches are paged, and so the length by which prefixes are found again.
 pub const PREFIX_LEN: usize = 32;
 
-/// The experts that routers chose, by a sequence's first block and position, router by router: for tests that compare
-/// backends, since a near-tie may be decided either way.
+/// The experts that routers chose, by a sequence's first block and position, router by router (of the last one where it is
+/// known): for tests that compare backends, since a near-tie may be decided either way.
 pub type Routes = std::collections::BTreeMap<(BlockId, u32), Vec<usize>>;
 
 /// How a backend stores weights.

@@ -154,7 +154,9 @@ fn family(dir: &Path, bf16: bool, tp: usize, xla: &Xla) -> anyhow::Result<String
 /// Whether both routed a token, and all before it in its sequence, to the same experts: it attends to those.
 fn alike(a: &Routes, b: &Routes, seq: usize, position: usize) -> bool {
     let (first, _) = steps::slots(seq);
-    (0..=position as u32).all(|p| a.get(&(first, p)).is_some_and(|chosen| b.get(&(first, p)) == Some(chosen)))
+    let chosen = |routes: &Routes, p: u32| routes.get(&(first, p)).cloned().unwrap_or_default();
+    // What the last router chose is known of outputs alone.
+    (0..=position as u32).all(|p| chosen(a, p).iter().zip(&chosen(b, p)).all(|(a, b)| a == b))
 }
 
 /// How far bf16 is from f32 in the mean: by the reference implementation, else by candle.
@@ -184,6 +186,6 @@ const SOME: [(&str, bool, usize); 9] = [
     ("gpt_oss", false, 2),
     ("olmo2", true, 4),
     ("phi3_longrope", false, 1),
-    ("qwen2_moe", true, 2),
+    ("qwen2_moe", false, 2),
     ("mistral", true, 1),
 ];

@@ -157,9 +157,13 @@ fn route(x: &Tensor, routing: &Routing, bias: Option<&[f32]>) -> Result<Tensor> 
 /// Adds what a router chose; routers are called in order. A step that is run again adds to what it noted before.
 fn note(routes: &mut Routes, shares: &Tensor, batch: &Batch) -> Result<()> {
     let shares: Vec<Vec<f32>> = shares.to_vec2()?;
+    // In the last layer there are rows of outputs alone.
+    let all = shares.len() == batch.rows();
     for seq in &batch.seqs {
         for row in seq.rows.clone() {
-            let chosen = shares[row].iter().enumerate().filter(|(_, share)| **share != 0.0).map(|(expert, _)| expert);
+            let at = if all { Some(row) } else { batch.outputs.iter().position(|output| *output as usize == row) };
+            let Some(shares) = at.and_then(|at| shares.get(at)) else { continue };
+            let chosen = shares.iter().enumerate().filter(|(_, share)| **share != 0.0).map(|(expert, _)| expert);
             routes.entry((batch.tables[seq.table.start], batch.positions[row])).or_default().extend(chosen);
         }
     }

@@ -277,9 +277,13 @@ impl Evaluated {
         let routers = (0..).map_while(|i| results.get(&Output::Shares(i)));
         let routers: Vec<(&[f32], usize)> =
             routers.filter_map(|t| Some((t.as_slice::<f32>()?, *t.shape().dims().to_vec().last()?))).collect();
+        let tokens: Vec<(usize, u32)> = tokens.collect();
+        let last = tokens.last().map_or(0, |token| token.0);
         for (row, position) in tokens {
             let chosen = routers.iter().flat_map(|(shares, experts)| {
-                let shares = &shares[row * experts..][..*experts];
+                // In the last layer there may be one row alone, of the last token.
+                let at = if shares.len() == *experts && row == last { 0 } else { row };
+                let shares = shares.get(at * experts..(at + 1) * experts).unwrap_or_default();
                 shares.iter().enumerate().filter(|(_, share)| **share != 0.0).map(|(expert, _)| expert)
             });
             self.routes.insert((first, position), chosen.collect());
