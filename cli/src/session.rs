@@ -127,7 +127,7 @@ impl Model {
         let started = Instant::now();
         let loading = Loading::begin(&self.name, context);
         let Loaded { capacity, executor, backend, reason } =
-            options.load(&self, |backend| self.capacity(backend, size, &options), context)?;
+            options.load(&self, |backend| self.capacity(backend, size, options), context)?;
         timing::mark("weights packed, plan made");
         let limits = backend.limits(&self);
         let facts = Facts {

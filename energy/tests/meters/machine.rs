@@ -113,11 +113,14 @@ impl PerfOpen for NoPerf {
     }
 }
 
+/// What the counter of an event and CPU says, reading by reading.
+type Script = ((u64, u32), VecDeque<u64>);
+
 /// A kernel whose counters follow scripts, by event and CPU.
 #[derive(Clone, Default)]
 pub struct FakePerf {
     pub refuses: Option<i32>,
-    pub counters: Rc<RefCell<Vec<((u64, u32), VecDeque<u64>)>>>,
+    pub counters: Rc<RefCell<Vec<Script>>>,
 }
 
 impl PerfOpen for FakePerf {

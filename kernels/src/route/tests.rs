@@ -47,7 +47,7 @@ fn a_bias_and_groups_decide_who_is_kept_and_not_how_much() {
     for (kernels, (experts, count)) in
         Kernels::available().flat_map(|k| [(8, 4), (12, 3), (64, 64), (256, 8), (9, 1)].map(|e| (k, e)))
     {
-        for (kept, best, has_bias) in [(1, 1, true), (count, 1, false), (count.div_ceil(2), 2, true)] {
+        for (kept, best, has_bias) in [(1, 1, true), (count, 1, false), (usize::div_ceil(count, 2), 2, true)] {
             let size = experts / count;
             let noise = &mut Noise::new((experts * 7 + kept * 3 + best) as u64);
             let x = noise.values(experts, 4.0);

@@ -100,6 +100,10 @@ fn model() -> FieldOf {
     optional("model", json!({"type": "string"}), "One of the served names; absent is the served model.")
 }
 
+fn user() -> FieldOf {
+    optional("user", json!({}), "Without API keys, waiting requests of different users take turns.")
+}
+
 fn boolean() -> Value {
     json!({"type": "boolean"})
 }
@@ -210,8 +214,8 @@ fn common(least: i64) -> Vec<FieldOf> {
             "Cached prefixes are shared within one salt and one API key; without @ / \\ and NUL.",
         ),
         optional("priority", json!({"type": "integer", "minimum": i64::MIN, "maximum": i64::MAX}), "Lower runs first."),
+        user(),
     ];
-    fields.push(optional("user", json!({}), "A string: who takes turns with others, where there are no API keys."));
     fields.extend(["metadata", "store"].map(ignored));
     fields
 }
@@ -296,6 +300,7 @@ fn messages() -> Vec<FieldOf> {
         optional("temperature", number(0.0, 1.0), "0 takes the most likely token."),
         optional("top_p", number(0.0, 1.0), "Share of the probability that is drawn from."),
         optional("top_k", count(0), "Tokens that are drawn from; 0 is all."),
+        user(),
         ignored("metadata"),
     ]
 }
