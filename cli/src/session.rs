@@ -170,7 +170,8 @@ impl Model {
         }
         let per_seq = size.max_len.div_ceil(block_len).max(1);
         let block_bytes = (block_len * kv_bytes_per_token(&self.program, backend.kv_type())).max(1);
-        let affordable = available_memory().map_or(usize::MAX, |bytes| bytes / 2 / options.replicas.max(1) / block_bytes);
+        let affordable =
+            available_memory().map_or(usize::MAX, |bytes| bytes / 2 / options.replicas.max(1) / block_bytes);
         let blocks = per_seq.saturating_mul(size.max_seqs).min(affordable.max(per_seq));
         Capacity {
             blocks,
