@@ -34,8 +34,6 @@ pub enum Flag {
     Extrapolated,
     /// Other guests of the host took CPU time.
     Steal,
-    /// Something failed or was aborted within the window.
-    OtherLoad,
 }
 
 /// Why two snapshots make no window.
