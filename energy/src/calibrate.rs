@@ -168,7 +168,7 @@ mod tests {
         let exact = calibrate(&minutes, &feed(&minutes, |_, u| 35.0 + 120.0 * u)).unwrap();
         assert!((exact.best.0 - 35.0).abs() < 1e-6 && (exact.best.1 - 120.0).abs() < 1e-6, "{exact:?}");
         // A wobble of half a watt: the interval holds the truth and is not silly.
-        let wobble = |i: usize, u: f64| 35.0 + 120.0 * u + if i % 2 == 0 { 0.5 } else { -0.5 };
+        let wobble = |i: usize, u: f64| 35.0 + 120.0 * u + if i.is_multiple_of(2) { 0.5 } else { -0.5 };
         let rough = calibrate(&minutes, &feed(&minutes, wobble)).unwrap();
         let (base, span) = (rough.watts.base, rough.watts.span);
         assert!(base.low < 35.0 && 35.0 < base.high && base.high - base.low < 3.0, "{rough:?}");
