@@ -9,6 +9,8 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 
+use crate::python::{self, expect};
+
 /// A client, or a program that serves through njoule.
 struct Check {
     name: &'static str,
@@ -142,15 +144,7 @@ fn prepare(check: &Check, place: &Path) -> anyhow::Result<PathBuf> {
         By::Python(packages) => {
             // Checks that need the same share an environment.
             let same = CHECKS.iter().find(|other| matches!(other.by, By::Python(p) if p == packages));
-            let venv = place.join(same.unwrap_or(check).name).join("venv");
-            let python = venv.join("bin/python");
-            install(&venv.join("complete"), packages, || {
-                expect(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;
-                let mut pip = Command::new(&python);
-                pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(packages);
-                expect(&mut pip)
-            })?;
-            Ok(python)
+            python::environment(place, &format!("{}/venv", same.unwrap_or(check).name), packages)
         }
         By::Node(packages) => {
             let directory = place.join(check.name);
@@ -190,14 +184,6 @@ fn script(mut command: Command) -> anyhow::Result<Outcome> {
             Outcome::Fail(format!("exit code {code:?}; what it said stands above"))
         }
     })
-}
-
-fn expect(command: &mut Command) -> anyhow::Result<()> {
-    let status = command.status().with_context(|| format!("cannot run {}", command.get_program().display()))?;
-    if !status.success() {
-        bail!("{} ended with {status}", command.get_program().display());
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //!
 //! Invariant: the process ends with the value.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -11,16 +12,20 @@ use anyhow::{Context, bail};
 /// A server that answers.
 #[derive(Debug)]
 pub struct Live {
-    child: Child,
+    /// Its process.
+    pub child: Child,
     /// `http://HOST:PORT`.
     pub url: String,
 }
 
 impl Live {
     /// Starts `binary serve ARGUMENTS --port 0` and waits until it listens; what it says else goes to our stderr.
-    pub fn start(binary: &Path, arguments: &[String]) -> anyhow::Result<Live> {
+    pub fn start(binary: &Path, arguments: &[impl AsRef<OsStr>]) -> anyhow::Result<Live> {
         let mut command = Command::new(binary);
-        command.arg("serve").args(arguments).args(["--port", "0", "--log-level", "warn"]);
+        command.arg("serve").args(arguments).args(["--port", "0"]);
+        if std::env::var_os("NJOULE_LOG_LEVEL").is_none() {
+            command.env("NJOULE_LOG_LEVEL", "warn");
+        }
         let child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn();
         let child = child.with_context(|| format!("cannot run {}", binary.display()))?;
         let mut live = Live { child, url: String::new() };

@@ -2,17 +2,18 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use serde_json::Value;
 
 use super::Scale;
+use crate::live::Live as Process;
 
 /// A running server, ended with its test.
 pub struct Live {
-    child: Child,
+    process: Process,
     pub address: String,
 }
 
@@ -40,36 +41,22 @@ impl Answer {
 
 impl Live {
     pub fn start(scale: &Scale, arguments: &[&str]) -> anyhow::Result<Live> {
-        let mut command = Command::new(&scale.binary);
-        command.arg("serve").arg(&scale.model);
-        command.args(["--port", "0", "--threads", "1", "--served-model-name", "m", "--log-level", "error"]);
-        command.args(arguments).env("NJOULE_OFFLINE", "1").stdin(Stdio::null()).stderr(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("cannot start {}", scale.binary.display()))?;
-        let mut lines = BufReader::new(child.stderr.take().context("stderr")?);
-        let mut seen = String::new();
-        loop {
-            let mut line = String::new();
-            if lines.read_line(&mut line)? == 0 {
-                bail!("the server ended: {seen}");
-            }
-            if let Some(address) = line.trim().strip_prefix("listening on http://") {
-                // What it says later is for whoever looks on.
-                std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::stderr()));
-                return Ok(Live { child, address: address.to_owned() });
-            }
-            seen.push_str(&line);
-        }
+        let model = scale.model.to_str().context("the model's path is not text")?;
+        let always = [model, "--threads", "1", "--served-model-name", "m", "--log-level", "error", "--offline"];
+        let process = Process::start(&scale.binary, &[&always, arguments].concat())?;
+        let address = process.url.strip_prefix("http://").context("it speaks TLS")?.to_owned();
+        Ok(Live { process, address })
     }
 
     pub fn signal(&self, name: &str) -> anyhow::Result<()> {
-        let done = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status()?;
+        let done = Command::new("kill").arg(format!("-{name}")).arg(self.process.child.id().to_string()).status()?;
         ensure!(done.success(), "kill -{name}: {done}");
         Ok(())
     }
 
     /// Its exit code.
     pub fn wait(&mut self) -> anyhow::Result<Option<i32>> {
-        Ok(self.child.wait()?.code())
+        Ok(self.process.child.wait()?.code())
     }
 
     pub fn get(&self, path: &str) -> anyhow::Result<Answer> {
@@ -140,22 +127,14 @@ impl Live {
 
     /// Resident bytes.
     pub fn resident(&self) -> anyhow::Result<i64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.child.id()))?;
         let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("VmRSS")?;
         Ok(line.trim().trim_end_matches(" kB").parse::<i64>()? * 1024)
     }
 
     /// Open files.
     pub fn descriptors(&self) -> anyhow::Result<usize> {
-        Ok(std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))?.count())
-    }
-}
-
-impl Drop for Live {
-    fn drop(&mut self) {
-        // Of one that has ended there is nothing to end.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        Ok(std::fs::read_dir(format!("/proc/{}/fd", self.process.child.id()))?.count())
     }
 }
 

@@ -399,7 +399,7 @@ fn a_head_describes_the_model_and_has_no_weights() {
         assert_eq!(head.head(), whole.head(), "a head's head is itself");
         // It is no model of its own, and no head of a shorter file.
         assert!(matches!(Gguf::open(file.path()), Err(WeightError::Truncated { .. })));
-        assert!(matches!(Gguf::open_head(file.path(), len - 4096), Err(WeightError::Truncated { .. })));
+        assert!(matches!(Gguf::open_head(file.path(), len / 2), Err(WeightError::Truncated { .. })));
     }
     let whole = Gguf::open(&dir.path().join("wide.gguf")).unwrap().head();
     let cut = file(&whole.bytes[..whole.bytes.len() - 4096]);

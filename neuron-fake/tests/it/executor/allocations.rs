@@ -88,7 +88,7 @@ fn steps() {
 
 #[test]
 fn a_warm_step_allocates_nothing() {
-    let run = |environment: &[(&str, &str)]| child(environment, steps);
+    let run = |environment: &[(&str, &str)]| child(environment, || steps());
     if is_child() {
         return run(&[]);
     }

@@ -215,7 +215,7 @@ const SAYS: &str = "OUTCOME ";
 /// Each status at one place, each place with those that a step may survive and with each fault of the stand-in.
 #[test]
 fn a_fault_on_one_rank_ends_as_the_table_says() {
-    let run = |environment: &[(&str, &str)]| spawn(environment, serve);
+    let run = |environment: &[(&str, &str)]| spawn(environment, || serve());
     if is_child() {
         run(&[]);
         return;
@@ -234,7 +234,7 @@ fn a_fault_on_one_rank_ends_as_the_table_says() {
 #[test]
 #[ignore = "some minutes: the whole product"]
 fn every_fault_at_every_place_on_one_rank_ends_as_the_table_says() {
-    let run = |environment: &[(&str, &str)]| spawn(environment, serve);
+    let run = |environment: &[(&str, &str)]| spawn(environment, || serve());
     if is_child() {
         run(&[]);
         return;

@@ -164,12 +164,12 @@ fn host_time_per_step_of_32_sequences() {
         build(&model().config.program(), LARGE, dir.path());
         let clock = [("NJOULE_FAKE_EVALUATE", "0"), ("NJOULE_FAKE_LATENCY", "5ms")];
         let environment = [environment(dir.path()), clock.to_vec()].concat();
-        let output = spawn(&environment, measure).unwrap();
+        let output = spawn(&environment, || measure()).unwrap();
         print!("{}", String::from_utf8_lossy(&output.stdout));
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         return;
     }
-    assert!(spawn(&[], measure).is_none());
+    assert!(spawn(&[], || measure()).is_none());
 }
 
 /// Tokens of each request.

@@ -43,7 +43,7 @@ fn one_of_four() {
 
 #[test]
 fn of_a_runs_rows_the_one_that_fails_alone_is_refused() {
-    let run = |environment: &[(&str, &str)]| child(environment, one_of_four);
+    let run = |environment: &[(&str, &str)]| child(environment, || one_of_four());
     if is_child() {
         return run(&[]);
     }

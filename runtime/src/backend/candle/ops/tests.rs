@@ -33,7 +33,8 @@ fn product_in_parts_is_that_of_the_rounded_values() {
         assert_eq!(row.len(), rows);
         for (i, got) in row.iter().enumerate() {
             let want: f64 = (0..cols).map(|k| bf16(value(r * cols + k + 5)) * bf16(value(i * cols + k))).sum();
-            assert!((f64::from(*got) - want).abs() < 1e-3, "{r} {i}: {got}, not {want}");
+            // f32 sums of 4096 products, in an order that depends on the machine.
+            assert!((f64::from(*got) - want).abs() < 5e-6 * want.abs().max(200.0), "{r} {i}: {got}, not {want}");
         }
     }
 }
