@@ -103,7 +103,7 @@ VARIANTS = {
                                             num_key_value_heads=1), True),
     # attention before the feed-forward part; whole heads rotated; no biases in the attention; tied
     "gpt_neox_sequential": ("gpt_neox", dict(
-        SMALL, use_parallel_residual=False, rotary_pct=1.0, attention_bias=False, tie_word_embeddings=True,
+        {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}, use_parallel_residual=False, rotary_pct=1.0, attention_bias=False, tie_word_embeddings=True,
         rotary_emb_base=5e3, rope_scaling=dict(type="linear", factor=2.0)), True),
     # the parts side by side; a norm for every head
     "stablelm_parallel": ("stablelm", dict(SMALL, use_parallel_residual=True, qk_layernorm=True, hidden_act="gelu",
