@@ -449,7 +449,7 @@ fn whatever_the_runtime_answers_a_request_is_answered_or_refused_and_none_is_los
             assert!(took < Duration::from_secs(20), "{fault}: {took:?}");
             assert!(!seen.stderr.contains("panicked"), "{fault}: {}", seen.stderr);
             // Busy is tried again, and a run with an index out of bounds by halves: the fault comes but once.
-            let retried = matches!(action, "7" | "1006") && call == "evaluate";
+            let retried = matches!(action.as_str(), "7" | "1006") && call == "evaluate";
             let outcome = match seen.code {
                 0 => {
                     assert_eq!(ids(&seen), healthy, "{fault}: an answer that is not the right one");

@@ -85,7 +85,6 @@ const VARIANTS: [&str; 30] = [
     "variants/olmoe_plain",
     "variants/falcon_groups",
     "variants/falcon_groups_one_norm",
-    "variants/falcon_alibi",
     "variants/deepseek_v2_lite",
     "variants/deepseek_v3_plain",
 ];

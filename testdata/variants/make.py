@@ -150,9 +150,8 @@ VARIANTS = {
                                      tie_word_embeddings=False), True),
     "falcon_groups_one_norm": ("falcon", dict(FALCON, new_decoder_architecture=True, num_kv_heads=2,
                                               num_ln_in_parallel_attn=1, activation="relu"), True),
-    # the third: one part after the other, distances instead of rotations
-    "falcon_alibi": ("falcon", dict(FALCON, num_attention_heads=6, hidden_size=48, alibi=True, multi_query=False,
-                                    parallel_attn=False, bias=True), True),
+    # The third (one part after the other, distances instead of rotations) is not here: eager attention of transformers 4.57.6
+    # adds the distances twice, in the scores and in the mask.
     # the fixture: a dense layer, groups of experts, two that take every token, yarn with mscale
     "deepseek_v2": ("deepseek_v2", dict(
         DEEPSEEK, vocab_size=99, num_hidden_layers=3, q_lora_rank=12, first_k_dense_replace=1, n_routed_experts=6,

@@ -176,7 +176,7 @@ impl Args {
         let sequences = options.sequences(usize::MAX);
         let mut config = self.config(sequences)?;
         if let Some(replica) = &replica {
-            config = replica.config(config);
+            config = replica.config(config, sequences);
             replica.share(&mut options)?;
         }
         self.log(replica.is_some()).install();

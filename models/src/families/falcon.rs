@@ -77,7 +77,8 @@ fn read(keys: &Keys<'_>, c: &mut ModelConfig) -> Result<(), ConfigError> {
 }
 
 /// Slopes of `build_alibi_tensor`: powers of one base for as many heads as the largest power of two, and for the others
-/// every second power of its root. They are bf16 there; so are their products with positions, which ours are not.
+/// every second power of its root. They are bf16 there; so are their products with positions, which ours are not. They are
+/// added once, as its sdpa attention has it; the eager one of 4.57.6 adds them twice, in the scores and in the mask.
 fn slopes(heads: usize) -> Vec<f32> {
     let whole = if heads == 0 { 0 } else { 1_usize << heads.ilog2() };
     let power = |i: usize, of: usize| 2_f64.powf(-8.0 * i as f64 / of as f64);

@@ -300,7 +300,6 @@ fn messages() -> Vec<FieldOf> {
         optional("temperature", number(0.0, 1.0), "0 takes the most likely token."),
         optional("top_p", number(0.0, 1.0), "Share of the probability that is drawn from."),
         optional("top_k", count(0), "Tokens that are drawn from; 0 is all."),
-        user(),
         ignored("metadata"),
     ]
 }

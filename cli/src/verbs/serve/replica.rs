@@ -74,11 +74,13 @@ impl Replica {
     }
 
     /// The server's settings, as those of one that others do not see.
-    pub fn config(&self, config: ServerConfig) -> ServerConfig {
+    pub fn config(&self, config: ServerConfig, sequences: usize) -> ServerConfig {
         ServerConfig {
             host: "127.0.0.1".into(),
             port: 0,
             max_connections: config.max_connections.saturating_add(PROBES),
+            // Who stands in front sends no more than may run and wait; all of them may come between two steps.
+            max_queued_requests: config.max_queued_requests.saturating_add(sequences),
             tls: None,
             is_replica: true,
             ..config

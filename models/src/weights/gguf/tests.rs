@@ -53,7 +53,7 @@ impl Writer {
         dims.iter().for_each(|d| self.infos.extend(d.to_le_bytes()));
         self.infos.extend([kind.to_le_bytes().to_vec(), offset.to_le_bytes().to_vec()].concat());
         self.data.extend(data);
-        self.data.resize(self.data.len().next_multiple_of(32), 0);
+        self.data.resize(self.data.len().next_multiple_of(alignment), 0);
         self.n_tensors += 1;
         self
     }
@@ -64,10 +64,14 @@ impl Writer {
     }
 
     fn bytes(self) -> Vec<u8> {
+        self.aligned(32)
+    }
+
+    fn aligned(self, alignment: usize) -> Vec<u8> {
         let head =
             [&b"GGUF"[..], &3u32.to_le_bytes(), &self.n_tensors.to_le_bytes(), &self.n_entries.to_le_bytes()].concat();
         let mut bytes = [head, self.entries, self.infos].concat();
-        bytes.resize(bytes.len().next_multiple_of(32), 0);
+        bytes.resize(bytes.len().next_multiple_of(alignment), 0);
         [bytes, self.data].concat()
     }
 }
@@ -384,7 +388,7 @@ fn a_head_describes_the_model_and_has_no_weights() {
     std::fs::write(part(1), llama().u32("split.count", 2).u32("split.no", 0).bytes()).unwrap();
     std::fs::write(part(2), divisors.f32s("rope_freqs.weight", &[2], &[1.0, 8.0]).bytes()).unwrap();
     let wide = llama().u32("general.alignment", 4096).f32s("rope_freqs.weight", &[2], &[2.0, 8.0]);
-    std::fs::write(dir.path().join("wide.gguf"), wide.bytes()).unwrap();
+    std::fs::write(dir.path().join("wide.gguf"), wide.aligned(4096)).unwrap();
     for path in [fixtures::path("gguf_llama").join("model.gguf"), part(1), dir.path().join("wide.gguf")] {
         let whole = Gguf::open(&path).unwrap();
         let Head { bytes, whole: len } = whole.head();

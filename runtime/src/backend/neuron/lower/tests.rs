@@ -8,7 +8,7 @@ use njoule_models::program::Program;
 
 use super::*;
 use crate::backend::neuron::profile::{CacheWrite, RopeAngles, RowRead};
-use crate::backend::neuron::{CacheShape, Profile, shard};
+use crate::backend::neuron::{CacheShape, Profile, ShardError, Sharded, shard};
 
 /// Programs of the configs in `testdata`.
 pub(in crate::backend::neuron) fn programs() -> Vec<(String, Program)> {
@@ -19,12 +19,28 @@ pub(in crate::backend::neuron) fn programs() -> Vec<(String, Program)> {
             let path = entry.unwrap().path();
             let Ok(text) = std::fs::read_to_string(path.join("config.json")) else { continue };
             let config = ModelConfig::from_hf_json(&serde_json::from_str(&text).unwrap()).unwrap();
-            programs.push((path.file_name().unwrap().to_string_lossy().into_owned(), config.program()));
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            // Refused by name, as the conformance suite holds.
+            if !name.starts_with("deepseek") {
+                programs.push((name, config.program()));
+            }
         }
     }
     programs.sort_by(|a, b| a.0.cmp(&b.0));
     assert!(programs.len() > 20);
     programs
+}
+
+/// A program's part of `tp` cores; none of those that are refused: with norms of one vector per head, on several.
+pub(in crate::backend::neuron) fn sharded(name: &str, program: &Program, tp: usize) -> Option<Sharded> {
+    let stacked = tp > 1 && ["cohere_normed", "stablelm_parallel"].contains(&name);
+    match shard(program, tp) {
+        Err(ShardError::Weight { .. }) if stacked => None,
+        other => {
+            assert!(!stacked, "{name} is divided over {tp}");
+            Some(other.unwrap_or_else(|e| panic!("{name} on {tp}: {e}")))
+        }
+    }
 }
 
 const CLASS: CacheShape = CacheShape { rows: 4, positions: 96 };
@@ -52,7 +68,7 @@ fn every_family_lowers_on_every_target_and_degree() {
             (4, Quant::Bf16, KvType::Bf16),
             (7, Quant::Int8, KvType::Bf16),
         ] {
-            let sharded = shard(&program, tp).unwrap();
+            let Some(sharded) = sharded(&name, &program, tp) else { continue };
             for module in modules() {
                 let lowered =
                     lower(&sharded, &spec(tp, weights, kv), &module).unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -94,7 +110,7 @@ fn collectives_of_a_dense_step_are_two_sums_a_layer_one_of_the_embedding_and_the
         if !(name.starts_with("llama") || name == "gpt2" || name.starts_with("gemma") || name == "olmo2") {
             continue;
         }
-        let sharded = shard(&program, 2).unwrap();
+        let Some(sharded) = sharded(&name, &program, 2) else { continue };
         let lowered = lower(&sharded, &spec(2, Quant::Bf16, KvType::Bf16), &modules()[0]).unwrap();
         let count = |opcode: &str| {
             lowered.module.computations.iter().flat_map(|c| &c.instructions).filter(|i| i.op.name() == opcode).count()
@@ -131,7 +147,7 @@ fn modules_of_a_form_have_none_of_the_operations_that_it_does_without() {
         (default, &["custom-call"]),
     ];
     for (name, program) in programs() {
-        let sharded = shard(&program, 2).unwrap();
+        let Some(sharded) = sharded(&name, &program, 2) else { continue };
         for (profile, without) in &forms {
             for kv in [KvType::Bf16, KvType::Int8] {
                 let spec = ModelSpec { profile: *profile, ..spec(2, Quant::Bf16, kv) };

@@ -168,7 +168,11 @@ impl Flow<'_> {
                     NormGroup::Head(len) => split.is_of_units(*len),
                 });
                 for weight in norm.weights() {
-                    let own = self.program.weight(weight).cols == cols;
+                    let decl = self.program.weight(weight);
+                    if decl.rows > 1 && self.tp > 1 {
+                        return Err(ShardError::Weight { name: decl.name.clone(), tp: self.tp });
+                    }
+                    let own = decl.cols == cols;
                     self.vector(weight, split.clone().filter(|_| own))?;
                 }
                 self.layouts[out.0 as usize] = split;
