@@ -57,7 +57,7 @@ const FIXTURES: [&str; 41] = [
 ];
 
 /// Options that no fixture has (`testdata/variants`).
-const VARIANTS: [&str; 30] = [
+const VARIANTS: [&str; 29] = [
     "variants/mixtral_window",
     "variants/qwen2_moe_step",
     "variants/qwen3_moe_window",

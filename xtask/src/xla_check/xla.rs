@@ -108,9 +108,10 @@ impl Xla {
         let died = runs.say(&path, &json!({ "module": path, "abort": true }))?;
         ensure!(died.contains("SIGABRT") || died.contains("signal: 6"), "a child that aborts is told as: {died}");
         ensure!(runs.ask(&one, &input())? == expected && runs.ask(&other, &input())? == expected, "XLA adds otherwise");
-        // They are no model's.
+        // They are no model's, and files are named by their number.
         runs.modules.clear();
-        Ok(())
+        drop(runs);
+        self.forget()
     }
 
     fn runs(&self) -> MutexGuard<'_, Runs> {
