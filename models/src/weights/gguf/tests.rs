@@ -18,6 +18,7 @@ struct Writer {
     infos: Vec<u8>,
     n_tensors: u64,
     data: Vec<u8>,
+    alignment: usize,
 }
 
 fn string(s: &str) -> Vec<u8> {
@@ -26,7 +27,7 @@ fn string(s: &str) -> Vec<u8> {
 
 impl Writer {
     fn new() -> Self {
-        Writer { entries: vec![], n_entries: 0, infos: vec![], n_tensors: 0, data: vec![] }
+        Writer { entries: vec![], n_entries: 0, infos: vec![], n_tensors: 0, data: vec![], alignment: 32 }
     }
 
     fn entry(mut self, key: &str, kind: u32, value: &[u8]) -> Self {
@@ -53,7 +54,7 @@ impl Writer {
         dims.iter().for_each(|d| self.infos.extend(d.to_le_bytes()));
         self.infos.extend([kind.to_le_bytes().to_vec(), offset.to_le_bytes().to_vec()].concat());
         self.data.extend(data);
-        self.data.resize(self.data.len().next_multiple_of(alignment), 0);
+        self.data.resize(self.data.len().next_multiple_of(self.alignment), 0);
         self.n_tensors += 1;
         self
     }
@@ -64,14 +65,10 @@ impl Writer {
     }
 
     fn bytes(self) -> Vec<u8> {
-        self.aligned(32)
-    }
-
-    fn aligned(self, alignment: usize) -> Vec<u8> {
         let head =
             [&b"GGUF"[..], &3u32.to_le_bytes(), &self.n_tensors.to_le_bytes(), &self.n_entries.to_le_bytes()].concat();
         let mut bytes = [head, self.entries, self.infos].concat();
-        bytes.resize(bytes.len().next_multiple_of(alignment), 0);
+        bytes.resize(bytes.len().next_multiple_of(self.alignment), 0);
         [bytes, self.data].concat()
     }
 }
@@ -89,7 +86,11 @@ fn open(bytes: &[u8]) -> Result<Gguf, WeightError> {
 
 /// Metadata of a tiny llama: 8 wide, 2 heads of 4.
 fn llama() -> Writer {
-    Writer::new()
+    llama_in(Writer::new())
+}
+
+fn llama_in(writer: Writer) -> Writer {
+    writer
         .text("general.architecture", "llama")
         .u32("llama.block_count", 1)
         .u32("llama.context_length", 64)
@@ -387,8 +388,12 @@ fn a_head_describes_the_model_and_has_no_weights() {
     let divisors = Writer::new().u32("split.count", 2).u32("split.no", 1).f32s("output_norm.weight", &[8], &[3.0; 8]);
     std::fs::write(part(1), llama().u32("split.count", 2).u32("split.no", 0).bytes()).unwrap();
     std::fs::write(part(2), divisors.f32s("rope_freqs.weight", &[2], &[1.0, 8.0]).bytes()).unwrap();
-    let wide = llama().u32("general.alignment", 4096).f32s("rope_freqs.weight", &[2], &[2.0, 8.0]);
-    std::fs::write(dir.path().join("wide.gguf"), wide.aligned(4096)).unwrap();
+    let wide = llama_in(Writer { alignment: 4096, ..Writer::new() }).u32("general.alignment", 4096).f32s(
+        "rope_freqs.weight",
+        &[2],
+        &[2.0, 8.0],
+    );
+    std::fs::write(dir.path().join("wide.gguf"), wide.bytes()).unwrap();
     for path in [fixtures::path("gguf_llama").join("model.gguf"), part(1), dir.path().join("wide.gguf")] {
         let whole = Gguf::open(&path).unwrap();
         let Head { bytes, whole: len } = whole.head();

@@ -169,7 +169,7 @@ impl Flow<'_> {
                 });
                 for weight in norm.weights() {
                     let decl = self.program.weight(weight);
-                    if decl.rows > 1 && self.tp > 1 {
+                    if decl.all_rows() > 1 && self.tp > 1 {
                         return Err(ShardError::Weight { name: decl.name.clone(), tp: self.tp });
                     }
                     let own = decl.cols == cols;
