@@ -2,3 +2,4 @@
 //! `compare` runs njoule and llama.cpp in turn and prints the ratios. `serving` does so with their servers, under clients.
 
 pub mod closed_loop;
+pub mod flags;

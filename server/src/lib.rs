@@ -58,6 +58,7 @@ pub use config::ServerConfig;
 use error::ApiError;
 use model::Model;
 pub use model::ModelParts;
+pub use openapi::request_fields;
 use replicas::{ReplicaSettings, Replicas};
 
 /// A server that listens.

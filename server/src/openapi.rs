@@ -8,6 +8,7 @@ mod fields;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::sync::OnceLock;
 
 use serde_json::{Map, Value, json};
@@ -19,6 +20,13 @@ use crate::routes::{PATHS, Route};
 pub fn text() -> &'static str {
     static TEXT: OnceLock<String> = OnceLock::new();
     TEXT.get_or_init(|| document().to_string())
+}
+
+/// Every field that a body may have, sorted: for those who ask with bad ones.
+pub fn request_fields() -> Vec<&'static str> {
+    let names: BTreeSet<&str> =
+        fields::bodies().into_iter().flat_map(|(_, fields)| fields).map(|field| field.name).collect();
+    names.into_iter().collect()
 }
 
 fn document() -> Value {

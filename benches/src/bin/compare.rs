@@ -14,6 +14,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use njoule_benches::flags::Flags;
 use serde_json::Value;
 
 struct Options {
@@ -56,15 +57,8 @@ fn main() -> Result<()> {
 }
 
 fn options() -> Result<Options> {
-    let mut given: BTreeMap<String, String> = BTreeMap::new();
-    let mut args = std::env::args().skip(1);
-    while let Some(flag) = args.next() {
-        let name = flag.strip_prefix("--").with_context(|| format!("unexpected `{flag}`"))?.to_owned();
-        given.insert(name, args.next().with_context(|| format!("{flag} needs a value"))?);
-    }
-    let mut take = |name: &str, default: Option<&str>| {
-        given.remove(name).or(default.map(str::to_owned)).with_context(|| format!("--{name} is missing"))
-    };
+    let mut flags = Flags::read()?;
+    let mut take = |name: &str, default: Option<&str>| flags.take(name, default);
     let gguf = take("gguf", None)?;
     let options = Options {
         njoule: take("njoule", None)?,
@@ -77,9 +71,7 @@ fn options() -> Result<Options> {
         busy: take("busy", Some("0.1"))?.parse().context("--busy")?,
         gguf,
     };
-    if let Some(name) = given.keys().next() {
-        bail!("unknown option --{name}");
-    }
+    flags.finish()?;
     Ok(options)
 }
 

@@ -8,13 +8,13 @@
 //! or after 256 words that all share and 16 of its own (`shared`); no prompt comes twice. CPU seconds are those of the
 //! server's process, from /proc.
 
-use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use njoule_benches::closed_loop::{Load, percentile, run};
+use njoule_benches::flags::Flags;
 
 fn main() -> Result<()> {
     let o = Options::parse()?;
@@ -161,15 +161,8 @@ struct Options {
 
 impl Options {
     fn parse() -> Result<Options> {
-        let mut given: BTreeMap<String, String> = BTreeMap::new();
-        let mut args = std::env::args().skip(1);
-        while let Some(flag) = args.next() {
-            let name = flag.strip_prefix("--").with_context(|| format!("unexpected `{flag}`"))?.to_owned();
-            given.insert(name, args.next().with_context(|| format!("{flag} needs a value"))?);
-        }
-        let mut take = |name: &str, default: Option<&str>| {
-            given.remove(name).or(default.map(str::to_owned)).with_context(|| format!("--{name} is missing"))
-        };
+        let mut flags = Flags::read()?;
+        let mut take = |name: &str, default: Option<&str>| flags.take(name, default);
         let options = Options {
             njoule: take("njoule", None)?,
             llama: take("llama", None)?,
@@ -182,10 +175,8 @@ impl Options {
             requests: take("requests", Some("4"))?.parse().context("--requests")?,
             rounds: take("rounds", Some("3"))?.parse().context("--rounds")?,
         };
-        match given.keys().next() {
-            Some(name) => bail!("unknown option --{name}"),
-            None => Ok(options),
-        }
+        flags.finish()?;
+        Ok(options)
     }
 }
 

@@ -22,28 +22,8 @@ pub(super) const GPT2: Definition = Definition {
         "summary_type",
         "summary_use_proj",
     ],
-    aliases: &[
-        ("hidden_act", "activation_function"),
-        ("hidden_size", "n_embd"),
-        ("intermediate_size", "n_inner"),
-        ("max_position_embeddings", "n_positions"),
-        ("num_attention_heads", "n_head"),
-        ("num_hidden_layers", "n_layer"),
-        ("rms_norm_eps", "layer_norm_epsilon"),
-    ],
-    defaults: Defaults {
-        vocab: 50257,
-        hidden: 768,
-        layers: 12,
-        heads: 12,
-        max_len: 1024,
-        norm_eps: 1e-5,
-        tied: true,
-        act: Act::GeluTanh,
-        bos: Some(50256),
-        eos: &[50256],
-        ..Defaults::LLAMA
-    },
+    aliases: ALIASES,
+    defaults: DEFAULTS,
     read: |keys, c| {
         keys.refuse_any(&["head_dim", "num_key_value_heads"])?;
         keys.refuse_any(&OF_OTHER_POSITIONS)?;
@@ -56,6 +36,32 @@ pub(super) const GPT2: Definition = Definition {
         Ok(())
     },
     trace: decoder,
+};
+
+/// gpt2's names of keys.
+pub(super) const ALIASES: &[(&str, &str)] = &[
+    ("hidden_act", "activation_function"),
+    ("hidden_size", "n_embd"),
+    ("intermediate_size", "n_inner"),
+    ("max_position_embeddings", "n_positions"),
+    ("num_attention_heads", "n_head"),
+    ("num_hidden_layers", "n_layer"),
+    ("rms_norm_eps", "layer_norm_epsilon"),
+];
+
+/// What holds where a config says nothing.
+pub(super) const DEFAULTS: Defaults = Defaults {
+    vocab: 50257,
+    hidden: 768,
+    layers: 12,
+    heads: 12,
+    max_len: 1024,
+    norm_eps: 1e-5,
+    tied: true,
+    act: Act::GeluTanh,
+    bos: Some(50256),
+    eos: &[50256],
+    ..Defaults::LLAMA
 };
 
 /// Keys of layers and positions that a model with learned positions has none of.

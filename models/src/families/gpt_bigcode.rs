@@ -2,10 +2,10 @@
 //! head of keys for all queries.
 
 use super::Definition;
-use super::gpt2::OF_OTHER_POSITIONS;
+use super::gpt2::{ALIASES, DEFAULTS, OF_OTHER_POSITIONS};
 use crate::blocks::{Layout, Names, attend, decoder, layer_norm, plain_mlp, project_groups};
-use crate::config::{Biases, ConfigError, Defaults, Keys, ModelConfig};
-use crate::program::{Act, Val};
+use crate::config::{Biases, ConfigError, Keys, ModelConfig};
+use crate::program::Val;
 use crate::tracer::Tracer;
 
 pub(super) const GPT_BIGCODE: Definition = Definition {
@@ -27,28 +27,8 @@ pub(super) const GPT_BIGCODE: Definition = Definition {
         "summary_use_proj",
         "validate_runner_input",
     ],
-    aliases: &[
-        ("hidden_act", "activation_function"),
-        ("hidden_size", "n_embd"),
-        ("intermediate_size", "n_inner"),
-        ("max_position_embeddings", "n_positions"),
-        ("num_attention_heads", "n_head"),
-        ("num_hidden_layers", "n_layer"),
-        ("rms_norm_eps", "layer_norm_epsilon"),
-    ],
-    defaults: Defaults {
-        vocab: 50257,
-        hidden: 768,
-        layers: 12,
-        heads: 12,
-        max_len: 1024,
-        norm_eps: 1e-5,
-        tied: true,
-        act: Act::GeluTanh,
-        bos: Some(50256),
-        eos: &[50256],
-        ..Defaults::LLAMA
-    },
+    aliases: ALIASES,
+    defaults: DEFAULTS,
     read,
     trace: |t, c| {
         let names = Names {

@@ -8,53 +8,6 @@ use serde_json::{Map, Value, json};
 use super::Scale;
 use super::live::{Answer, Live, percentile};
 
-const FIELDS: [&str; 44] = [
-    "model",
-    "messages",
-    "prompt",
-    "max_tokens",
-    "max_completion_tokens",
-    "min_tokens",
-    "ignore_eos",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "logit_bias",
-    "seed",
-    "stop",
-    "stop_token_ids",
-    "n",
-    "best_of",
-    "logprobs",
-    "top_logprobs",
-    "echo",
-    "prompt_logprobs",
-    "stream",
-    "stream_options",
-    "response_format",
-    "structured_outputs",
-    "tools",
-    "tool_choice",
-    "parallel_tool_calls",
-    "chat_template_kwargs",
-    "chat_template",
-    "add_generation_prompt",
-    "continue_final_message",
-    "skip_special_tokens",
-    "reasoning_effort",
-    "cache_salt",
-    "priority",
-    "system",
-    "stop_sequences",
-    "tokens",
-    "guided_json",
-    "return_token_strs",
-];
-
 fn bases() -> [(&'static str, Value); 5] {
     let messages = json!([{"role": "user", "content": "Hi"}]);
     [
@@ -111,7 +64,7 @@ pub fn bad_input(scale: &Scale) -> anyhow::Result<String> {
     let mut before = live.resident()?;
     for round in 0..rounds {
         for (path, base) in bases() {
-            for field in FIELDS {
+            for field in njoule_server::request_fields() {
                 for value in values() {
                     if !scale.full && all % 4 != 0 && value.len() > 1000 {
                         continue;
