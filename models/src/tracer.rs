@@ -109,19 +109,19 @@ impl Tracer {
         self.weight(&format!("{name}.weight"), 1, len, WeightUse::Vector, Parallel::Replicated)
     }
 
-    /// Declares `count` vectors of length `len`, one after the other; a `{}` in the name stands for the number of each.
-    pub fn vectors(&mut self, name: &str, count: usize, len: usize) -> WeightId {
-        let (name, view) = (self.path(name), View::whole(len));
-        let (usage, parallel) = (WeightUse::Vector, Parallel::Replicated);
-        self.declare(WeightDecl { name, rows: 1, cols: len, view, experts: Some(count), usage, parallel })
-    }
-
     /// The same of a tensor that holds `weight - 1`.
     pub fn vector_plus_one(&mut self, name: &str, len: usize) -> WeightId {
         let name = self.path(&format!("{name}.weight"));
         let view = View { plus_one: true, ..View::whole(len) };
         let (usage, parallel) = (WeightUse::Vector, Parallel::Replicated);
         self.declare(WeightDecl { name, rows: 1, cols: len, view, experts: None, usage, parallel })
+    }
+
+    /// Declares `count` vectors of length `len`, one after the other; a `{}` in the name stands for the number of each.
+    pub fn vectors(&mut self, name: &str, count: usize, len: usize) -> WeightId {
+        let (name, view) = (self.path(name), View::whole(len));
+        let (usage, parallel) = (WeightUse::Vector, Parallel::Replicated);
+        self.declare(WeightDecl { name, rows: 1, cols: len, view, experts: Some(count), usage, parallel })
     }
 
     /// Declares `{name}.weight` `[out, in]` and, where `bias` is set, `{name}.bias`.

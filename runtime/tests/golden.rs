@@ -57,7 +57,7 @@ const FIXTURES: [&str; 41] = [
 ];
 
 /// Options that no fixture has (`testdata/variants`).
-const VARIANTS: [&str; 29] = [
+const VARIANTS: [&str; 30] = [
     "variants/mixtral_window",
     "variants/qwen2_moe_step",
     "variants/qwen3_moe_window",
@@ -83,6 +83,7 @@ const VARIANTS: [&str; 29] = [
     "variants/opt_bare",
     "variants/granitemoe_plain",
     "variants/olmoe_plain",
+    "variants/falcon_alibi",
     "variants/falcon_groups",
     "variants/falcon_groups_one_norm",
     "variants/deepseek_v2_lite",

@@ -1,12 +1,12 @@
 //! `config.json` in both generations of the format: what all families share.
 //!
 //! Semantics follow the configuration classes of transformers 4.57.6 and 5.23.0. Where the two disagree about a file, the
-//! file is refused rather than guessed at.
+//! file is refused rather than guessed at, unless the model's authors have settled it (`families/deepseek.rs`).
 
 use serde_json::Value;
 
 use super::keys::{Keys, refuse_unknown_of_model};
-use super::{ConfigError, MAX_LAYERS, ModelConfig, keys, rope};
+use super::{ConfigError, MAX_LAYERS, MAX_WIDTH, ModelConfig, keys, rope};
 use crate::families::Family;
 use crate::program::Act;
 
@@ -115,6 +115,9 @@ fn common(keys: &Keys<'_>, family: Family) -> Result<ModelConfig, ConfigError> {
     }
     let hidden = keys.size("hidden_size")?.unwrap_or(d.hidden);
     let heads = keys.size("num_attention_heads")?.unwrap_or(d.heads);
+    if heads > MAX_WIDTH {
+        return Err(keys.value("num_attention_heads", heads, format!("must lie in 1..={MAX_WIDTH}")));
+    }
     let kv_heads = match (keys.size("num_key_value_heads")?, d.kv_heads) {
         (Some(n), _) => n,
         (None, Some(n)) if !keys.has("num_key_value_heads") => n,

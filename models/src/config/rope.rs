@@ -131,6 +131,11 @@ impl RopeConfig {
                 }
                 original(*original_max_len)
             }
+            RopeScaling::Long { short, long, .. } if short.len() != width / 2 || long.len() != width / 2 => {
+                let lengths = format!("{} and {}", short.len(), long.len());
+                let why = format!("must have {} factors each, one for every pair that is rotated", width / 2);
+                Err(ConfigError::value("rope short_factor and long_factor", lengths, why))
+            }
             RopeScaling::Long { short, long, original_max_len, attention_factor } => {
                 short.iter().chain(long).try_for_each(|&x| positive("rope factor", x))?;
                 positive("rope attention_factor", *attention_factor)?;

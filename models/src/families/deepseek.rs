@@ -3,6 +3,9 @@
 //! groups beside some that take every token.
 //!
 //! The cache holds keys and values as they are attended to, not the latents.
+//!
+//! Where transformers 4.57 and 5.23 part, DeepSeek's own code decides, which is 5.23's: the square of yarn's mscale stands in
+//! the scores of V2 too, and groups that are out rank below every expert.
 
 use super::Definition;
 use super::llama::ignores_layer_types;
@@ -156,6 +159,14 @@ fn latent(keys: &Keys<'_>, c: &mut ModelConfig) -> Result<(), ConfigError> {
     c.kv_heads = c.heads;
     c.head_dim = l.plain.saturating_add(l.rotated);
     c.rope_width = l.rotated;
+    // The classes make their tables as if heads were as long as the rotated part, but of lists for each pair none is known.
+    if matches!(c.rope.scaling, RopeScaling::Long { .. }) {
+        return Err(keys.unsupported(if keys.get("rope_scaling").is_some() {
+            "rope_scaling"
+        } else {
+            "rope_parameters"
+        }));
+    }
     c.attention_scale = 1.0 / (c.head_dim as f32).sqrt();
     if let RopeScaling::Yarn { factor, mscale_all_dim: Some(m), .. } = c.rope.scaling
         && m != 0.0

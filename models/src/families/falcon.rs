@@ -17,6 +17,7 @@ pub(super) const FALCON: Definition = Definition {
         "alibi",
         "apply_residual_connection_post_layernorm", // kept from bloom in published files; no class reads it
         "bias",
+        "ff_factor", // says what ffn_hidden_size says; no class reads it
         "multi_query",
         "new_decoder_architecture",
         "num_kv_heads",
@@ -115,4 +116,18 @@ fn trace(t: &mut Tracer, c: &ModelConfig) -> Val {
 fn attention(t: &mut Tracer, c: &ModelConfig, layer: usize, h: Val) -> Val {
     let qkv = project_groups(t, c, h, "query_key_value");
     attend(t, c, layer, qkv, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::slopes;
+
+    /// `build_alibi_tensor` of transformers 4.57.6 for 6 heads: powers of 2^-2, then the odd ones of 2^-1.
+    #[test]
+    fn slopes_of_heads_that_are_no_power_of_two_are_interleaved() {
+        assert_eq!(slopes(6), [0.25, 0.0625, 0.015_625, 0.003_906_25, 0.5, 0.125]);
+        assert_eq!(slopes(8)[..3], [0.5, 0.25, 0.125]);
+        // The root of a half is none of bf16.
+        assert_eq!(slopes(16)[0], 0.707_031_25);
+    }
 }

@@ -17,6 +17,7 @@ pub(super) const GPT_BIGCODE: Definition = Definition {
         "inference_runner",          // of the first server
         "max_batch_size",
         "multi_query",
+        "pad_key_length",
         "pre_allocate_kv_cache",
         "scale_attention_softmax_in_fp32",
         "scale_attn_weights",

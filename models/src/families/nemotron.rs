@@ -11,8 +11,9 @@ pub(super) const NEMOTRON: Definition = Definition {
     name: "nemotron",
     class: "NemotronForCausalLM",
     part_of: None,
-    keys: &["attention_bias", "mlp_bias"],
-    aliases: &[("partial_rotary_factor", "rope_percent"), ("rms_norm_eps", "norm_eps")],
+    // The last two are of published files; no class reads them.
+    keys: &["attention_bias", "mlp_bias", "kv_channels", "rope_percent"],
+    aliases: &[("rms_norm_eps", "norm_eps")],
     defaults: Defaults {
         vocab: 256_000,
         hidden: 6144,
@@ -30,6 +31,12 @@ pub(super) const NEMOTRON: Definition = Definition {
         let attention = keys.flag("attention_bias", false)?;
         c.bias = Biases { qkv: attention, o: attention, mlp: keys.flag("mlp_bias", false)? };
         c.norm_plus_one = true;
+        keys.may_only_say("kv_channels", c.head_dim)?;
+        if let Some(part) = keys.number("rope_percent")?
+            && (c.head_dim as f64 * part) as usize != c.rope_width
+        {
+            return Err(keys.unsupported("rope_percent"));
+        }
         // 4.57 has no scaling here.
         if c.rope.scaling != RopeScaling::None {
             return Err(keys.unsupported(if keys.get("rope_scaling").is_some() {

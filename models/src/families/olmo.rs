@@ -46,7 +46,7 @@ pub(super) fn qkv_clip(keys: &Keys<'_>) -> Result<Option<f32>, ConfigError> {
     }
 }
 
-fn norm(_: &mut Tracer, c: &ModelConfig, _: &str) -> Norm {
+pub(super) fn norm(_: &mut Tracer, c: &ModelConfig, _: &str) -> Norm {
     Norm { kind: NormKind::Layer, weight: None, bias: None, eps: c.norm_eps }
 }
 

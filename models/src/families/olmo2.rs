@@ -30,10 +30,12 @@ pub(super) const OLMO2: Definition = Definition {
     },
 };
 
-fn attention(t: &mut Tracer, c: &ModelConfig, layer: usize, h: Val) -> Val {
+/// Of olmoe too, which may bound what its norms leave.
+pub(super) fn attention(t: &mut Tracer, c: &ModelConfig, layer: usize, h: Val) -> Val {
     let [q, k, v] = project(t, c, h);
     let q_norm = rms_norm_of(t, c, "q_norm", c.heads * c.head_dim);
     let k_norm = rms_norm_of(t, c, "k_norm", c.kv_heads * c.head_dim);
     let (q, k) = (t.norm(q, q_norm, NormGroup::Row), t.norm(k, k_norm, NormGroup::Row));
-    attend(t, c, layer, [q, k, v], None)
+    let qkv = [q, k, v].map(|x| t.clamp(x, c.qkv_clip));
+    attend(t, c, layer, qkv, None)
 }

@@ -4,11 +4,10 @@
 use super::Definition;
 use super::llama::ignores_layer_types;
 use super::olmo::qkv_clip;
-use crate::blocks::{
-    attend, pre_norm_decoder, project, rms_norm_of, routed_experts, router, separate_experts, sparse_mlp,
-};
+use super::olmo2::attention;
+use crate::blocks::{pre_norm_decoder, routed_experts, router, separate_experts, sparse_mlp};
 use crate::config::{Biases, Defaults, ModelConfig, Moe};
-use crate::program::{Glu, NormGroup, Val};
+use crate::program::{Glu, Val};
 use crate::tracer::Tracer;
 
 pub(super) const OLMOE: Definition = Definition {
@@ -48,15 +47,6 @@ pub(super) const OLMOE: Definition = Definition {
         pre_norm_decoder(t, c, attention, |t, c, layer, h| t.scope("mlp", |t| sparse_mlp(t, c, layer, h, experts)))
     },
 };
-
-fn attention(t: &mut Tracer, c: &ModelConfig, layer: usize, h: Val) -> Val {
-    let [q, k, v] = project(t, c, h);
-    let q_norm = rms_norm_of(t, c, "q_norm", c.heads * c.head_dim);
-    let k_norm = rms_norm_of(t, c, "k_norm", c.kv_heads * c.head_dim);
-    let (q, k) = (t.norm(q, q_norm, NormGroup::Row), t.norm(k, k_norm, NormGroup::Row));
-    let qkv = [q, k, v].map(|x| t.clamp(x, c.qkv_clip));
-    attend(t, c, layer, qkv, None)
-}
 
 fn experts(t: &mut Tracer, c: &ModelConfig, moe: &Moe, h: Val) -> Val {
     let router = router(t, moe, c.hidden, "gate", false);

@@ -5,7 +5,7 @@ use super::Definition;
 use super::gpt2::OF_OTHER_POSITIONS;
 use crate::blocks::{attend, embed_positions, layer_norm_of, project};
 use crate::config::{Biases, ConfigError, Defaults, Keys, ModelConfig};
-use crate::program::{Act, Norm, NormKind, Parallel, Val, WeightUse};
+use crate::program::{Act, Norm, Parallel, Val, WeightUse};
 use crate::tracer::{LinearWeight, Tracer};
 
 pub(super) const OPT: Definition = Definition {
@@ -115,7 +115,7 @@ fn trace(t: &mut Tracer, c: &ModelConfig) -> Val {
 fn norm(t: &mut Tracer, c: &ModelConfig, name: &str) -> Norm {
     match c.norms_have_weights {
         true => layer_norm_of(t, c, name, c.hidden),
-        false => Norm { kind: NormKind::Layer, weight: None, bias: None, eps: c.norm_eps },
+        false => super::olmo::norm(t, c, name),
     }
 }
 

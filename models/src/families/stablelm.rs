@@ -4,8 +4,7 @@
 use super::Definition;
 use super::llama::ignores_layer_types;
 use crate::blocks::{Layout, attend, decoder, gated_mlp, layer_norm, project};
-use crate::config::Defaults;
-use crate::config::{ConfigError, Keys, ModelConfig};
+use crate::config::{ConfigError, Defaults, Keys, ModelConfig};
 use crate::program::{Norm, NormGroup, NormKind, Val};
 use crate::tracer::Tracer;
 
@@ -13,7 +12,8 @@ pub(super) const STABLELM: Definition = Definition {
     name: "stablelm",
     class: "StableLmForCausalLM",
     part_of: None,
-    keys: &["qk_layernorm", "use_parallel_residual", "use_qkv_bias"],
+    // Of the first files: num_heads, rotary_scaling_factor.
+    keys: &["num_heads", "qk_layernorm", "rotary_scaling_factor", "use_parallel_residual", "use_qkv_bias"],
     aliases: &[("rms_norm_eps", "layer_norm_eps")],
     defaults: Defaults {
         vocab: 50304,
@@ -40,6 +40,8 @@ fn read(keys: &Keys<'_>, c: &mut ModelConfig) -> Result<(), ConfigError> {
     c.is_parallel = keys.flag("use_parallel_residual", false)?;
     c.head_norms = keys.flag("qk_layernorm", false)?;
     keys.may_only_say("head_dim", c.hidden / c.heads.max(1))?;
+    keys.may_only_say("num_heads", c.heads)?;
+    keys.may_only_say("rotary_scaling_factor", 1.0)?;
     ignores_layer_types(keys, c)
 }
 

@@ -12,10 +12,15 @@ pub(super) const STARCODER2: Definition = Definition {
     class: "Starcoder2ForCausalLM",
     part_of: None,
     keys: &[
+        "activation_function", // kept from gpt_bigcode in published files, as the next ones; no class reads them
+        "attention_softmax_in_fp32",
         "embedding_dropout",
+        "layer_norm_epsilon",
         "mlp_type", // published files state what the class does
         "norm_type",
         "residual_dropout",
+        "scale_attention_softmax_in_fp32",
+        "scale_attn_weights",
         "sliding_window",
         "use_bias",
     ],
@@ -40,6 +45,7 @@ pub(super) const STARCODER2: Definition = Definition {
         c.bias = Biases { qkv: bias, o: bias, mlp: bias };
         c.windows = vec![keys.size("sliding_window")?; c.layers];
         keys.may_only_say("mlp_type", "default")?;
+        keys.may_only_say("scale_attn_weights", true)?;
         keys.may_only_say("norm_type", "layer_norm")?;
         ignores_layer_types(keys, c)
     },

@@ -5,4 +5,5 @@ mod gemma;
 mod gpt2;
 mod olmo;
 mod phi3;
+mod published;
 mod scaled;

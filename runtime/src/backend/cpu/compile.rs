@@ -13,6 +13,9 @@ use njoule_models::program::{self, Act, EmbedIndex, Glu, Norm, NormGroup, NormKi
 use super::StoredWeights;
 use crate::backend::{Capacity, LoadError};
 
+// What configs may ask for, kernels can do.
+const _: () = assert!(program::RouteGroups::MOST <= route::MOST_GROUPS);
+
 /// Compiles `program`.
 pub fn plan(
     program: &Program,

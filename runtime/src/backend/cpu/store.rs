@@ -62,6 +62,10 @@ impl StoredWeights {
             if decl.usage == WeightUse::Vector {
                 let mut values = vec![0.0; decl.all_rows() * decl.cols];
                 view.read_f32(0..decl.all_rows(), &mut values);
+                if let Some(at) = values.iter().position(|value: &f32| !value.is_finite()) {
+                    let what = format!("value {at} is not finite");
+                    return Err(LoadError::Values { name: decl.name.clone(), stored: "f32", what });
+                }
                 return Ok(StoredWeight::Vector(values.into()));
             }
             let stored = choose(quant, kind(decl, id, &routers), &*view, source.container());
