@@ -1,5 +1,4 @@
 //! Benchmarks of njoule. Binaries: `step` times whole steps of the cpu backend without an engine around them.
 //! `compare` runs njoule and llama.cpp in turn and prints the ratios. `serving` does so with their servers, under clients.
 
-pub mod closed_loop;
 pub mod flags;

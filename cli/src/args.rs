@@ -47,7 +47,7 @@ pub enum Verb {
     /// Log-probabilities of given text or token ids; perplexity of a text file.
     Score(verbs::score::Args),
     /// Measure prefill and batched decode.
-    Bench(verbs::bench::Args),
+    Bench(Box<verbs::bench::Args>),
     /// Plan, compile and pack a model for AWS Inferentia2 or Trainium.
     #[cfg(target_os = "linux")]
     Build(verbs::build::Args),

@@ -2,7 +2,8 @@
 //!
 //! Verbs write to the streams they are handed and return errors; [`main`] alone prints an error and chooses the exit
 //! code: 0 done, 1 failed, 2 the command line was wrong, 70 the engine of a server was lost, 130 stopped by Ctrl-C;
-//! `energy record -- COMMAND` ends with the command's own.
+//! `energy record -- COMMAND` ends with the command's own; `bench compare` says 10, 11 or 12 where it found a difference or
+//! could not compare.
 #![forbid(unsafe_code)]
 
 pub mod args;
@@ -19,6 +20,7 @@ use crate::args::UsageError;
 use crate::config::{ParseError, Parsed};
 use crate::session::Interrupted;
 use crate::verbs::Context;
+use crate::verbs::bench::Compared;
 use crate::verbs::energy::CommandEnded;
 use crate::verbs::serve::EngineLost;
 
@@ -61,6 +63,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &
         Err(error) if error.is::<Interrupted>() => INTERRUPTED, // what there was has been printed
         // The command has said itself what went wrong.
         Err(error) if error.is::<CommandEnded>() => error.downcast_ref().map_or(FAILED, |CommandEnded(code)| *code),
+        Err(error) if error.is::<Compared>() => error.downcast_ref().map_or(FAILED, |Compared(verdict)| verdict.code()),
         Err(error) => {
             // Nothing is left to do if even this cannot be written.
             let _ = writeln!(err, "error: {error:#}");

@@ -102,3 +102,132 @@ fn presets_need_no_files() {
     assert!(report["parameters"].as_u64().unwrap() > 500_000_000);
     run(&["inspect", "random:no-such-preset"]).fails_with(1, &["no-such-preset", "synth-1b"]);
 }
+
+/// A directory for files, and what `bench` writes into it.
+struct Written(tempfile::TempDir);
+
+impl Written {
+    fn path(&self, name: &str) -> String {
+        self.0.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn reports(&self, name: &str) -> Vec<serde_json::Value> {
+        let text = std::fs::read_to_string(self.path(name)).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+#[test]
+fn reports_have_a_line_per_case_phase_and_repeat_and_are_compared() {
+    let dir = Written(tempfile::tempdir().unwrap());
+    let (model, report, csv, html) = (model("llama_plain"), dir.path("a.jsonl"), dir.path("a.csv"), dir.path("a.html"));
+    let text = dir.path("text");
+    std::fs::write(&text, "The quick brown fox jumps over the lazy dog.").unwrap();
+    let args =
+        ["bench", "-m", &model, "--batch", "1,3", "--prompt", "8", "--gen", "6", "--repeat", "2", "--no-roofline"];
+    let ran = ran(njoule(&args)
+        .args(["--report", &report, "--csv", &csv, "--html", &html, "--threads", "1"])
+        // A machine without a meter.
+        .env("NJOULE_SYSFS_ROOT", dir.0.path())
+        .output()
+        .unwrap());
+    assert!(ran.code == 0 && ran.stdout.contains("energy: unknown"), "{}{}", ran.stdout, ran.stderr);
+    let reports = dir.reports("a.jsonl");
+    assert_eq!(reports.len(), 2 * 2 * 2);
+    for report in &reports {
+        let workload = &report["workload"];
+        let decode = workload["name"] == "decode";
+        let at_once = workload["concurrency"].as_u64().unwrap();
+        assert_eq!(workload["output_tokens"].as_u64(), decode.then_some(6 * at_once), "{workload}");
+        assert_eq!(workload["input_tokens"].as_u64(), (!decode).then_some(8 * at_once), "{workload}");
+        assert!(report["energy"]["total_j"].is_null() && report["energy"]["method"].is_null());
+        assert!(report["cpu_s"].as_f64().unwrap() >= 0.0 && report["warmup"]["runs"].as_u64().unwrap() >= 2);
+        assert_eq!(report["quality"]["output_sha256"].as_str().unwrap().len(), 64);
+        assert_eq!(report["stats"]["repeats"], 2);
+        let flags = report["validity"]["flags"].as_array().unwrap();
+        assert!(!flags.contains(&"output_mismatch".into()), "{flags:?}");
+    }
+    assert_eq!(std::fs::read_to_string(&csv).unwrap().lines().count(), 1 + 8);
+    let page = std::fs::read_to_string(&html).unwrap();
+    assert!(page.contains("tokens per CPU-second") && page.contains("Energy is unknown") && page.contains("<svg"));
+
+    // A run is like itself; with joules the second of which are fewer, the second is better.
+    let same = run(&["bench", "compare", &report, &report]);
+    assert!(same.code == 0 && same.stdout.contains("no significant difference"), "{}", same.stdout);
+    let with = |name: &str, joules: f64| {
+        let line = |(at, report): (usize, &serde_json::Value)| {
+            let mut report = report.clone();
+            report["energy"]["total_j"] = (joules * (1.0 + 0.001 * at as f64)).into();
+            report["energy"]["method"] = "measured".into();
+            report["energy"]["boundary"] = "cpu".into();
+            report.to_string() + "\n"
+        };
+        std::fs::write(dir.path(name), reports.iter().enumerate().map(line).collect::<String>()).unwrap();
+        dir.path(name)
+    };
+    let (more, fewer) = (with("more", 9.0), with("fewer", 6.0));
+    let better = run(&["bench", "compare", &more, &fewer, "--json"]);
+    let verdict: serde_json::Value = serde_json::from_str(&better.stdout).unwrap();
+    assert_eq!((better.code, &verdict["exit_code"]), (10, &10.into()), "{}", better.stderr);
+    assert!(better.stderr.is_empty(), "{}", better.stderr);
+    assert_eq!(run(&["bench", "compare", &fewer, &more]).code, 11);
+    assert_eq!(run(&["bench", "compare", &fewer, &report]).code, 0, "joules on one side alone are none");
+    let plotted = dir.path("b.html");
+    assert_eq!(run(&["bench", "plot", &more, &fewer, "-o", &plotted]).code, 0);
+    assert!(std::fs::read_to_string(plotted).unwrap().contains("tokens per joule (measured, cpu)"));
+}
+
+#[test]
+fn perplexity_stands_beside_the_figures() {
+    let dir = Written(tempfile::tempdir().unwrap());
+    let (text, report, model) = (dir.path("text"), dir.path("r"), model("gguf_llama"));
+    std::fs::write(&text, "The quick brown fox jumps over the lazy dog.").unwrap();
+    let case = ["bench", "-m", &model, "-b", "1", "-p", "2", "-g", "1", "-r", "1", "--no-roofline", "--json"];
+    let bench = run(&[&case[..], &["--perplexity", &text, "--report", &report]].concat()).json();
+    let score = run(&["score", "-m", &model, "--text", &text, "--json"]).json();
+    assert!(score["perplexity"].as_f64().unwrap() > 1.0);
+    assert_eq!(bench["perplexity"], score["perplexity"]);
+    assert_eq!(dir.reports("r")[0]["quality"]["perplexity"], score["perplexity"]);
+}
+
+#[test]
+fn what_bench_cannot_do_is_said_before_anything_runs() {
+    run(&["bench", "--endpoint", "ftp://x"]).fails_with(2, &["--endpoint", "http://"]);
+    run(&["bench", "--endpoint", "http://127.0.0.1:1", "--threads", "2"]).fails_with(2, &["--endpoint", "--threads"]);
+    run(&["bench", "--endpoint", "http://127.0.0.1:1", "--gen", "0"]).fails_with(2, &["--gen 0"]);
+    run(&["bench", "--endpoint", "http://127.0.0.1:1", "--workload", "prompts"]).fails_with(2, &["--prompts FILE"]);
+    run(&["bench", "--workload", "chat"]).fails_with(2, &["--endpoint"]);
+    run(&["bench", "--endpoint", "http://127.0.0.1:1", "--gen", "1"]).fails_with(1, &["127.0.0.1:1"]);
+    run(&["bench", "-m", &model("llama_plain"), "--report", "/nowhere/x"]).fails_with(1, &["/nowhere/x"]);
+    run(&["bench", "compare", "/nowhere/a", "/nowhere/b"]).fails_with(1, &["/nowhere/a"]);
+    run(&["bench", "compare", &testdata("README.md"), &testdata("README.md")]).fails_with(1, &["README.md", "line 1"]);
+}
+
+#[test]
+fn a_server_is_started_loaded_and_ended() {
+    let dir = Written(tempfile::tempdir().unwrap());
+    let (report, log, model) = (dir.path("r.jsonl"), dir.path("q.jsonl"), model("gguf_llama"));
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let url = format!("http://127.0.0.1:{port}");
+    let server = [env!("CARGO_BIN_EXE_njoule"), "serve", &model, "--port", &port, "--threads", "1", "--quiet"];
+    let bench = |args: &[&str]| {
+        let head = ["bench", "--endpoint", &url, "--prompt", "6", "--gen", "5", "--repeat", "1", "--report", &report];
+        run(&[&head, args, &["--"], &server].concat())
+    };
+    let ran = bench(&["--batch", "1,3", "--requests", "2", "--request-log", &log]);
+    assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
+    assert!(ran.stdout.contains("CPU s/1000 tok") && ran.stdout.contains("of pid:"), "{}", ran.stdout);
+    let reports = dir.reports("r.jsonl");
+    assert_eq!(reports.iter().map(|r| r["workload"]["output_tokens"].as_u64().unwrap()).collect::<Vec<_>>(), [10, 30]);
+    for report in &reports {
+        assert!(report["metrics"]["ttft_s"]["p50"].as_f64().unwrap() > 0.0 && report["cpu_s"].as_f64().is_some());
+        assert!(report["client"]["own_cpu_s"].as_f64().unwrap() > 0.0);
+    }
+    assert_eq!(dir.reports("q.jsonl").len(), 2 + 6);
+    // It is gone, and another workload starts it again.
+    assert!(std::net::TcpStream::connect(("127.0.0.1", port.parse::<u16>().unwrap())).is_err());
+    let chat = bench(&["--workload", "chat", "--rate", "200", "--requests", "12", "--batch", "4", "--json"]);
+    let chat: serde_json::Value = chat.json();
+    let work = &chat["runs"][0]["workload"];
+    assert_eq!((&work["name"], &work["requests"], &work["aborted_requests"]), (&"chat".into(), &12.into(), &0.into()));
+}

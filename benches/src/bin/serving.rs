@@ -4,17 +4,17 @@
 //! serving --njoule BIN --llama DIR --gguf FILE [--threads T] [--clients 1,4,16,32] [--requests N] [--rounds N]
 //! ```
 //!
-//! DIR holds `llama-server`. Each of N requests (4) of a client asks for 64 tokens: after 96 words of its own (`distinct`),
-//! or after 256 words that all share and 16 of its own (`shared`); no prompt comes twice. CPU seconds are those of the
-//! server's process, from /proc.
+//! DIR holds `llama-server`. The client is `njoule bench --endpoint`, in a process of its own, and the same for both: each
+//! of N requests (4) of a client asks for 64 tokens, after 96 words of its own (`distinct`), or after 256 words that all share
+//! and 16 of its own (`shared`); no prompt comes twice. CPU seconds are those of the server's process.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use njoule_benches::closed_loop::{Load, percentile, run};
 use njoule_benches::flags::Flags;
+use serde_json::Value;
 
 fn main() -> Result<()> {
     let o = Options::parse()?;
@@ -25,14 +25,13 @@ fn main() -> Result<()> {
         "{:22} {:>9} {:>9} {:>6}   p50 TTFT ms, p99; p50 TPOT ms, p99; CPU s per 1000 tokens",
         "case", "njoule t/s", "llama.cpp", "ratio"
     );
-    for (pattern, shared_words, own_words) in [("distinct", 0, 96), ("shared", 256, 16)] {
+    for (pattern, workload, own_words) in [("distinct", "closed", "96"), ("shared", "shared-prefix", "16")] {
         for &clients in &o.clients {
             let mut rounds: [Vec<Figures>; 2] = Default::default();
-            for _ in 0..o.rounds {
+            for _ in 0..o.rounds.get() {
                 seed += 1;
                 for (server, figures) in servers.iter().zip(&mut rounds) {
-                    let load = Load { clients, requests: o.requests, shared_words, own_words, tokens: 64, seed };
-                    figures.push(server.measure(&load)?);
+                    figures.push(server.measure(&o, workload, own_words, clients, seed)?);
                 }
             }
             let [ours, theirs] = rounds.map(|figures| Figures::median(&figures));
@@ -120,25 +119,28 @@ impl Server {
         Ok(server)
     }
 
-    fn measure(&self, load: &Load) -> Result<Figures> {
-        let before = self.cpu()?;
-        let seen = run(&self.url, load)?;
-        let cpu = self.cpu()? - before;
-        let tokens = seen.tokens as f64;
-        let ms = |sorted: &[f64]| [0.5, 0.99].map(|share| percentile(sorted, share) * 1e3);
+    fn measure(&self, o: &Options, workload: &str, words: &str, clients: usize, seed: u64) -> Result<Figures> {
+        let mut command = Command::new(&o.njoule);
+        command.args(["bench", "--endpoint", &self.url, "--meter", &format!("pid:{}", self.child.id()), "--json"]);
+        command.args(["--workload", workload, "--batch", &clients.to_string(), "--prompt", words, "--gen", "64"]);
+        command.args(["--requests", &o.requests.to_string(), "--seed", &seed.to_string(), "--repeat", "1"]);
+        let output = command.stderr(Stdio::inherit()).output()?;
+        if !output.status.success() {
+            bail!("the clients ended with {}", output.status);
+        }
+        let report: Value = serde_json::from_slice(&output.stdout)?;
+        let run = &report["runs"][0];
+        let number = |path: &str| run.pointer(path).and_then(Value::as_f64).with_context(|| format!("no {path}"));
+        let tokens = number("/workload/output_tokens")?;
+        let ms = |name: &str| -> Result<[f64; 2]> {
+            Ok([number(&format!("/metrics/{name}/p50"))? * 1e3, number(&format!("/metrics/{name}/p99"))? * 1e3])
+        };
         Ok(Figures {
-            rate: tokens / seen.wall.as_secs_f64(),
-            ttft: ms(&seen.ttft),
-            tpot: ms(&seen.tpot),
-            cpu: cpu / tokens * 1e3,
+            rate: number("/metrics/output_tokens_per_s")?,
+            ttft: ms("ttft_s")?,
+            tpot: ms("itl_s")?,
+            cpu: number("/cpu_s")? / tokens * 1e3,
         })
-    }
-
-    /// CPU seconds of its process so far.
-    fn cpu(&self) -> Result<f64> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let fields: Vec<&str> = stat.rsplit(')').next().context("/proc stat")?.split_whitespace().collect();
-        Ok((fields[11].parse::<f64>()? + fields[12].parse::<f64>()?) / 100.0)
     }
 }
 
@@ -155,8 +157,8 @@ struct Options {
     gguf: String,
     threads: String,
     clients: Vec<usize>,
-    requests: usize,
-    rounds: usize,
+    requests: std::num::NonZero<usize>,
+    rounds: std::num::NonZero<usize>,
 }
 
 impl Options {

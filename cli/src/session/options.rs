@@ -152,6 +152,11 @@ pub struct RunOptions {
 }
 
 impl RunArgs {
+    /// The instance type that was named.
+    pub fn instance(&self) -> Option<&str> {
+        self.instance.as_deref()
+    }
+
     /// The options; packing uses as many threads as computing.
     pub fn options(&self) -> Result<RunOptions, UsageError> {
         let threads = self.threads.unwrap_or_else(threads::cores);

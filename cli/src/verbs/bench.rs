@@ -1,136 +1,52 @@
-//! `njoule bench`: how fast this machine runs a model, and how much of what it could do that is.
+//! `njoule bench`: speed and energy of a model on this machine, or of any server that speaks OpenAI's interface.
 //!
-//! Each case prefills `batch` sequences of `prompt` tokens together and then decodes them for `gen` steps, straight on
-//! the executor: no scheduling, no sampling, no text. Figures are medians over `--repeat` runs after a warm-up. The
-//! roofline is measured in the same process, after the cases, so that it does not count as their memory.
+//! Without `--endpoint` cases run straight on the executor (`sweep`), with it by clients over HTTP (`load`). Both give reports
+//! of the form `njoule.energy/1`, one per case, phase and repeat (`record`), which `compare` and `plot` read.
 
 mod case;
-mod report;
+mod client;
+mod compare;
+mod interval;
+mod load;
+mod measure;
+mod plot;
+mod record;
+mod reports;
 mod roofline;
+mod sweep;
+mod table;
 
-use std::num::NonZero;
-
-use njoule_runtime::backend::Capacity;
-
-use self::case::{Bench, Case};
-use self::report::Report;
-use self::roofline::Roofline;
+pub use self::compare::Compared;
 use super::Context;
-use crate::args::{ModelArgs, UsageError};
-use crate::session::backend::{AnyBackend, Loaded};
-use crate::session::{Model, RunArgs, timing};
 
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    what: Option<What>,
     #[command(flatten)]
-    model: ModelArgs,
-    /// Sequences that are decoded together, one case each
-    #[arg(long, short = 'b', value_name = "N,N,...", value_delimiter = ',', default_value = "1,4,16")]
-    batch: Vec<NonZero<usize>>,
-    /// Prompt tokens per sequence; several make a case each
-    #[arg(long, short = 'p', value_name = "N,N,...", value_delimiter = ',', default_value = "32")]
-    prompt: Vec<NonZero<usize>>,
-    /// Decode steps; 0 measures prefill alone
-    #[arg(long, short = 'g', value_name = "N,N,...", value_delimiter = ',', default_value = "64")]
-    r#gen: Vec<usize>,
-    /// Runs of each case; the median counts
-    #[arg(long, short = 'r', default_value = "3", value_name = "N")]
-    repeat: NonZero<usize>,
-    /// Do not measure the machine's bandwidth and peak
-    #[arg(long)]
-    no_roofline: bool,
-    /// Print one JSON object instead of a table
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    run: RunArgs,
+    sweep: sweep::SweepArgs,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    /// Say which of two runs spends less energy per token, with an interval; exit code 0 no difference, 10 the second, 11 the first, 12 not comparable.
+    Compare(compare::Args),
+    /// Draw reports: tokens per joule against batch and latency, energy by phase, distance to the physical bound.
+    Plot(plot::Args),
 }
 
 impl Args {
-    /// Runs the cases and prints their figures.
+    /// Does it.
     pub fn run(self, context: &mut Context<'_>) -> anyhow::Result<()> {
-        let options = self.run.options()?;
-        let cases = self.cases();
-        let model = Model::open(&self.model.resolve(&context.fetch.env)?, context)?;
-
-        let longest = cases.iter().map(Case::len).max().unwrap_or(1);
-        let limit = options.context.unwrap_or(model.checkpoint.config.max_len);
-        if longest > limit {
-            return Err(
-                UsageError(format!("{longest} tokens per sequence are more than the context of {limit}")).into()
-            );
+        match self.what {
+            Some(What::Compare(args)) => args.run(context),
+            Some(What::Plot(args)) => args.run(context),
+            None => self.sweep.run(context),
         }
-        let widest = cases.iter().map(|c| c.batch).max().unwrap_or(1);
-        let capacity = |backend: &AnyBackend| {
-            let block_len = backend.limits(&model).block_len;
-            Capacity {
-                blocks: cases.iter().map(|c| c.batch * c.len().div_ceil(block_len)).max().unwrap_or(1),
-                block_len,
-                max_rows: STEP_ROWS.max(widest),
-                max_seqs: widest,
-                max_outputs: widest,
-                max_len: longest,
-            }
-        };
-        let Loaded { capacity, mut executor, backend, reason } = options.load(&model, capacity, context)?;
-        timing::mark("weights packed, plan made");
-
-        let mut bench = Bench::new(&mut *executor, capacity, model.program.vocab());
-        let mut measured = vec![];
-        for case in cases {
-            if context.progress_line() {
-                eprint!("\r\x1b[Kbatch {}, prompt {}, gen {} ...", case.batch, case.prompt, case.generated);
-            }
-            measured.push(bench.run(case, self.repeat.get())?);
-        }
-        if context.progress_line() {
-            eprint!("\r\x1b[K");
-        }
-        let peak_memory = super::proc_status_bytes("VmHWM:");
-        let memory = executor.memory();
-        drop(executor); // its memory is not needed beside the probe's
-        let types = backend.stored_types(&model)?;
-        let roofline = match backend.kernels().filter(|_| !self.no_roofline) {
-            None => None,
-            Some(kernels) => Some(Roofline::measure(kernels, &types, options.threads)?),
-        };
-        let report = Report {
-            model: &model.name,
-            backend: &backend,
-            reason: &reason,
-            quant: options.quant_name(),
-            threads: options.threads.get(),
-            repeat: self.repeat.get(),
-            types: &types,
-            memory,
-            peak_memory,
-            roofline,
-            rows: &measured,
-        };
-        match self.json {
-            true => writeln!(context.out, "{}", report.json())?,
-            false => report.table(context.out)?,
-        }
-        Ok(())
-    }
-
-    fn cases(&self) -> Vec<Case> {
-        let mut cases = vec![];
-        for prompt in &self.prompt {
-            for generated in &self.r#gen {
-                let case =
-                    |batch: &NonZero<usize>| Case { batch: batch.get(), prompt: prompt.get(), generated: *generated };
-                cases.extend(self.batch.iter().map(case));
-            }
-        }
-        cases
     }
 }
-
-/// Rows of a step, as in the engine.
-const STEP_ROWS: usize = 512;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -138,8 +54,13 @@ Examples:
   njoule bench -m model.gguf --batch 1,4,16 --prompt 32 --gen 64 --threads 2
   njoule bench -m model.gguf --batch 1 --prompt 512 --gen 0 --json   prefill alone
   njoule bench random:synth-1b --quant int4             a published shape without a download
+  njoule bench --report a.jsonl --html a.html --csv a.csv            energy, latency, plots
+  njoule bench --endpoint http://127.0.0.1:8000 --batch 1,8 --prompt 96 --gen 64 --meter pid:4242
+  njoule bench --endpoint http://127.0.0.1:8080 --workload chat --rate 2 --report b.jsonl -- llama-server -m model.gguf
+  njoule bench compare a.jsonl b.jsonl                  exit code 10: b spends less per token
 
 Bandwidth use (mbu) is weight and cache bytes per step, times steps per second, over the bandwidth
 that a streaming read reaches with the same threads; roofline is the time that bandwidth and tile
 peak allow, over the time taken. TTFT is the time until every sequence of the case has its first token.
+Reports have the form njoule.energy/1 (`njoule energy schema`), a line each; joules that no meter gives are null.
 ";

@@ -6,7 +6,7 @@
 mod agent;
 mod calibrate;
 mod record;
-mod subject;
+pub mod subject;
 mod watch;
 
 use anyhow::bail;
@@ -53,7 +53,7 @@ impl Args {
 
 /// How good a figure must be.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Required {
+pub enum Required {
     /// A sensor's.
     Measured,
     /// Or the hardware's own model.
@@ -66,7 +66,7 @@ enum Required {
 
 impl Required {
     /// Fails if a report's energy is unknown or weaker.
-    fn check(self, report: &Value) -> anyhow::Result<()> {
+    pub fn check(self, report: &Value) -> anyhow::Result<()> {
         let weakest = match self {
             Required::Measured => Method::Measured,
             Required::HardwareModel => Method::HardwareModel,

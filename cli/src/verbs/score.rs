@@ -20,7 +20,9 @@ use super::Context;
 use super::generate::{Figures, submit};
 use crate::args::UsageError;
 use crate::session::words::Words;
-use crate::session::{Interrupt, Interrupted, Model, RunArgs, Session, Size, Text, read_token_ids, unknown_energy};
+use crate::session::{
+    Interrupt, Interrupted, Model, RunArgs, RunOptions, Session, Size, Text, read_token_ids, unknown_energy,
+};
 
 /// Arguments of `score`.
 #[derive(Debug, clap::Args)]
@@ -189,6 +191,28 @@ impl Args {
 }
 
 /// Waits for one sequence; its logits go to the file as they come.
+/// Perplexity of a text, in windows as `score --text` has them.
+pub fn perplexity(model: Model, text: &str, options: &RunOptions, context: &mut Context<'_>) -> anyhow::Result<f64> {
+    let tools = model.load_text().require("perplexity needs it")?;
+    let window = WINDOW.min(model.checkpoint.config.max_len);
+    let ids = tools.encode_raw(text)?;
+    let sequences: Vec<&[u32]> = ids.chunks(window).collect();
+    let size = Size { max_len: window, max_seqs: options.sequences(sequences.len()), max_outputs: OUTPUTS };
+    let session = model.start(options, size, context)?;
+    let interrupt = Interrupt::install()?;
+    let scores = |ids: &&[u32]| {
+        let request = Request { prompt_logprobs: Some(0), ..Request::new(ids.to_vec(), 0) };
+        submit(&session, request)
+    };
+    let handles = sequences.iter().map(scores).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut scored = vec![];
+    for (ids, handle) in sequences.iter().zip(handles) {
+        scored.push(follow(ids, handle, &interrupt, None)?);
+    }
+    session.finish()?;
+    Total::of(&scored).perplexity().context("the text has fewer than two tokens: nothing to measure perplexity on")
+}
+
 fn follow(
     ids: &[u32],
     mut handle: RequestHandle,

@@ -1,9 +1,12 @@
 //! One case on an executor: prefill, then decode, timed from outside.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use njoule_runtime::backend::{Batch, BlockId, Capacity, Cost, Executor, SeqSpan, StepError, StepOutput, Wants};
+use njoule_runtime::backend::{
+    Batch, BlockId, Capacity, Cost, Executor, Returned, SeqSpan, StepError, StepOutput, Wants,
+};
 use rustix::time::{ClockId, clock_gettime};
+use sha2::{Digest, Sha256};
 
 /// What is measured.
 #[derive(Clone, Copy, Debug)]
@@ -35,8 +38,12 @@ pub struct Row {
 }
 
 /// A phase of a case.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Phase {
+    /// How often it was run in this time.
+    pub passes: usize,
+    /// Steps of all passes.
+    pub steps: u64,
     /// Tokens run.
     pub tokens: usize,
     /// Wall-clock time.
@@ -45,6 +52,8 @@ pub struct Phase {
     pub cpu_seconds: f64,
     /// Work of all steps together.
     pub cost: Cost,
+    /// SHA-256 of the likeliest token of every output of the last step, as u32 in little endian.
+    pub output_sha256: [u8; 32],
 }
 
 impl Phase {
@@ -69,25 +78,58 @@ impl<'a> Bench<'a> {
         Bench { executor, capacity, vocab, batch: Batch::default(), out: StepOutput::default() }
     }
 
-    /// Runs `case` once to warm up and `repeat` times for the figures.
-    pub fn run(&mut self, case: Case, repeat: usize) -> Result<Row, StepError> {
+    /// Runs a short form of `case` until two runs take equally long, and says how many that took and how far the last two
+    /// were apart.
+    pub fn warm_up(&mut self, case: Case) -> Result<(usize, f64), StepError> {
         let short = Case { generated: case.generated.min(WARM_UP), ..case };
-        self.prefill(short)?;
-        self.decode(short)?;
-        let (mut prefills, mut decodes) = (vec![], vec![]);
-        for _ in 0..repeat {
-            prefills.push(self.prefill(case)?);
-            decodes.extend(self.decode(case)?);
+        let mut last: Option<f64> = None;
+        let mut drift = f64::INFINITY;
+        for run in 1..=MOST_WARM_UPS {
+            let prefill = self.prefill(short, Duration::ZERO)?;
+            let seconds = prefill.seconds + self.decode(short, Duration::ZERO)?.map_or(0.0, |phase| phase.seconds);
+            drift = last.map_or(f64::INFINITY, |last| (seconds / last - 1.0).abs());
+            last = Some(seconds);
+            if drift < STEADY {
+                return Ok((run, drift));
+            }
         }
-        // Every run does the same work, so each phase's median time and median CPU time belong to one cost.
-        let prefill = median(&prefills).unwrap_or(prefills[0]);
-        Ok(Row { case, prefill, decode: median(&decodes) })
+        Ok((MOST_WARM_UPS, drift))
+    }
+
+    /// Prefills, again and again for at least `least`.
+    pub fn prefill(&mut self, case: Case, least: Duration) -> Result<Phase, StepError> {
+        self.repeated(least, |bench, phase| bench.prefill_once(case, phase))
+    }
+
+    /// Decodes behind the prompts, again and again for at least `least`; `None` if nothing is generated.
+    pub fn decode(&mut self, case: Case, least: Duration) -> Result<Option<Phase>, StepError> {
+        if case.generated == 0 {
+            return Ok(None);
+        }
+        self.repeated(least, |bench, phase| bench.decode_once(case, phase)).map(Some)
+    }
+
+    fn repeated(
+        &mut self,
+        least: Duration,
+        mut once: impl FnMut(&mut Self, &mut Phase) -> Result<(), StepError>,
+    ) -> Result<Phase, StepError> {
+        let watch = Watch::start();
+        let mut phase = Phase::default();
+        while phase.passes == 0 || watch.wall.elapsed() < least {
+            once(self, &mut phase)?;
+            phase.passes += 1;
+        }
+        watch.stop(&mut phase);
+        // Behind the time: sampling is no part of what is measured here.
+        let mut outputs = Sha256::new();
+        (0..self.out.rows).for_each(|row| outputs.update(self.likeliest(row).to_le_bytes()));
+        phase.output_sha256 = outputs.finalize().into();
+        Ok(phase)
     }
 
     /// Prefills all sequences in steps that are as full as the capacity allows.
-    fn prefill(&mut self, case: Case) -> Result<Phase, StepError> {
-        let watch = Watch::start();
-        let mut cost = Cost::default();
+    fn prefill_once(&mut self, case: Case, phase: &mut Phase) -> Result<(), StepError> {
         let (mut seq, mut position) = (0, 0);
         while seq < case.batch {
             self.batch.clear();
@@ -100,36 +142,45 @@ impl<'a> Bench<'a> {
                     (seq, position) = (seq + 1, 0);
                 }
             }
-            self.step(&mut cost)?;
+            self.step(phase)?;
         }
-        Ok(watch.phase(case.batch * case.prompt, cost))
+        phase.tokens += case.batch * case.prompt;
+        Ok(())
     }
 
-    fn decode(&mut self, case: Case) -> Result<Option<Phase>, StepError> {
-        if case.generated == 0 {
-            return Ok(None);
-        }
-        let watch = Watch::start();
-        let mut cost = Cost::default();
+    fn decode_once(&mut self, case: Case, phase: &mut Phase) -> Result<(), StepError> {
         for i in 0..case.generated {
             self.batch.clear();
             for seq in 0..case.batch {
                 self.push(case, seq, case.prompt + i, 1, true);
             }
-            self.step(&mut cost)?;
+            self.step(phase)?;
         }
-        Ok(Some(watch.phase(case.batch * case.generated, cost)))
+        phase.tokens += case.batch * case.generated;
+        Ok(())
     }
 
-    fn step(&mut self, total: &mut Cost) -> Result<(), StepError> {
+    fn step(&mut self, phase: &mut Phase) -> Result<(), StepError> {
         self.batch.wants = Wants::Tokens;
         self.executor.submit(&self.batch)?;
         self.executor.collect(&mut self.out)?;
-        let cost = self.executor.cost(&self.batch);
+        let (cost, total) = (self.executor.cost(&self.batch), &mut phase.cost);
         total.flops += cost.flops;
         total.weight_bytes += cost.weight_bytes;
         total.kv_bytes += cost.kv_bytes;
+        phase.steps += 1;
         Ok(())
+    }
+
+    fn likeliest(&self, row: usize) -> u32 {
+        match self.out.returned {
+            Returned::Candidates => self.out.candidates.greedy[row],
+            Returned::Logits => {
+                let logits = self.out.row(row);
+                let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));
+                best.map_or(u32::MAX, |(id, _)| index(id))
+            }
+        }
     }
 
     /// Adds rows of a sequence, which owns `per_seq` consecutive blocks. Tokens are arbitrary but fixed.
@@ -163,14 +214,16 @@ fn index(i: usize) -> u32 {
     u32::try_from(i).unwrap_or(u32::MAX)
 }
 
-/// The run with the median time, with the median CPU time of all.
-fn median(phases: &[Phase]) -> Option<Phase> {
+/// The run with the median time per token, with the median CPU time of all.
+pub fn median(phases: &[Phase]) -> Option<Phase> {
     let mut by_time = phases.to_vec();
-    by_time.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
+    let each = |seconds: f64, phase: &Phase| seconds / phase.tokens as f64;
+    by_time.sort_by(|a, b| each(a.seconds, a).total_cmp(&each(b.seconds, b)));
     let mut by_cpu = phases.to_vec();
-    by_cpu.sort_by(|a, b| a.cpu_seconds.total_cmp(&b.cpu_seconds));
+    by_cpu.sort_by(|a, b| each(a.cpu_seconds, a).total_cmp(&each(b.cpu_seconds, b)));
     let middle = phases.len() / 2;
-    Some(Phase { cpu_seconds: by_cpu.get(middle)?.cpu_seconds, ..*by_time.get(middle)? })
+    let (time, cpu) = (by_time.get(middle)?, by_cpu.get(middle)?);
+    Some(Phase { cpu_seconds: each(cpu.cpu_seconds, cpu) * time.tokens as f64, ..*time })
 }
 
 /// Wall clock and the CPU time of all threads of this process.
@@ -184,9 +237,9 @@ impl Watch {
         Watch { cpu: cpu_seconds(), wall: Instant::now() }
     }
 
-    fn phase(self, tokens: usize, cost: Cost) -> Phase {
-        let seconds = self.wall.elapsed().as_secs_f64();
-        Phase { tokens, seconds, cpu_seconds: cpu_seconds() - self.cpu, cost }
+    fn stop(self, phase: &mut Phase) {
+        phase.seconds = self.wall.elapsed().as_secs_f64();
+        phase.cpu_seconds = cpu_seconds() - self.cpu;
     }
 }
 
@@ -195,8 +248,14 @@ fn cpu_seconds() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
-/// Decode steps of the warm-up.
+/// Decode steps of a warm-up run.
 const WARM_UP: usize = 4;
+
+/// Warm-up runs at most.
+const MOST_WARM_UPS: usize = 6;
+
+/// How far two warm-up runs may be apart, relatively.
+const STEADY: f64 = 0.05;
 
 #[cfg(test)]
 mod tests {
@@ -204,7 +263,7 @@ mod tests {
 
     #[test]
     fn median_takes_time_and_cpu_time_apart() {
-        let phase = |seconds, cpu_seconds| Phase { tokens: 1, seconds, cpu_seconds, cost: Cost::default() };
+        let phase = |seconds, cpu_seconds| Phase { tokens: 1, seconds, cpu_seconds, ..Phase::default() };
         let middle = median(&[phase(3.0, 1.0), phase(1.0, 2.0), phase(2.0, 9.0)]).unwrap();
         assert_eq!((middle.seconds, middle.cpu_seconds), (2.0, 2.0));
         assert!(median(&[]).is_none());

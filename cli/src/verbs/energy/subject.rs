@@ -20,6 +20,7 @@ pub struct MeterArgs {
     /// Whose energy: local, pid:N, cgroup:PATH, or the address of an agent (`njoule energy serve`)
     #[arg(long, value_name = "WHOSE", default_value = "local")]
     pub meter: Subject,
+    /// This machine's meters.
     #[command(flatten)]
     pub local: LocalArgs,
 }

@@ -1,0 +1,120 @@
+//! What is metered while something is measured, and where the reports go.
+
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use njoule_energy::meter::feed::FeedSource;
+use njoule_energy::profile::NeuronWatts;
+use serde_json::Value;
+
+use super::{plot, table};
+use crate::verbs::energy::Required;
+use crate::verbs::energy::subject::{FeedScope, LocalArgs, MeterArgs, Source, Subject};
+
+/// Arguments about meters and reports.
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Energy and reports")]
+pub struct MeasureArgs {
+    /// Whose energy: local, pid:N, cgroup:PATH, or the address of an agent (`njoule energy serve`) [default: local; of a
+    /// server that is started here its process]
+    #[arg(long, value_name = "WHOSE")]
+    meter: Option<Subject>,
+    /// A meter outside: cmd:COMMAND, csv:FILE or unix:SOCKET that gives lines t_unix_s,joules
+    #[arg(long, value_name = "FEED")]
+    feed: Option<FeedSource>,
+    /// What that meter covers
+    #[arg(long, value_enum, default_value_t, requires = "feed")]
+    feed_scope: FeedScope,
+    /// Watts of a Neuron device: base=20..60,span=40..150 (at 0 %, and added at 100 %)
+    #[arg(long, value_name = "PROFILE", env = "NJOULE_NEURON_WATTS")]
+    neuron_watts: Option<NeuronWatts>,
+    /// Write a report of every case, phase and repeat, one JSON object a line
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Write the same figures as CSV
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+    /// Write a page with plots
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Fail where the energy is unknown or weaker
+    #[arg(long, value_name = "METHOD", value_enum)]
+    require_energy: Option<Required>,
+}
+
+/// Meters that are open.
+pub struct Metered {
+    /// Who is asked.
+    pub source: Source,
+    /// Whose energy.
+    pub subject: Subject,
+}
+
+/// Files that will hold the reports; made before anything is measured.
+pub struct Outputs {
+    report: Option<(PathBuf, File)>,
+    csv: Option<(PathBuf, File)>,
+    html: Option<(PathBuf, File)>,
+    require_energy: Option<Required>,
+}
+
+impl MeasureArgs {
+    /// Opens the meters; `otherwise` is the subject where none was named.
+    pub fn open(&self, otherwise: Subject, instance: Option<String>) -> anyhow::Result<Metered> {
+        let local = LocalArgs {
+            feed: self.feed.clone(),
+            feed_scope: self.feed_scope,
+            feed_uncertainty: None,
+            neuron_watts: self.neuron_watts.clone(),
+            instance,
+        };
+        let meter = self.meter.clone().unwrap_or(otherwise);
+        let args = MeterArgs { meter: meter.clone(), local };
+        Ok(Metered { source: args.open()?, subject: meter })
+    }
+
+    /// Whether anything that shows energy was asked for.
+    pub fn wants_energy(&self) -> bool {
+        self.report.is_some() || self.csv.is_some() || self.html.is_some() || self.require_energy.is_some()
+    }
+
+    /// Makes the files that were asked for.
+    pub fn outputs(&self) -> anyhow::Result<Outputs> {
+        let make = |path: &Option<PathBuf>| -> anyhow::Result<Option<(PathBuf, File)>> {
+            path.as_ref().map(|path| Ok((path.clone(), create(path)?))).transpose()
+        };
+        Ok(Outputs {
+            report: make(&self.report)?,
+            csv: make(&self.csv)?,
+            html: make(&self.html)?,
+            require_energy: self.require_energy,
+        })
+    }
+}
+
+impl Outputs {
+    /// Writes all reports, then looks whether they are as good as was asked.
+    pub fn write(self, reports: &[Value]) -> anyhow::Result<()> {
+        if let Some((path, file)) = self.report {
+            let mut file = BufWriter::new(file);
+            let written = reports.iter().try_for_each(|report| writeln!(file, "{report}")).and_then(|()| file.flush());
+            written.with_context(|| format!("{}: cannot write", path.display()))?;
+        }
+        let text = |given: Option<(PathBuf, File)>, text: &dyn Fn() -> String| match given {
+            Some((path, mut file)) => {
+                file.write_all(text().as_bytes()).with_context(|| format!("{}: cannot write", path.display()))
+            }
+            None => Ok(()),
+        };
+        text(self.csv, &|| table::csv(reports))?;
+        text(self.html, &|| plot::page(&[("", reports)]))?;
+        self.require_energy.map_or(Ok(()), |required| reports.iter().try_for_each(|report| required.check(report)))
+    }
+}
+
+/// Makes a file, or says which one could not be made.
+pub fn create(path: &Path) -> anyhow::Result<File> {
+    File::create(path).with_context(|| format!("{}: cannot be made", path.display()))
+}
