@@ -48,6 +48,8 @@ pub enum Verb {
     Score(verbs::score::Args),
     /// Measure prefill and batched decode.
     Bench(Box<verbs::bench::Args>),
+    /// Find the cheapest way to run a model on this machine, and keep it for `serve --objective tokens-per-joule`.
+    Tune(Box<verbs::tune::Args>),
     /// Plan, compile and pack a model for AWS Inferentia2 or Trainium.
     #[cfg(target_os = "linux")]
     Build(verbs::build::Args),
@@ -81,6 +83,7 @@ impl Verb {
             Verb::Batch(args) => args.run(context),
             Verb::Score(args) => args.run(context),
             Verb::Bench(args) => args.run(context),
+            Verb::Tune(args) => args.run(context),
             #[cfg(target_os = "linux")]
             Verb::Build(args) => args.run(context),
             Verb::Inspect(args) => args.run(context),

@@ -7,6 +7,8 @@ pub mod backend;
 mod interrupt;
 #[cfg(target_os = "linux")]
 pub mod neuron;
+pub mod objective;
+pub mod operating;
 pub mod options;
 pub mod planning;
 pub mod sampling;
@@ -32,6 +34,7 @@ use serde_json::{Value, json};
 
 use self::backend::{AnyBackend, Loaded};
 pub use self::interrupt::{Interrupt, Interrupted};
+pub use self::objective::ObjectiveArgs;
 pub use self::options::{RunArgs, RunOptions};
 pub use self::schedule::{Schedule, ScheduleArgs};
 pub use self::text::{Text, TextLoader};

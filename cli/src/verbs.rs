@@ -18,6 +18,7 @@ pub mod pull;
 pub mod score;
 pub mod serve;
 pub mod top;
+pub mod tune;
 
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;

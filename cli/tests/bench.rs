@@ -231,3 +231,33 @@ fn a_server_is_started_loaded_and_ended() {
     let work = &chat["runs"][0]["workload"];
     assert_eq!((&work["name"], &work["requests"], &work["aborted_requests"]), (&"chat".into(), &12.into(), &0.into()));
 }
+
+#[test]
+fn tune_keeps_the_cheapest_point_and_a_paced_server_waits_for_company() {
+    let dir = Written(tempfile::tempdir().unwrap());
+    let model = model("gguf_llama");
+    let args = ["tune", "-m", &model, "--try-threads", "1", "-b", "1,4", "-p", "4", "-g", "4", "-r", "2", "--json"];
+    let tuned =
+        ran(njoule(&args).env("NJOULE_CACHE", dir.0.path()).env("NJOULE_SYSFS_ROOT", dir.0.path()).output().unwrap());
+    let tuned = tuned.json();
+    assert_eq!((&tuned["currency"], tuned["points"].as_array().unwrap().len()), (&"cpu_seconds".into(), 2));
+    assert!(tuned["chosen"]["threads"] == 1 && tuned["points"][0]["energy"]["joules_per_token"].is_null());
+    let kept: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(tuned["kept_in"].as_str().unwrap()).unwrap()).unwrap();
+    let (key, point) = kept.as_object().unwrap().iter().next().unwrap();
+    assert!(key.contains(&model) && point["batch"] == tuned["chosen"]["batch"], "{kept}");
+    run(&["serve", &model, "--tpot", "50ms"]).fails_with(2, &["--tpot", "tokens-per-joule"]);
+
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let url = format!("http://127.0.0.1:{port}");
+    let bench = ran(njoule(&["bench", "--endpoint", &url, "-b", "1", "-p", "4", "-g", "6", "-r", "1", "--json", "--"])
+        .args([env!("CARGO_BIN_EXE_njoule"), "serve", &model, "--port", &port, "--objective", "tokens-per-joule"])
+        .args(["--tpot", "60ms", "--ttft", "150ms"])
+        .env("NJOULE_CACHE", dir.0.path())
+        .env("NJOULE_SYSFS_ROOT", dir.0.path())
+        .output()
+        .unwrap());
+    // Nobody comes: each token waits for most of what it may.
+    let itl = bench.json()["runs"][0]["metrics"]["itl_s"]["p50"].as_f64().unwrap();
+    assert!(itl > 0.03, "{itl}");
+}

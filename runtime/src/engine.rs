@@ -15,6 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::backend::{Capacity, Executor, Limits};
+use crate::policy::Objective;
 use crate::request::{CancelToken, EventSink, Request, RequestError, RequestHandle, SubmitError};
 
 mod doorbell;
@@ -56,6 +57,8 @@ pub struct EngineConfig {
     pub prefix_cache: bool,
     /// Whether tokens are guessed and checked several at a time. No effect where the backend cannot ([`Limits::drafts`]).
     pub speculate: Speculate,
+    /// Whether steps wait for company.
+    pub objective: Objective,
     /// What the backend can do.
     pub limits: Limits,
 }
@@ -74,6 +77,7 @@ impl EngineConfig {
             max_unread_rows: 128,
             prefix_cache: true,
             speculate: Speculate::Off,
+            objective: Objective::Latency,
             limits: Limits::paged(capacity.block_len),
         }
     }

@@ -44,6 +44,7 @@
 pub mod backend;
 pub mod engine;
 mod kv;
+pub mod policy;
 pub mod request;
 pub mod sampler;
 mod scheduler;

@@ -117,7 +117,7 @@ impl<J> Sequence<J> {
     }
 
     /// Tokens that are not in the cache.
-    fn pending(&self) -> usize {
+    pub fn pending(&self) -> usize {
         self.tokens.len() - self.computed
     }
 
@@ -308,6 +308,11 @@ impl<J> Scheduler<J> {
     pub fn add(&mut self, sequence: Box<Sequence<J>>) {
         self.waiting.clients.arrive(sequence.client);
         self.waiting.insert(sequence);
+    }
+
+    /// Sequences that may run together.
+    pub fn places(&self) -> usize {
+        self.limits.running
     }
 
     pub fn kv(&self) -> &Kv {

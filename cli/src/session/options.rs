@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use njoule_runtime::backend::{KvType, Quant};
 
 use super::backend::BackendArg;
+use super::operating::OperatingPoint;
 use super::{Schedule, threads};
 use crate::args::UsageError;
 
@@ -157,6 +158,20 @@ impl RunArgs {
         self.instance.as_deref()
     }
 
+    /// Whether threads were named.
+    pub fn names_threads(&self) -> bool {
+        self.threads.is_some()
+    }
+
+    /// What was tuned, in the place of what was not named.
+    pub fn tuned(&self, options: RunOptions, point: &OperatingPoint) -> RunOptions {
+        RunOptions {
+            threads: self.threads.unwrap_or(point.threads),
+            batch_size: options.batch_size.or(Some(point.batch.get())),
+            ..options
+        }
+    }
+
     /// The options; packing uses as many threads as computing.
     pub fn options(&self) -> Result<RunOptions, UsageError> {
         let threads = self.threads.unwrap_or_else(threads::cores);
@@ -190,6 +205,11 @@ impl RunOptions {
     /// The stored type.
     pub fn quant(&self) -> Quant {
         self.quant.quant()
+    }
+
+    /// The same with other threads, and another stored type if one is given.
+    pub fn with(self, quant: Option<QuantArg>, threads: NonZero<usize>) -> RunOptions {
+        RunOptions { quant: quant.unwrap_or(self.quant), threads, ..self }
     }
 
     /// The same, scheduled so.

@@ -166,7 +166,7 @@ fn lengths_of(path: &Path) -> anyhow::Result<Lengths> {
 }
 
 /// `50ms`, `0.05s` or `50` (milliseconds), as seconds.
-fn seconds(text: &str) -> Result<f64, String> {
+pub fn seconds(text: &str) -> Result<f64, String> {
     let (number, unit) = match (text.strip_suffix("ms"), text.strip_suffix('s')) {
         (Some(number), _) => (number, 1e-3),
         (None, Some(number)) => (number, 1.0),

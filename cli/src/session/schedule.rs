@@ -1,6 +1,7 @@
 //! The flags of verbs that answer requests: what the engine does beyond running them.
 
 use clap::Args;
+use njoule_runtime::policy::Objective;
 use njoule_runtime::{EngineConfig, Speculate};
 
 use crate::args::UsageError;
@@ -34,6 +35,7 @@ impl ScheduleArgs {
         Ok(Schedule {
             prefix_cache: self.enable_prefix_caching || !self.no_prefix_cache,
             speculate: self.speculate.unwrap_or_default(),
+            objective: Objective::Latency,
         })
     }
 }
@@ -43,12 +45,13 @@ impl ScheduleArgs {
 pub struct Schedule {
     prefix_cache: bool,
     speculate: Speculate,
+    objective: Objective,
 }
 
 impl Default for Schedule {
     /// For verbs that give their requests to the engine once: nothing repeats, and steps are what they seem.
     fn default() -> Self {
-        Schedule { prefix_cache: true, speculate: Speculate::Off }
+        Schedule { prefix_cache: true, speculate: Speculate::Off, objective: Objective::Latency }
     }
 }
 
@@ -62,9 +65,20 @@ impl Schedule {
         }
     }
 
+    /// The same with an objective.
+    pub fn aiming_at(self, objective: Objective) -> Schedule {
+        Schedule { objective, ..self }
+    }
+
+    /// What steps wait for.
+    pub fn objective(self) -> Objective {
+        self.objective
+    }
+
     /// Tells an engine.
     pub fn apply(self, config: &mut EngineConfig) {
         (config.prefix_cache, config.speculate) = (self.prefix_cache, self.speculate);
+        config.objective = self.objective;
     }
 }
 

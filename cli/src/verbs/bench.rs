@@ -3,17 +3,17 @@
 //! Without `--endpoint` cases run straight on the executor (`sweep`), with it by clients over HTTP (`load`). Both give reports
 //! of the form `njoule.energy/1`, one per case, phase and repeat (`record`), which `compare` and `plot` read.
 
-mod case;
+pub mod case;
 mod client;
 mod compare;
 mod interval;
 mod load;
-mod measure;
+pub mod measure;
 mod plot;
-mod record;
+pub mod record;
 mod reports;
 mod roofline;
-mod sweep;
+pub mod sweep;
 mod table;
 
 pub use self::compare::Compared;

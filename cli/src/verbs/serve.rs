@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::ValueEnum;
 use njoule_runtime::EngineConfig;
+use njoule_runtime::policy::Objective;
 use njoule_server::config::TlsFiles;
 use njoule_server::log::{Format, Log};
 use njoule_server::metrics::Names;
@@ -22,7 +23,8 @@ use self::replica::Replica;
 use self::supervise::Replication;
 use super::Context;
 use crate::args::{ModelArgs, UsageError};
-use crate::session::{Interrupted, Model, RunArgs, ScheduleArgs, Size};
+use crate::session::operating::OperatingPoints;
+use crate::session::{Interrupted, Model, ObjectiveArgs, RunArgs, ScheduleArgs, Size};
 
 /// Arguments of `serve`.
 #[derive(Debug, clap::Args)]
@@ -87,6 +89,8 @@ pub struct Args {
     tensor_parallel_size: NonZero<usize>,
     #[command(flatten)]
     schedule: ScheduleArgs,
+    #[command(flatten)]
+    objective: ObjectiveArgs,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -172,7 +176,16 @@ impl Args {
         if let Some(replica) = &replica {
             replica.settle()?;
         }
-        let mut options = self.run.options()?.scheduled(self.schedule.read()?);
+        let schedule = self.schedule.read()?.aiming_at(self.objective.read()?);
+        let asked = self.model.resolve(&context.fetch.env)?;
+        let mut options = self.run.options()?.scheduled(schedule);
+        if matches!(schedule.objective(), Objective::TokensPerJoule(_))
+            && let Ok(points) = OperatingPoints::open(&context.fetch.env)
+            && let Some(point) = points.of(&asked.to_string(), &options)
+        {
+            context.note(&format!("as tuned: {} threads, at most {} sequences", point.threads, point.batch));
+            options = self.run.tuned(options, point);
+        }
         let sequences = options.sequences(usize::MAX);
         let mut config = self.config(sequences)?;
         if let Some(replica) = &replica {
@@ -180,7 +193,6 @@ impl Args {
             replica.share(&mut options)?;
         }
         self.log(replica.is_some()).install();
-        let asked = self.model.resolve(&context.fetch.env)?;
         // Listens before it loads: probes hear that the server is loading instead of finding nobody.
         let encrypted = config.tls.is_some();
         let server = Server::start(config.clone())?;

@@ -33,6 +33,7 @@ pub struct Job {
     pub end: Option<End>,
     pub started: Option<Instant>,
     first_token: Option<Instant>,
+    last_token: Option<Instant>,
     submitted: Instant,
     eos_ids: Vec<u32>,
     stop_token_ids: Vec<u32>,
@@ -132,6 +133,7 @@ impl Job {
             end: None,
             started: None,
             first_token: None,
+            last_token: None,
             submitted,
             eos_ids,
             stop_token_ids: request.stop_token_ids,
@@ -170,6 +172,16 @@ impl Job {
         fill(&mut **mask, generated, allowed)
     }
 
+    /// Since when it waits for its next token.
+    pub fn since(&self) -> Instant {
+        self.last_token.unwrap_or(self.submitted)
+    }
+
+    /// Seconds from its last token to `now`.
+    pub fn gap(&self, now: Instant) -> Option<f64> {
+        self.last_token.map(|last| now.saturating_duration_since(last).as_secs_f64())
+    }
+
     /// Whether the client or the clock has ended it.
     pub fn given_up(&self, now: Instant) -> Option<FinishReason> {
         if self.reply.control().is_cancelled() {
@@ -185,6 +197,7 @@ impl Job {
     /// [`Job::deliver`], unless the text is looked through for stop strings.
     pub fn take(&mut self, id: u32, index: usize, last: bool, logprob: Option<TokenLogprob>, now: Instant) {
         self.first_token.get_or_insert(now);
+        self.last_token = Some(now);
         self.history.push(id);
         let mut matched = if self.eos_ids.contains(&id) {
             Some(StopMatch::Eos(id))

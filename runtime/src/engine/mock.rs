@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use crate::backend::{Batch, Capacity, Cost, Executor, MemoryUse, SeqSpan, StepError, StepOutput};
 
@@ -79,6 +80,8 @@ pub struct MockExecutor {
     pub loops: bool,
     /// Sequences of more tokens have other keys.
     pub border: Option<usize>,
+    /// How long a step takes at least.
+    pub takes: Duration,
     cache: Vec<Option<Entry>>,
     result: Vec<f32>,
     step: u64,
@@ -96,6 +99,7 @@ impl MockExecutor {
             log: Arc::default(),
             loops: false,
             border: None,
+            takes: Duration::ZERO,
             cache: vec![None; capacity.blocks * capacity.block_len],
             result: Vec::new(),
             step: 0,
@@ -197,6 +201,7 @@ impl MockExecutor {
 impl Executor for MockExecutor {
     fn submit(&mut self, batch: &Batch) -> Result<(), StepError> {
         self.gate.pass();
+        std::thread::sleep(self.takes);
         self.step += 1;
         match self.fault {
             Some(Fault::Error(step)) if step == self.step => {

@@ -11,6 +11,7 @@ use super::*;
 
 mod device;
 mod load;
+mod pace;
 use crate::request::{Event, FinishReason, SinkClosed, StopMatch, TextStream, TokenText};
 use crate::sampler::{History, Pick, Sampler, SamplingParams};
 

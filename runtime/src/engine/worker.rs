@@ -14,6 +14,7 @@ use super::stats::EngineStats;
 use super::{EngineConfig, Shared};
 use crate::backend::{Batch, Bias, Executor, Masks, StepError, StepOutput, Wants};
 use crate::kv::Kv;
+use crate::policy::{Pace, Waiter, Waiting};
 use crate::request::{Event, FinishReason, RequestError};
 use crate::sampler::Sampler;
 use crate::scheduler::{Key, Plan, Scheduler, Sequence, StepLimits};
@@ -59,6 +60,8 @@ struct Worker {
     leaving: Vec<(Key, FinishReason)>,
     /// End of the last step.
     idle_since: Option<Instant>,
+    /// When steps start.
+    pace: Pace,
 }
 
 impl Worker {
@@ -80,6 +83,7 @@ impl Worker {
             earliest: None,
             leaving: Vec::new(),
             idle_since: None,
+            pace: Pace::new(config.objective),
             config,
         }
     }
@@ -94,6 +98,16 @@ impl Worker {
                 return Ok(());
             }
             self.reap(shared, rung);
+            if phase == Phase::Open
+                && let Some(until) = self.hold()
+            {
+                self.deliver(shared);
+                self.publish(shared);
+                self.idle_since = None;
+                let deadline = self.next_deadline();
+                shared.doorbell.wait(Some(deadline.map_or(until, |deadline| deadline.min(until))));
+                continue;
+            }
             let plan = self.plan(shared);
             if plan == Plan::default() {
                 self.deliver(shared);
@@ -107,6 +121,26 @@ impl Worker {
             }
             self.step(plan, shared)?;
         }
+    }
+
+    /// When the next step should start, if it is to wait for company.
+    fn hold(&self) -> Option<Instant> {
+        if !self.pace.may_wait() {
+            return None;
+        }
+        let waiter = |s: &Sequence<Job>| {
+            let rows = s.pending();
+            let state = match s.job.started {
+                None => Waiting::Start,
+                Some(_) if rows == 1 && s.generated() > 0 => Waiting::Token,
+                Some(_) => Waiting::Prompt,
+            };
+            Waiter { since: s.job.since(), rows, state }
+        };
+        let running = self.scheduler.running();
+        let waiters = running.iter().map(|s| waiter(s)).chain(self.scheduler.waiting().map(waiter));
+        let room = self.scheduler.places() - running.len();
+        self.pace.hold(Instant::now(), waiters, room, self.config.token_budget)
     }
 
     /// Takes new requests in.
@@ -227,6 +261,10 @@ impl Worker {
             return Ok(());
         }
         self.count(plan, (now - start).as_secs_f64());
+        if self.pace.may_wait() {
+            let sampled = self.scheduler.running().iter().filter(|s| s.samples_now());
+            self.pace.observe_gap(sampled.filter_map(|s| s.job.gap(now)).fold(0.0, f64::max));
+        }
         check_output(&self.output, &self.batch, self.vocab)?;
         for i in 0..self.scheduler.running().len() {
             if self.scheduler.running()[i].chunk > 0 {
@@ -386,6 +424,7 @@ impl Worker {
         stats.decode_tokens += plan.decode as u64;
         stats.prefill_seconds += seconds * plan.prefill as f64 / rows;
         stats.decode_seconds += seconds * decode / rows;
+        self.pace.observe(self.batch.rows(), seconds);
         self.scheduler.observe(self.batch.rows(), self.batch.outputs.len(), seconds);
     }
 

@@ -21,7 +21,7 @@ pub struct Case {
 
 impl Case {
     /// Tokens of a sequence in the end.
-    pub fn len(&self) -> usize {
+    pub fn tokens(&self) -> usize {
         self.prompt.saturating_add(self.generated)
     }
 }
@@ -186,7 +186,7 @@ impl<'a> Bench<'a> {
     /// Adds rows of a sequence, which owns `per_seq` consecutive blocks. Tokens are arbitrary but fixed.
     fn push(&mut self, case: Case, seq: usize, position: usize, rows: usize, output: bool) {
         let block_len = self.capacity.block_len;
-        let per_seq = case.len().div_ceil(block_len);
+        let per_seq = case.tokens().div_ceil(block_len);
         let batch = &mut self.batch;
         let first = batch.rows();
         for p in position..position + rows {
@@ -201,7 +201,7 @@ impl<'a> Bench<'a> {
             rows: first..first + rows,
             context: position + rows,
             table: table..table + per_seq,
-            rope_len: case.len(),
+            rope_len: case.tokens(),
         });
         if output {
             batch.outputs.push(index(first + rows - 1));

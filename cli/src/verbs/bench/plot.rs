@@ -147,7 +147,13 @@ fn series(
     y: &dyn Fn(&Value) -> Option<f64>,
 ) -> Vec<Series> {
     let mut lines: BTreeMap<String, BTreeMap<u64, Vec<(f64, f64)>>> = BTreeMap::new();
+    // Prompt tokens are many times cheaper: beside them nothing could be seen of the others.
+    let prefill = |r: &Value| r["workload"]["name"] == "prefill";
+    let only_prefill = sets.iter().flat_map(|(_, reports)| *reports).all(prefill);
     for (set, report) in sets.iter().flat_map(|(set, reports)| reports.iter().map(move |r| (set, r))) {
+        if prefill(report) && !only_prefill {
+            continue;
+        }
         let workload = &report["workload"];
         let label = |name: &str| workload[name].as_u64().unwrap_or(0);
         let name = workload["name"].as_str().unwrap_or("run");

@@ -91,7 +91,7 @@ impl SweepArgs {
         let outputs = self.measure.outputs()?;
         let model = Model::open(&self.model.resolve(&context.fetch.env)?, context)?;
 
-        let longest = cases.iter().map(Case::len).max().unwrap_or(1);
+        let longest = cases.iter().map(Case::tokens).max().unwrap_or(1);
         let limit = options.context.unwrap_or(model.checkpoint.config.max_len);
         if longest > limit {
             return Err(
@@ -102,7 +102,7 @@ impl SweepArgs {
         let capacity = |backend: &AnyBackend| {
             let block_len = backend.limits(&model).block_len;
             Capacity {
-                blocks: cases.iter().map(|c| c.batch * c.len().div_ceil(block_len)).max().unwrap_or(1),
+                blocks: cases.iter().map(|c| c.batch * c.tokens().div_ceil(block_len)).max().unwrap_or(1),
                 block_len,
                 max_rows: STEP_ROWS.max(widest),
                 max_seqs: widest,
@@ -243,7 +243,8 @@ impl Rounds<'_> {
     }
 }
 
-fn phase_run(run: Run, phase: &Phase) -> Run {
+/// `run` with what a phase measured.
+pub fn phase_run(run: Run, phase: &Phase) -> Run {
     let tokens = Some(phase.tokens as u64);
     let sequences = (run.concurrency * phase.passes) as u64;
     let concurrency = Some(run.concurrency as u64);

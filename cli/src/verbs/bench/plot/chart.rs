@@ -295,7 +295,7 @@ fn middle() -> f64 {
 
 const WIDTH: f64 = 920.0;
 const HEIGHT: f64 = 360.0;
-const LEFT: f64 = 70.0;
+const LEFT: f64 = 84.0;
 const RIGHT: f64 = 640.0;
 const TOP: f64 = 36.0;
 const BOTTOM: f64 = 300.0;
