@@ -130,18 +130,23 @@ fn ask(agent: &ureq::Agent, url: &str, load: &Load, number: usize) -> Result<Ans
 /// Words that begin all prompts of a load, then words of this request alone.
 fn prompt(load: &Load, number: usize) -> String {
     let shared = words(load.seed, load.shared_words);
-    let own = words(load.seed.wrapping_mul(31).wrapping_add(number as u64 + 1), load.own_words);
+    let own = words(mixed(mixed(load.seed).wrapping_add(number as u64 + 1)), load.own_words);
     shared.chain(own).collect::<Vec<_>>().join(" ")
 }
 
 fn words(seed: u64, count: usize) -> impl Iterator<Item = &'static str> {
-    // Weyl's sequence through splitmix64's finaliser: the words only have to differ.
+    // Weyl's sequence, mixed: the words only have to differ.
     (0..count as u64).map(move |at| {
-        let mut x = seed.wrapping_add(at.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let x = mixed(seed.wrapping_add(at.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
         WORDS[(x >> 32) as usize % WORDS.len()]
     })
+}
+
+/// splitmix64's finaliser.
+fn mixed(x: u64) -> u64 {
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
 }
 
 const WORDS: [&str; 32] = [
@@ -149,3 +154,23 @@ const WORDS: [&str; 32] = [
     "forest", "silver", "engine", "doctor", "island", "memory", "number", "planet", "school", "summer", "thread",
     "valley", "wonder", "yellow", "animal", "butter", "castle", "dinner", "evening", "father",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_prompt_comes_twice_in_a_run_or_in_another() {
+        let load = |seed, shared_words| Load { clients: 32, requests: 4, shared_words, own_words: 16, tokens: 1, seed };
+        let mut seen = std::collections::HashSet::new();
+        for seed in 1..40 {
+            for number in 0..32 * 4 {
+                assert!(seen.insert(prompt(&load(seed, 0), number)), "{seed} {number}");
+            }
+        }
+        let shared = |seed, number| prompt(&load(seed, 16), number);
+        let first = |text: String| text.split(' ').take(16).collect::<Vec<_>>().join(" ");
+        assert_eq!(first(shared(1, 0)), first(shared(1, 7)));
+        assert_ne!(first(shared(1, 0)), first(shared(2, 0)));
+    }
+}

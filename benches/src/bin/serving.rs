@@ -176,6 +176,9 @@ impl Options {
             rounds: take("rounds", Some("3"))?.parse().context("--rounds")?,
         };
         flags.finish()?;
+        if options.requests == 0 || options.rounds == 0 || options.clients.contains(&0) {
+            bail!("--clients, --requests and --rounds must be 1 at least");
+        }
         Ok(options)
     }
 }
