@@ -53,7 +53,8 @@ class Answer:
         """The answer, or none where every server died that was asked."""
         for attempt in range(ATTEMPTS):
             last = attempt + 1 == ATTEMPTS
-            process, client = self.process, self.client
+            with self.lock:
+                process, client = self.process, self.client
             try:
                 answer = client.post(row["url"], json=row["body"])
             except httpx.TransportError:

@@ -391,5 +391,5 @@ Examples:
 A line of the input is {\"custom_id\": \"1\", \"method\": \"POST\", \"url\": \"/v1/chat/completions\", \"body\": {...}}; the
 urls /v1/completions and /v1/messages are answered too. Run again, it goes on with what has no answer yet: after
 Ctrl-C (which lets running requests finish), a crash, or errors that were mended.
-Exit codes: 0 all answered, 1 some failed, 70 the engine was lost, 130 stopped by Ctrl-C.
+Exit codes: 0 all answered, 1 some failed, 70 the engine was lost, 130 stopped by Ctrl-C with requests left.
 ";
