@@ -7,6 +7,8 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use clap::builder::FalseyValueParser;
@@ -141,11 +143,14 @@ fn variable(long: &str) -> String {
 /// The file's values by the ids of their flags.
 fn read(path: &Path, command: &Command) -> Result<BTreeMap<String, Vec<String>>, ConfigError> {
     let at = || path.to_owned();
-    let size = std::fs::metadata(path).map_err(|source| ConfigError::Read { path: at(), source })?.len();
-    if size > MAX_BYTES {
-        return Err(ConfigError::TooLarge(at()));
+    let mut text = String::new();
+    // What a device or a pipe has cannot be asked beforehand.
+    let read = File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text));
+    match read {
+        Ok(size) if size as u64 > MAX_BYTES => return Err(ConfigError::TooLarge(at())),
+        Ok(_) => {}
+        Err(source) => return Err(ConfigError::Read { path: at(), source }),
     }
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: at(), source })?;
     let table = toml(&text).map_err(|message| ConfigError::Syntax { path: at(), message })?;
     let serve = command.find_subcommand(SERVE);
     let flags: Vec<&Arg> =
@@ -174,19 +179,70 @@ fn read(path: &Path, command: &Command) -> Result<BTreeMap<String, Vec<String>>,
 
 /// A text as a table, within bounds of depth.
 fn toml(text: &str) -> Result<Map<String, Value>, String> {
-    // Its reader goes down with every bracket.
-    let mut depth = 0_usize;
-    for byte in text.bytes() {
-        match byte {
-            b'[' | b'{' => depth += 1,
-            b']' | b'}' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        if depth > MAX_DEPTH {
-            return Err(format!("brackets are nested deeper than {MAX_DEPTH}"));
-        }
+    // Its reader goes down with every bracket, and who drops a table with every dot of its keys.
+    if is_deep(text) {
+        return Err(format!("brackets or dotted keys are nested deeper than {MAX_DEPTH}"));
     }
     basic_toml::from_str(text).map_err(|error| error.to_string())
+}
+
+/// Whether brackets are nested, or a key has parts, beyond [`MAX_DEPTH`]; those in strings and comments do not count. Looks no
+/// further than a reader of TOML would.
+fn is_deep(text: &str) -> bool {
+    let (mut rest, mut depth, mut dots) = (text, 0_usize, 0_usize);
+    while let Some(c) = rest.chars().next() {
+        match c {
+            '#' => {
+                rest = rest.find('\n').map_or("", |end| &rest[end..]);
+                continue;
+            }
+            '"' | '\'' => {
+                let Some(behind) = behind_string(rest, c) else { return false };
+                rest = behind;
+                continue;
+            }
+            '[' | '{' => (depth, dots) = (depth + 1, 0),
+            ']' | '}' => (depth, dots) = (depth.saturating_sub(1), 0),
+            '\n' | ',' | '=' => dots = 0,
+            '.' => dots += 1,
+            _ => {}
+        }
+        if depth > MAX_DEPTH || dots > MAX_DEPTH {
+            return true;
+        }
+        rest = &rest[c.len_utf8()..];
+    }
+    false
+}
+
+/// What follows the string that `text` begins with; `None` if it does not end.
+fn behind_string(text: &str, quote: char) -> Option<&str> {
+    let long: String = [quote; 3].iter().collect();
+    if let Some(mut rest) = text.strip_prefix(&long) {
+        loop {
+            let at = rest.find([quote, '\\'])?;
+            rest = &rest[at..];
+            if let Some(behind) = rest.strip_prefix(&long) {
+                // Two quotes may stand before those that end it.
+                return Some([2, 1].iter().find_map(|n| behind.strip_prefix(&long[..*n])).unwrap_or(behind));
+            }
+            let escapes = rest.starts_with('\\') && quote == '"';
+            rest = &rest[1..];
+            if escapes {
+                rest = &rest[rest.chars().next()?.len_utf8()..];
+            }
+        }
+    }
+    let mut chars = text[1..].char_indices();
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '\n' => return None,
+            '\\' if quote == '"' => drop(chars.next()),
+            c if c == quote => return Some(&text[at + 2..]),
+            _ => {}
+        }
+    }
+    None
 }
 
 /// Values as they would be typed, or what the flag takes.
@@ -283,7 +339,19 @@ const SERVE: &str = "serve";
 const VERBS: [&str; 2] = [SERVE, "batch"];
 const MODEL: &str = "model";
 /// Flags that are no settings, and the one whose variable is read elsewhere.
-const UNSET: [&str; 9] = ["config", "print-config", "help", "version", "model", "input", "output", "errors", "json"];
+const UNSET: [&str; 10] = [
+    "config",
+    "print-config",
+    "help",
+    "version",
+    "model",
+    "input",
+    "output",
+    "errors",
+    "json",
+    // `--no-prefix-cache` is the setting, and this what undoes it.
+    "enable-prefix-caching",
+];
 const SECRET: [&str; 1] = ["api-key"];
 const MAX_BYTES: u64 = 64 << 10;
 const MAX_DEPTH: usize = 16;
@@ -307,5 +375,32 @@ mod tests {
     fn brackets_do_not_reach_the_end_of_the_stack() {
         assert!(toml(&format!("a = {}", "[".repeat(60_000))).unwrap_err().contains("deeper"));
         assert!(toml("a = [[1], [2]]").is_ok());
+        let dotted = "a.".repeat(30_000);
+        for deep in [format!("{dotted}a = 1"), format!("[{dotted}a]"), format!("b = {{{dotted}a = 1}}")] {
+            assert!(toml(&deep).unwrap_err().contains("deeper"));
+        }
+    }
+
+    #[test]
+    fn brackets_and_dots_in_strings_and_comments_do_not_count() {
+        let many = "[".repeat(40);
+        for (text, value) in [
+            (format!("# {many}\na = \"{many}\"  # {many}"), many.clone()),
+            (format!("a = '{many}'"), many.clone()),
+            (format!("a = \"\"\"x\"{many}\\\"\"\"\"\n# \"\"\""), format!("x\"{many}\"")),
+            (format!("a = '''{many}'''"), many.clone()),
+            (format!("a = \"\\\"{many}\""), format!("\"{many}")),
+            (format!("a = \"{}\"", ".".repeat(40)), ".".repeat(40)),
+        ] {
+            assert_eq!(toml(&text).unwrap()["a"], Value::from(value), "{text}");
+            // Behind them they do.
+            assert!(toml(&format!("{text}\nb = {many}")).unwrap_err().contains("deeper"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_without_an_end_is_too_large() {
+        let endless = read(Path::new("/dev/zero"), &Cli::command());
+        assert!(matches!(endless, Err(ConfigError::TooLarge(_))));
     }
 }

@@ -10,7 +10,7 @@ mod support;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use support::{njoule, ran, run, scratch, testdata, write};
@@ -48,8 +48,13 @@ fn start_with(
     let mut all = vec!["serve", model, "--port", "0", "--threads", "1"];
     all.extend(args);
     let mut command = njoule(&all);
-    command.envs(environment.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = command.spawn().expect("the binary starts");
+    command.envs(environment.iter().copied());
+    listening(command)
+}
+
+/// A server that this command is, once it listens.
+fn listening(mut command: Command) -> (Running, BufReader<std::process::ChildStderr>, String) {
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
     let mut child = Running(child);
     let mut lines = BufReader::new(child.0.stderr.take().expect("piped"));
     let mut seen = String::new();
@@ -63,14 +68,18 @@ fn start_with(
     }
 }
 
-fn ask(address: &str, request: &str, body: &str) -> String {
-    let mut stream = TcpStream::connect(address).expect("it listens");
-    let head =
-        format!("{request} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-type: application/json\r\n");
-    stream.write_all(format!("{head}content-length: {}\r\n\r\n{body}", body.len()).as_bytes()).unwrap();
+fn ask(address: &str, line: &str, body: &str) -> String {
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
+    request(address, line, body).read_to_string(&mut answer).unwrap();
     answer
+}
+
+/// A request whose answer is still to be read.
+fn request(address: &str, line: &str, body: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    let head = format!("{line} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-type: application/json\r\n");
+    stream.write_all(format!("{head}content-length: {}\r\n\r\n{body}", body.len()).as_bytes()).unwrap();
+    stream
 }
 
 #[test]
@@ -138,6 +147,11 @@ fn a_flag_goes_before_its_variable_that_before_the_file_and_that_before_the_defa
     let values = |text: &str| text.lines().map(|line| line.split("  #").next().unwrap().to_owned()).collect::<Vec<_>>();
     let shown = |text: &str| values(text).into_iter().filter(|line| !line.starts_with('#')).collect::<Vec<_>>();
     assert_eq!(shown(&second.stdout), shown(&printed.stdout));
+    // vLLM's name for what a variable has turned off.
+    let mut command = njoule(&["serve", "--enable-prefix-caching", "--print-config"]);
+    let printed = ran(command.env("NJOULE_NO_PREFIX_CACHE", "1").output().unwrap());
+    assert_eq!(printed.code, 0, "{}", printed.stderr);
+    assert_eq!(run(&["serve", "--no-prefix-cache", "--enable-prefix-caching", "--print-config"]).code, 0);
 }
 
 #[test]

@@ -3,12 +3,16 @@
     pip install "ray[data]" httpx
     python batch.py --model /models/x --input in.jsonl --output out --replicas 2
 
-Each actor has a `njoule serve` of its own and keeps `--concurrency` rows in it, which fills its batch. An actor that dies is
-started anew by Ray and its blocks are run again, so that no row is lost. On Neuron: --neuron-cores 2.
+Each actor has a `njoule serve` of its own and keeps `--concurrency` rows in it, which fills its batch. A server that dies is
+started anew and the rows that it had are asked again; so are rows that it says it may answer later. An actor that dies is
+started anew by Ray and its blocks are run again. A row that cannot be answered has its error: none is lost. On Neuron:
+--neuron-cores 2.
 """
 
 import argparse
 import json
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -16,21 +20,59 @@ import ray
 
 from njoule_process import start
 
+# Of a row whose server dies or has no room.
+ATTEMPTS = 5
+
 
 class Answer:
     """Answers the rows of a block."""
 
     def __init__(self, model: str, concurrency: int, arguments: tuple):
-        self.process, url = start(model, arguments)
-        self.client = httpx.Client(base_url=url, timeout=None, limits=httpx.Limits(max_connections=concurrency))
+        self.model, self.arguments = model, arguments
+        self.limits = httpx.Limits(max_connections=concurrency)
         self.pool = ThreadPoolExecutor(concurrency)
+        self.lock = threading.Lock()
+        self._start()
+
+    def _start(self):
+        self.process, url = start(self.model, self.arguments)
+        self.client = httpx.Client(base_url=url, timeout=None, limits=self.limits)
+
+    def _restart(self, seen):
+        """Another server in the place of `seen`, made by whoever misses it first."""
+        with self.lock:
+            if self.process is seen:
+                seen.kill()
+                seen.wait()
+                self._start()
 
     def __call__(self, block: dict) -> dict:
         return {"line": list(self.pool.map(self.answer, block["text"]))}
 
+    def ask(self, row: dict) -> httpx.Response | None:
+        """The answer, or none where every server died that was asked."""
+        for attempt in range(ATTEMPTS):
+            last = attempt + 1 == ATTEMPTS
+            with self.lock:
+                process, client = self.process, self.client
+            try:
+                answer = client.post(row["url"], json=row["body"])
+            except httpx.TransportError:
+                # Also after the last one: others have rows there.
+                self._restart(process)
+                continue
+            again = answer.headers.get("x-should-retry") == "true" or answer.status_code in (408, 429, 503)
+            if last or not again:
+                return answer
+            # Its own estimate of when there will be room.
+            time.sleep(min(float(answer.headers.get("retry-after", 1)), 60.0))
+
     def answer(self, text: str) -> str:
         row = json.loads(text)
-        answer = self.client.post(row["url"], json=row["body"])
+        answer = self.ask(row)
+        if answer is None:
+            error = {"code": "server_lost", "message": f"{ATTEMPTS} servers were lost while they had it"}
+            return json.dumps({"id": "batch_req_lost", "custom_id": row["custom_id"], "response": None, "error": error})
         response = {"status_code": answer.status_code, "request_id": answer.headers.get("x-request-id"), "body": answer.json()}
         error = None if answer.status_code == 200 else answer.json()["error"]
         return json.dumps({"id": f"batch_req_{response['request_id']}", "custom_id": row["custom_id"], "response": response, "error": error})

@@ -24,7 +24,7 @@ pub enum SharedError<E> {
     #[error("cannot share memory: {0}")]
     System(#[from] io::Error),
     /// It was filled with something else.
-    #[error("the shared memory holds the weights of another model")]
+    #[error("it holds the weights of another model, or the model's files have changed since: start the server anew")]
     Other,
     /// They cannot be made.
     #[error(transparent)]

@@ -121,6 +121,12 @@ pub trait WeightSource: Send + Sync {
         None
     }
 
+    /// A number that is another one where the weights come of other files, or of files that were written to since
+    /// ([`MappedFile::version`]).
+    fn version(&self) -> u64 {
+        0
+    }
+
     /// The view that `decl` asks for.
     fn get(&self, decl: &WeightDecl) -> Result<Box<dyn WeightRows + '_>, WeightError>;
 }

@@ -111,7 +111,8 @@ pub struct Limits {
     /// prefixes are shared on one side of it only.
     pub rope_border: Option<usize>,
     /// Whether a sequence may have several outputs in a step for [`Wants::Tokens`], its last rows, so that tokens that were
-    /// guessed can be checked at once; only where logits are returned and batches mixed.
+    /// guessed can be checked at once. Their logits must be those of one row at a time, bit for bit, else a guess could
+    /// change an answer. See [`Limits::can_draft`].
     pub drafts: bool,
     /// Whether [`Executor::submit`] returns before the step is done, so that the engine should work meanwhile.
     pub overlaps: bool,
@@ -135,6 +136,12 @@ impl Limits {
             drafts: true,
             overlaps: false,
         }
+    }
+
+    /// Whether guessed tokens can be run: besides [`Limits::drafts`], decodes may have several rows, a step returns logits,
+    /// and it has returned them before the next is planned.
+    pub fn can_draft(&self) -> bool {
+        self.drafts && self.mixed_batches && self.candidates.is_none() && !self.overlaps
     }
 }
 

@@ -199,7 +199,7 @@ impl StepLimits {
             running: capacity.max_seqs.min(rows).min(capacity.max_outputs),
             mixed: limits.mixed_batches,
             apart: limits.candidates.is_some(),
-            drafts: limits.drafts && limits.mixed_batches,
+            drafts: limits.can_draft(),
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::error::ApiError;
 use crate::mailbox::Mailbox;
 use crate::metrics::{Metrics, Scrape};
 use crate::model::Model;
-use crate::replicas::Replicas;
+use crate::replicas::{Claim, Replicas};
 
 /// Where a server is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -181,7 +181,7 @@ impl App {
     /// Whether a load balancer may send requests here.
     pub fn is_ready(&self) -> bool {
         if let Some(replicas) = self.replicas() {
-            return self.phase() == Phase::Ready && replicas.has_room();
+            return self.phase() == Phase::Ready && replicas.has_room(Claim::Place(None));
         }
         self.phase() == Phase::Ready
             && self.model.get().is_some_and(|model| {
@@ -211,8 +211,7 @@ impl App {
             },
             stats: model.map(|model| model.engine().stats()),
             block_len: config.map_or(0, |config| config.capacity.block_len),
-            speculates: config
-                .is_some_and(|c| c.speculate != Speculate::Off && c.limits.drafts && c.limits.mixed_batches),
+            speculates: config.is_some_and(|c| c.speculate != Speculate::Off && c.limits.can_draft()),
             prefix_cache: config.is_some_and(|config| config.prefix_cache),
             preparing: self.preparing.load(Ordering::Relaxed),
             in_flight: self.in_flight(),

@@ -161,7 +161,11 @@ impl From<RequestError> for ApiError {
                 ApiError::engine("non_finite_logits", "the model's output is not finite", false)
             }
             RequestError::Mask(error) => {
-                ApiError::new(StatusCode::BAD_REQUEST, "grammar_error", format!("the grammar fails here: {error}"))
+                ApiError::new(StatusCode::BAD_REQUEST, "grammar_error", format!("no token can follow: {error}"))
+            }
+            // Another try would be refused as well, and the replica is sound.
+            RequestError::Refused(_) => {
+                ApiError::engine("step_refused", "the device refused this request's part of a step", false)
             }
             RequestError::ShutDown => ApiError::draining(),
             // What failed inside may name files or addresses: it goes to the log, not to the client.
@@ -189,6 +193,9 @@ mod tests {
     fn what_failed_inside_stays_inside() {
         let error = ApiError::from(RequestError::Step("/opt/secret/path".into()));
         assert_eq!((error.status.as_u16(), error.should_retry), (500, Some(true)));
+        assert!(!error.message.contains("secret"));
+        let error = ApiError::from(RequestError::Refused("/opt/secret/path".into()));
+        assert_eq!((error.code, error.should_retry), ("step_refused", Some(false)));
         assert!(!error.message.contains("secret"));
     }
 }

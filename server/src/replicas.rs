@@ -13,6 +13,7 @@ mod outline;
 pub(crate) mod proxy;
 mod supervisor;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::process::Command;
@@ -93,7 +94,9 @@ pub struct Replicas {
     settings: ReplicaSettings,
     members: Vec<Member>,
     dispatch: Dispatch,
-    /// Changes when a replica becomes ready or is lost.
+    /// Requests that run or wait, by the owner of their API key.
+    owners: Mutex<HashMap<usize, usize>>,
+    /// Changes when a replica becomes ready or is lost, or has one request less.
     changed: watch::Sender<u64>,
     stopping: watch::Sender<bool>,
     /// Exit code of the first one, where it never got ready.
@@ -127,23 +130,45 @@ impl Member {
     }
 }
 
+/// What a request wants of a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// To run there, for the owner of an API key.
+    Place(Option<usize>),
+    /// An answer that the engine has no part in, which it gives however full it is.
+    Answer,
+}
+
 /// A request's place at a replica.
 pub(crate) struct Seat {
     replicas: Arc<Replicas>,
     replica: usize,
     life: u64,
     address: SocketAddr,
+    claim: Claim,
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
+        let Claim::Place(owner) = self.claim else { return };
         self.replicas.members[self.replica].load.fetch_sub(1, Ordering::Relaxed);
+        if let Some(owner) = owner {
+            let mut owners = self.replicas.owners();
+            if let Some(count) = owners.get_mut(&owner) {
+                *count -= 1;
+                if *count == 0 {
+                    owners.remove(&owner);
+                }
+            }
+        }
+        // Somebody may wait for it whose replica was lost.
+        self.replicas.ring();
     }
 }
 
 impl Replicas {
-    /// Starts them; within a runtime.
-    pub(crate) fn start(settings: ReplicaSettings, app: &Arc<App>) -> Arc<Replicas> {
+    /// All, of which no process is started.
+    fn new(settings: ReplicaSettings) -> Replicas {
         let member = |_| Member {
             now: Mutex::new(Now {
                 state: State::Starting,
@@ -156,17 +181,23 @@ impl Replicas {
             load: AtomicUsize::new(0),
             restarts: Counter::default(),
         };
-        let replicas = Arc::new(Replicas {
+        Replicas {
             members: (0..settings.count).map(member).collect(),
             dispatch: Dispatch::new(settings.policy, settings.slots),
             settings,
+            owners: Mutex::default(),
             changed: watch::Sender::new(0),
             stopping: watch::Sender::new(false),
             failed: watch::Sender::new(None),
             counted: Mutex::default(),
             moved: Counter::default(),
             tasks: Mutex::default(),
-        });
+        }
+    }
+
+    /// Starts them; within a runtime.
+    pub(crate) fn start(settings: ReplicaSettings, app: &Arc<App>) -> Arc<Replicas> {
+        let replicas = Arc::new(Replicas::new(settings));
         let mut tasks = replicas.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         for replica in 0..replicas.members.len() {
             tasks.spawn(supervisor::keep(replicas.clone(), app.clone(), replica));
@@ -185,16 +216,30 @@ impl Replicas {
         self.members.iter().any(|member| matches!(member.now().state, State::Ready | State::Slow))
     }
 
-    /// Whether any replica has room.
-    pub(crate) fn has_room(&self) -> bool {
-        self.standings(&[]).iter().any(|standing| standing.usable)
+    /// Whether any replica has room for it.
+    pub(crate) fn has_room(&self, claim: Claim) -> bool {
+        self.standings(self.most(claim, &self.owners()), &[]).iter().any(|standing| standing.usable)
     }
 
-    fn standings(&self, refused: &[usize]) -> Vec<Standing> {
+    fn owners(&self) -> MutexGuard<'_, HashMap<usize, usize>> {
+        self.owners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Requests that a replica has where it takes no more of these. Whoever has none is let in beyond what others fill, which is
+    /// one more for each API key.
+    fn most(&self, claim: Claim, owners: &HashMap<usize, usize>) -> usize {
         let most = self.settings.slots.saturating_add(self.settings.queue);
+        match claim {
+            Claim::Answer => usize::MAX,
+            Claim::Place(Some(owner)) if !owners.contains_key(&owner) => usize::MAX,
+            Claim::Place(_) => most,
+        }
+    }
+
+    fn standings(&self, most: usize, refused: &[usize]) -> Vec<Standing> {
         let standing = |(i, member): (usize, &Member)| {
             let (load, now) = (member.load.load(Ordering::Relaxed), member.now());
-            let room = load < most && !refused.contains(&i);
+            let room = load < most && now.address.is_some() && !refused.contains(&i);
             let standing = |usable| Standing { load, life: now.life, usable };
             (standing(room && now.state == State::Ready), standing(room && now.state == State::Slow))
         };
@@ -203,14 +248,35 @@ impl Replicas {
     }
 
     /// A place for a request at the replica that suits it best, but not at those that have `refused` it.
-    fn seat(self: &Arc<Self>, keys: &Keys, refused: &[usize]) -> Option<Seat> {
-        let standings = self.standings(refused);
-        let replica = self.dispatch.choose(keys, &standings)?;
-        let member = &self.members[replica];
-        let now = member.now();
-        let address = now.address?;
-        member.load.fetch_add(1, Ordering::Relaxed);
-        Some(Seat { replicas: self.clone(), replica, life: now.life, address })
+    fn seat(self: &Arc<Self>, keys: &Keys, claim: Claim, refused: &[usize]) -> Option<Seat> {
+        let mut owners = self.owners();
+        let most = self.most(claim, &owners);
+        let mut refused = refused.to_vec();
+        loop {
+            let standings = self.standings(most, &refused);
+            let replica = match claim {
+                Claim::Place(_) => self.dispatch.choose(keys, &standings)?,
+                // It leaves nothing behind that another request would look for.
+                Claim::Answer => self.dispatch.choose(&Keys::default(), &standings)?,
+            };
+            let now = self.members[replica].now();
+            let alive = matches!(now.state, State::Ready | State::Slow) && now.life == standings[replica].life;
+            let Some(address) = now.address.filter(|_| alive) else {
+                // It was lost since it was chosen; another one may be there.
+                refused.push(replica);
+                continue;
+            };
+            if let Claim::Place(owner) = claim {
+                self.members[replica].load.fetch_add(1, Ordering::Relaxed);
+                owner.into_iter().for_each(|owner| *owners.entry(owner).or_default() += 1);
+            }
+            return Some(Seat { replicas: self.clone(), replica, life: now.life, address, claim });
+        }
+    }
+
+    /// Tells those who wait to look again.
+    fn ring(&self) {
+        self.changed.send_modify(|count| *count += 1);
     }
 
     /// Sets what is going on with a replica, and tells those who wait.
@@ -221,7 +287,7 @@ impl Replicas {
         if now.state != before {
             tracing::debug!(replica, state = now.state.name(), "replica");
             drop(now);
-            self.changed.send_modify(|count| *count += 1);
+            self.ring();
         }
     }
 
@@ -303,21 +369,40 @@ impl Replicas {
     fn take_figures(&self, replica: usize, life: u64, text: &[u8]) {
         let figures = Figures::read(&String::from_utf8_lossy(text));
         let mut now = self.members[replica].now();
-        // Of a process that has ended its last ones are counted already.
-        if now.life == life && now.address.is_some() {
+        // Of a process that has ended its last ones are counted already. Of two answers the later one may come first.
+        if now.life == life && now.address.is_some() && !now.figures.as_ref().is_some_and(|last| figures.precede(last))
+        {
             now.figures = Some(figures);
         }
     }
 
+    /// Counts what a process that has ended had counted; of its replica nothing else is left. `change` is what happens to it in
+    /// the same moment, so that no sum falls.
+    fn settle(&self, replica: usize, change: impl FnOnce(&mut Now)) {
+        let mut counted = self.counted();
+        let mut now = self.members[replica].now();
+        change(&mut now);
+        if let Some(figures) = now.figures.take() {
+            counted.add(&figures.without(&["njoule_http_"]).counted());
+        }
+    }
+
+    fn counted(&self) -> MutexGuard<'_, Figures> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// All figures; `own` are those of this process.
     pub(crate) fn figures(&self, own: &str) -> String {
+        // Held until the members have been read: what ends meanwhile would be in neither.
+        let counting = self.counted();
         let theirs = self.members.iter().enumerate().filter_map(|(replica, member)| {
             // What clients see is counted here.
             let figures = member.now().figures.clone()?.without(&["njoule_http_", "njoule_ready"]);
             Some((replica, figures))
         });
         let theirs: Vec<(usize, Figures)> = theirs.collect();
-        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut counted = counting.clone();
+        drop(counting);
         counted.add(&Figures::read(own));
         let mut text = aggregate::write(&counted, &theirs);
         let gauges = own.split_inclusive('\n').filter(|line| OWN.iter().any(|name| line.contains(name)));
@@ -362,3 +447,6 @@ const SCRAPE: Duration = Duration::from_secs(1);
 const OWN: [&str; 2] = ["njoule_ready", "njoule_http_requests_in_flight"];
 /// Ends in a row from which on a replica is reported.
 const FAILING: u32 = 3;
+
+#[cfg(test)]
+mod tests;

@@ -40,7 +40,7 @@ pub async fn handle(app: Arc<App>, request: Request<Incoming>) -> Response<Body>
         Ok((route, _)) if !route.allows(request.method()) => not_allowed(route, dialect),
         Ok((route, owner)) => match app.replicas().filter(|_| route.is_forwarded()).cloned() {
             Some(replicas) => {
-                let made = proxy::answer(&app, &replicas, owner, dialect, &id, request).await;
+                let made = proxy::answer(&app, &replicas, owner, dialect, route.runs(), &id, request).await;
                 respond::response(made, dialect)
             }
             None => respond::response(answer(&app, route, owner, request).await, dialect),
@@ -119,6 +119,11 @@ impl Route {
     pub fn is_open(self) -> bool {
         use Route::*;
         matches!(self, Live | Ready | Health | Ping | Version | OpenApi | Metrics)
+    }
+
+    /// Whether the engine runs it.
+    fn runs(self) -> bool {
+        matches!(self, Route::Chat | Route::Completions | Route::Invocations | Route::Messages)
     }
 
     /// Whether a replica answers it, where there are any.

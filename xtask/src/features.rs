@@ -102,6 +102,7 @@ fn table() -> anyhow::Result<String> {
         "masks of allowed tokens",
         limits.each_ref().map(|l| if l.candidates.is_none() { "yes" } else { built(l.masks) }.to_owned()),
     );
+    row("guessed tokens (`--speculate`)", limits.each_ref().map(|l| yes(l.can_draft())));
     row("host works while a step runs", limits.each_ref().map(|l| yes(l.overlaps)));
     Ok(text)
 }

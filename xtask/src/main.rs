@@ -73,7 +73,7 @@ cargo xtask TASK
   features --check  only say whether it is the code's
   schemas FILE [MODEL]
                     answer each JSON schema of a file (lines of name and schema) by a live server, validate what it completed
-                    with Python's jsonschema, and tell what the grammar costs per token
+                    with Python's jsonschema, and tell what the grammar costs per token (NJOULE_BIN names a build)
   soak [NUMBER...]  the reliability tests of a server, with their numbers: an hour and more; NJOULE_BIN names a release build
   soak --reduced    less of each, bounds of time tenfold
   xla-check         run modules for Neuron on XLA (jaxlib, in target/xla-venv or by NJOULE_XLA_PYTHON; with the cargo

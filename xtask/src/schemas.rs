@@ -38,15 +38,24 @@ enum Answer {
 
 /// Runs every schema of `file` through a live server of the default model, or of `model`.
 pub fn run(file: &Path, model: Option<&str>) -> anyhow::Result<()> {
+    let cases = read(file)?;
+    if cases.is_empty() {
+        bail!("{} has no schemas", file.display());
+    }
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
     let target = workspace.join("target");
     let python = python::environment(&target, "schemas-venv", &["jsonschema==4.26.0"])?;
-    python::expect(Command::new("cargo").args(["build", "--release", "--package", "njoule"]).current_dir(workspace))?;
+    let binary = match std::env::var_os("NJOULE_BIN") {
+        Some(binary) => PathBuf::from(binary),
+        None => {
+            let mut build = Command::new("cargo");
+            python::expect(build.args(["build", "--release", "--package", "njoule"]).current_dir(workspace))?;
+            target.join("release/njoule")
+        }
+    };
     let mut arguments: Vec<String> = model.map(str::to_owned).into_iter().collect();
     arguments.extend(["--max-num-seqs", &TOGETHER.to_string()].map(str::to_owned));
-    let live = Live::start(&target.join("release/njoule"), &arguments)?;
-    let cases = read(file)?;
-
+    let live = Live::start(&binary, &arguments)?;
     let start = Instant::now();
     let next = AtomicUsize::new(0);
     let answers = Mutex::new(BTreeMap::new());
@@ -78,6 +87,9 @@ pub fn run(file: &Path, model: Option<&str>) -> anyhow::Result<()> {
             println!("refused in {:.0} ms: {}: {message}", took.as_secs_f64() * 1e3, cases[*at].name);
             slow.extend((*took > REFUSAL).then_some(&cases[*at].name));
         }
+    }
+    if !answers.values().any(|answer| matches!(answer, Answer::Completed(_))) {
+        bail!("no output was completed: nothing was validated");
     }
     let invalid = validate(&python, &cases, &answers)?;
     overhead(&live.url, &cases)?;

@@ -159,7 +159,7 @@ fn alike(a: &Routes, b: &Routes, seq: usize, position: usize) -> bool {
     (0..=position as u32).all(|p| chosen(a, p).iter().zip(&chosen(b, p)).all(|(a, b)| a == b))
 }
 
-/// How far bf16 is from f32 in the mean: by the reference implementation, else by candle.
+/// How far bf16 is from f32 in the mean: by the reference implementation, else by candle, but no more than [`MOST_MEAN`].
 fn bf16_itself(dir: &Path, program: &Program, source: &dyn WeightSource, bf16: &[&[f32]]) -> anyhow::Result<f64> {
     let golden = std::fs::read(dir.join("golden.json")).context("golden.json")?;
     let golden: serde_json::Value = serde_json::from_slice(&golden)?;
@@ -169,8 +169,11 @@ fn bf16_itself(dir: &Path, program: &Program, source: &dyn WeightSource, bf16: &
     let mut exact = CandleBackend::on_cpu(Quant::None).load(program, source, CAPACITY)?;
     let exact = steps::run(exact.as_mut(), program.vocab());
     let differences = exact.rows().zip(bf16).flat_map(|(a, b)| a.iter().zip(*b)).map(|(a, b)| f64::from((a - b).abs()));
-    Ok(differences.sum::<f64>() / (bf16.len() * program.vocab()) as f64)
+    Ok((differences.sum::<f64>() / (bf16.len() * program.vocab()) as f64).min(MOST_MEAN))
 }
+
+/// What bf16 may cost in the mean where no reference says it: a model that is far off in candle as well is no excuse.
+const MOST_MEAN: f64 = 0.03;
 
 /// Of a step that chooses. XLA takes seconds to compile the rounds of some hundred.
 const CANDIDATES: usize = 8;

@@ -178,6 +178,9 @@ impl Options {
             rounds: take("rounds", Some("3"))?.parse().context("--rounds")?,
         };
         flags.finish()?;
+        if options.clients.contains(&0) {
+            bail!("--clients: there is at least one");
+        }
         Ok(options)
     }
 }

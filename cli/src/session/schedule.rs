@@ -14,7 +14,9 @@ pub struct ScheduleArgs {
     #[arg(long, alias = "no-enable-prefix-caching", env = "NJOULE_NO_PREFIX_CACHE",
         value_parser = clap::builder::FalseyValueParser::new())]
     no_prefix_cache: bool,
-    #[arg(long, hide = true, conflicts_with = "no_prefix_cache")]
+    /// vLLM's way to undo it, whatever the variable, the file or the other flag says. No conflict of clap's: that would count the
+    /// variable.
+    #[arg(long, hide = true)]
     enable_prefix_caching: bool,
     /// Guess tokens from the text so far and check several in one step; the answer is the same. `auto` while it pays, or
     /// at most N per step (1 to 15)

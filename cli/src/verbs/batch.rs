@@ -2,14 +2,18 @@
 //!
 //! Answers are the server's, without HTTP. Results come in the order of completion; a run that was interrupted goes on where
 //! it stopped. stdout stays empty but for `--json`'s summary.
+//!
+//! Invariant: no file is changed before the model is loaded, and none that is not ours.
 
 mod job;
 mod lines;
 mod output;
+mod reader;
 mod summary;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -21,8 +25,8 @@ use njoule_server::local::{Answered, Local};
 use njoule_server::{ModelParts, ServerConfig};
 
 use self::job::{Job, Names, Refused};
-use self::lines::Lines;
 use self::output::Output;
+use self::reader::{Input, Line, Reader};
 use self::summary::Summary;
 use super::Context;
 use super::serve::{Defaults, EngineLost, OUTPUTS};
@@ -73,9 +77,11 @@ impl Args {
         let errors_path = self.errors.clone().unwrap_or_else(|| beside(&self.output));
         distinct(&self.input, &self.output, &errors_path)?;
         let mut done = Names::default();
-        let output = Output::resume(&self.output, &mut done)?;
+        let mut output = Output::resume(&self.output, &mut done)?;
+        // Once more: a link to what was not there has led nowhere.
+        distinct(&self.input, &self.output, &errors_path)?;
         // What failed before is tried again: the file is this run's alone.
-        Output::discard(&errors_path)?;
+        let mut errors = Output::anew(&errors_path)?;
         let interrupt = Interrupt::install()?;
 
         let model = Model::open(&asked, context)?;
@@ -100,14 +106,18 @@ impl Args {
         };
         let local = Local::start(parts, ServerConfig { max_n: self.max_n.get(), ..ServerConfig::default() })?;
 
-        let (sender, answers) = channel();
+        let (sender, events) = channel();
+        let lines = sender.clone();
+        let reader = Reader::start(input, MAX_LINE, move |input| lines.send(Event::Input(input)).is_ok())?;
+        output.begin()?;
+        errors.begin()?;
         let mut run = Run {
             local,
+            reader,
             sender,
-            answers,
+            events,
             output,
-            errors: None,
-            errors_path: &errors_path,
+            errors,
             done,
             seen: Names::default(),
             in_flight: 0,
@@ -116,12 +126,13 @@ impl Args {
             summary: Summary::default(),
             bar: bar(context, bytes),
         };
-        let ended = run.all(Lines::new(input, MAX_LINE), &interrupt, context);
-        let Run { local, mut output, errors, summary, bar, .. } = run;
+        let ended = run.all(&interrupt, context);
+        let Run { local, mut output, mut errors, summary, bar, .. } = run;
         if let Some(bar) = bar {
             bar.finish_and_clear();
         }
-        let synced = output.sync().and_then(|()| errors.map_or(Ok(()), |mut errors| errors.sync()));
+        let synced = output.sync().and_then(|()| errors.sync());
+        drop(errors);
         let lost = local.is_lost();
         let stats = local.finish();
         let figures = summary.finish(started.elapsed(), &stats);
@@ -133,11 +144,11 @@ impl Args {
         if !context.quiet {
             eprintln!("{figures}");
         }
-        ended?;
+        let complete = ended?;
         synced?;
         match () {
             () if lost => Err(EngineLost.into()),
-            () if interrupt.pressed() => Err(Interrupted.into()),
+            () if !complete => Err(Interrupted.into()),
             () if failed > 0 => Err(anyhow!("{failed} requests failed; {} says why", errors_path.display())),
             () => Ok(()),
         }
@@ -145,14 +156,13 @@ impl Args {
 }
 
 /// A batch that runs.
-struct Run<'a> {
+struct Run {
     local: Local,
-    sender: Sender<Done>,
-    answers: Receiver<Done>,
+    reader: Reader,
+    sender: Sender<Event>,
+    events: Receiver<Event>,
     output: Output,
-    /// Made when the first request fails.
-    errors: Option<Output>,
-    errors_path: &'a Path,
+    errors: Output,
     /// Answered by an earlier run, and not met in the input yet.
     done: Names,
     /// Met in the input.
@@ -164,6 +174,12 @@ struct Run<'a> {
     bar: Option<ProgressBar>,
 }
 
+/// What a run waits for.
+enum Event {
+    Input(Input),
+    Answered(Done),
+}
+
 /// A request that is answered.
 struct Done {
     custom_id: String,
@@ -172,54 +188,76 @@ struct Done {
     answered: Answered,
 }
 
-impl Run<'_> {
-    /// Reads, submits and writes until all is answered, the engine is lost, or Ctrl-C and the end of what runs.
-    fn all(
-        &mut self,
-        mut lines: Lines<Box<dyn BufRead>>,
-        interrupt: &Interrupt,
-        context: &Context<'_>,
-    ) -> anyhow::Result<()> {
-        let (mut ended, mut told, mut read_error) = (false, false, None);
+impl Run {
+    /// Reads, submits and writes until all is answered, the engine is lost, or Ctrl-C and the end of what runs. False if Ctrl-C
+    /// has left lines unanswered.
+    fn all(&mut self, interrupt: &Interrupt, context: &Context<'_>) -> anyhow::Result<bool> {
+        let (mut told, mut left, mut read_error) = (false, false, None);
+        // When the last request was answered after a stop.
+        let mut idle_since: Option<Instant> = None;
         loop {
-            let full = |run: &Self| run.in_flight >= run.window || run.in_flight_bytes >= MAX_IN_FLIGHT_BYTES;
-            while !ended && !full(self) && !interrupt.pressed() && !self.local.is_lost() {
-                match lines.next() {
-                    Ok(Some(line)) => self.take(line)?,
-                    Ok(None) => ended = true,
-                    // What is running is answered before it is reported.
-                    Err(error) => (ended, read_error) = (true, Some(error)),
-                }
-            }
+            let stopped = interrupt.pressed() || self.local.is_lost();
+            while !stopped && !self.is_full() && self.reader.ask(AHEAD) {}
             if interrupt.pressed() && !std::mem::replace(&mut told, true) {
                 context.note(&format!("{} requests still run; Ctrl-C again leaves them", self.in_flight));
             }
             if let Some(bar) = &self.bar {
-                bar.set_position(lines.offset());
                 bar.set_message(self.summary.progress());
             }
             if self.in_flight == 0 {
-                break;
+                if self.reader.ended() || self.local.is_lost() || left {
+                    break;
+                }
+                if stopped {
+                    // Whether that was all, the next line says, unless it is long in coming.
+                    if idle_since.get_or_insert_with(Instant::now).elapsed() > LAST_LOOK {
+                        left = true;
+                        break;
+                    }
+                    self.reader.ask(1);
+                }
             }
-            if let Ok(done) = self.answers.recv_timeout(POLL) {
-                self.write(&done)?;
-                while let Ok(done) = self.answers.try_recv() {
-                    self.write(&done)?;
+            let Ok(mut event) = self.events.recv_timeout(POLL) else { continue };
+            loop {
+                match event {
+                    Event::Answered(done) => self.write(&done)?,
+                    Event::Input(input) => {
+                        self.reader.came(&input);
+                        match input {
+                            Input::Line(line) if stopped => left |= !line.is_blank(),
+                            Input::Line(line) => self.take(&line)?,
+                            Input::End => {}
+                            // What is running is answered before it is reported.
+                            Input::Failed(error) => read_error = Some(error),
+                        }
+                    }
+                }
+                match self.events.try_recv() {
+                    Ok(next) => event = next,
+                    Err(_) => break,
                 }
             }
         }
         match read_error {
             Some(error) => Err(anyhow::Error::new(error).context("cannot read the input to its end")),
-            None => Ok(()),
+            None => Ok(!left),
         }
     }
 
-    fn take(&mut self, line: lines::Line<'_>) -> anyhow::Result<()> {
-        let Some(bytes) = line.bytes else {
+    /// Whether no more lines are to be read now.
+    fn is_full(&self) -> bool {
+        self.in_flight + self.reader.asked() >= self.window || self.in_flight_bytes >= MAX_IN_FLIGHT_BYTES
+    }
+
+    fn take(&mut self, line: &Line) -> anyhow::Result<()> {
+        if let Some(bar) = &self.bar {
+            bar.set_position(line.offset);
+        }
+        let Some(bytes) = &line.bytes else {
             let message = format!("the line is longer than {MAX_LINE} bytes");
             return self.refuse(line.number, &Refused { custom_id: None, code: "line_too_long", message });
         };
-        if bytes.trim_ascii().is_empty() {
+        if line.is_blank() {
             return Ok(());
         }
         let job = match Job::read(bytes) {
@@ -239,7 +277,7 @@ impl Run<'_> {
         let Job { custom_id, url, body } = job;
         self.local.submit(url, body, move |answered| {
             // Nobody waits any more where the run has failed.
-            let _ = sender.send(Done { custom_id, bytes: size, answered });
+            let _ = sender.send(Event::Answered(Done { custom_id, bytes: size, answered }));
         });
         self.in_flight += 1;
         self.in_flight_bytes += size;
@@ -252,7 +290,7 @@ impl Run<'_> {
         let record = output::answered(&done.custom_id, &done.answered);
         match done.answered.status {
             200 => self.output.append(&record)?,
-            _ => self.errors()?.append(&record)?,
+            _ => self.errors.append(&record)?,
         }
         self.summary.answered(&done.answered);
         Ok(())
@@ -260,19 +298,12 @@ impl Run<'_> {
 
     fn refuse(&mut self, line: u64, refused: &Refused) -> anyhow::Result<()> {
         self.summary.refused();
-        Ok(self.errors()?.append(&output::refused(line, refused))?)
-    }
-
-    fn errors(&mut self) -> anyhow::Result<&mut Output> {
-        if self.errors.is_none() {
-            self.errors = Some(Output::create(self.errors_path)?);
-        }
-        self.errors.as_mut().context("no file of errors")
+        Ok(self.errors.append(&output::refused(line, refused))?)
     }
 }
 
-fn open(path: &Path) -> anyhow::Result<(Box<dyn BufRead>, Option<u64>)> {
-    if path == Path::new("-") {
+fn open(path: &Path) -> anyhow::Result<(Box<dyn BufRead + Send>, Option<u64>)> {
+    if path == Path::new(STDIN) {
         return Ok((Box::new(BufReader::new(std::io::stdin())), None));
     }
     let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
@@ -288,14 +319,39 @@ fn beside(output: &Path) -> PathBuf {
     }
 }
 
-/// One file cannot be read and written.
+/// One file cannot be read and written, by whatever names it goes.
 fn distinct(input: &Path, output: &Path, errors: &Path) -> anyhow::Result<()> {
-    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let (input, output, errors) = (real(input), real(output), real(errors));
+    if output == Path::new(STDIN) || errors == Path::new(STDIN) {
+        return Err(UsageError("answers and errors go to files, not to `-`".into()).into());
+    }
+    let (input, output, errors) = (Place::of(input), Place::of(output), Place::of(errors));
     if input == output || input == errors || output == errors {
         return Err(UsageError("input, output and errors must be three different files".into()).into());
     }
     Ok(())
+}
+
+/// What a path leads to.
+#[derive(PartialEq, Eq)]
+enum Place {
+    /// A file by its device and number.
+    There(u64, u64),
+    /// Where one would be made.
+    NotYet(PathBuf),
+}
+
+impl Place {
+    fn of(path: &Path) -> Place {
+        let path = if path == Path::new(STDIN) { Path::new("/dev/stdin") } else { path };
+        if let Ok(metadata) = std::fs::metadata(path) {
+            return Place::There(metadata.dev(), metadata.ino());
+        }
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        match (parent.canonicalize(), path.file_name()) {
+            (Ok(parent), Some(name)) => Place::NotYet(parent.join(name)),
+            _ => Place::NotYet(path.to_owned()),
+        }
+    }
 }
 
 fn bar(context: &Context<'_>, bytes: Option<u64>) -> Option<ProgressBar> {
@@ -310,6 +366,12 @@ fn bar(context: &Context<'_>, bytes: Option<u64>) -> Option<ProgressBar> {
     Some(bar)
 }
 
+/// The input that is stdin.
+const STDIN: &str = "-";
+/// Lines that are read ahead of those in flight; they may have [`MAX_LINE`] bytes each.
+const AHEAD: usize = 8;
+/// How long the line that says whether an input had another one is waited for.
+const LAST_LOOK: Duration = Duration::from_millis(250);
 /// Requests in flight beyond those that run: what is read and tokenised ahead.
 const SPARE: usize = 8;
 /// Bytes of a line, as of a body that the server takes.
@@ -329,5 +391,5 @@ Examples:
 A line of the input is {\"custom_id\": \"1\", \"method\": \"POST\", \"url\": \"/v1/chat/completions\", \"body\": {...}}; the
 urls /v1/completions and /v1/messages are answered too. Run again, it goes on with what has no answer yet: after
 Ctrl-C (which lets running requests finish), a crash, or errors that were mended.
-Exit codes: 0 all answered, 1 some failed, 70 the engine was lost, 130 stopped by Ctrl-C.
+Exit codes: 0 all answered, 1 some failed, 70 the engine was lost, 130 stopped by Ctrl-C with requests left.
 ";

@@ -172,6 +172,7 @@ impl Args {
                 "--tensor-parallel-size: one CPU process runs the whole model, there is nothing to split it over";
             return Err(UsageError(message.into()).into());
         }
+        raise_descriptors();
         let replica = Replica::of(&context.fetch.env)?;
         if let Some(replica) = &replica {
             replica.settle()?;
@@ -300,6 +301,15 @@ impl Args {
         };
         Log::new(format, level)
     }
+}
+
+/// A connection needs a file descriptor, and another one where it is forwarded: as many as the system lets this process have.
+fn raise_descriptors() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Refused, it is as it was; connections beyond it are.
+    let _ = setrlimit(Resource::Nofile, limit);
 }
 
 /// The engine of a server hangs or has failed.

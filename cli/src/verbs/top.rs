@@ -59,7 +59,7 @@ impl Args {
                     }
                     *lines = page.len();
                 }
-                page.iter().try_for_each(|line| writeln!(context.out, "{line}"))?;
+                page.iter().try_for_each(|line| writeln!(context.out, "{}", printable(line)))?;
                 context.out.flush()
             };
             match look(&agent, &url) {
@@ -92,6 +92,11 @@ impl Args {
             std::thread::sleep(interval.saturating_sub(started.elapsed()));
         }
     }
+}
+
+/// Without what would steer a terminal: names are the server's.
+fn printable(line: &str) -> String {
+    line.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 fn look(agent: &Agent, url: &str) -> anyhow::Result<Snapshot> {
@@ -130,6 +135,11 @@ const MAX_BYTES: u64 = 8 << 20;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_cannot_steer_the_terminal() {
+        assert_eq!(printable("a\x1b[2Jb\u{9b}c — d"), "a\u{fffd}[2Jb\u{fffd}c — d");
+    }
 
     #[test]
     fn a_server_is_asked_for_its_metrics() {

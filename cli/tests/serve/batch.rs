@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
-use std::process::Stdio;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -91,28 +93,63 @@ fn every_line_has_an_answer_or_an_error_and_what_is_mended_is_all_that_runs_agai
     assert!(!errors.exists());
 }
 
-#[test]
-fn a_batch_that_was_interrupted_goes_on_where_it_stopped() {
-    let dir = scratch();
-    let lines: Vec<String> = (0..400).map(|i| line(&format!("r{i}"), 40)).collect();
-    let input = write(dir.path(), "in.jsonl", &lines.join("\n"));
-    let output = dir.path().join("out.jsonl");
-    let path = output.to_str().unwrap();
-    let model = testdata("qwen3");
-    let mut child = njoule(&args(&input, path, &model)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    while fs::metadata(&output).map_or(0, |file| file.len()) == 0 {
-        assert!(child.try_wait().unwrap().is_none(), "it ended before it wrote");
-        std::thread::yield_now();
+/// A batch whose input comes from here, and where its answers go.
+fn piped(dir: &Path) -> (Child, ChildStdin, PathBuf) {
+    let output = dir.join("out.jsonl");
+    let mut command = njoule(&args("-", output.to_str().unwrap(), &testdata("qwen3")));
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let input = child.stdin.take().unwrap();
+    (child, input, output)
+}
+
+/// Waits until so many answers are written.
+fn wait_for(child: &mut Child, output: &Path, count: usize) {
+    let patience = Instant::now() + Duration::from_secs(60);
+    while fs::read_to_string(output).map_or(0, |text| text.lines().count()) < count {
+        assert!(Instant::now() < patience, "{count} answers are not there");
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it wrote {count} answers");
+        std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+fn interrupt(child: &Child) {
     kill_process(Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap(), Signal::INT).unwrap();
+}
+
+#[test]
+fn a_slow_input_delays_no_answer_and_a_batch_that_was_interrupted_goes_on_where_it_stopped() {
+    let dir = scratch();
+    let lines: Vec<String> = (0..30).map(|i| line(&format!("r{i}"), 3)).collect();
+    let (mut child, mut stdin, output) = piped(dir.path());
+    // The input does not end, and what was asked is answered.
+    writeln!(stdin, "{}", lines[..10].join("\n")).unwrap();
+    wait_for(&mut child, &output, 10);
+    writeln!(stdin, "{}", lines[10..20].join("\n")).unwrap();
+    wait_for(&mut child, &output, 20);
+    interrupt(&child);
     let stopped = ran(child.wait_with_output().unwrap());
+    drop(stdin);
     assert_eq!(stopped.code, 130, "{}", stopped.stderr);
     let summary: Value = serde_json::from_str(&stopped.stdout).unwrap();
-    let done = records(&output).len();
-    assert!(done < 400 && summary["requests"]["answered"] == done, "{done}: {summary}");
-    let rest = batch(&input, path).json();
-    assert_eq!(rest["requests"], json!({"answered": 400 - done, "failed": 0, "skipped": done}));
-    assert_eq!(records(&output).len(), 400);
+    assert_eq!(summary["requests"], json!({"answered": 20, "failed": 0, "skipped": 0}));
+    let input = write(dir.path(), "in.jsonl", &lines.join("\n"));
+    let rest = batch(&input, output.to_str().unwrap()).json();
+    assert_eq!(rest["requests"], json!({"answered": 10, "failed": 0, "skipped": 20}));
+    assert_eq!(records(&output).len(), 30);
+}
+
+#[test]
+fn an_interrupt_that_leaves_nothing_unanswered_is_none() {
+    let dir = scratch();
+    let (mut child, mut stdin, output) = piped(dir.path());
+    writeln!(stdin, "{}\n{}\n", line("short", 1), line("long", 400)).unwrap();
+    drop(stdin);
+    wait_for(&mut child, &output, 1);
+    // While the other one runs, or behind it.
+    interrupt(&child);
+    let ended = ran(child.wait_with_output().unwrap());
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert_eq!(records(&output).len(), 2);
 }
 
 #[test]
@@ -122,6 +159,35 @@ fn files_that_cannot_be_used_are_named_before_a_model_is_loaded() {
     let other = write(dir.path(), "other.txt", "my notes\n");
     batch(&input, &other).fails_with(1, &["line 1 of", "other.txt", "name another file"]);
     assert_eq!(fs::read_to_string(&other).unwrap(), "my notes\n");
-    batch(&input, &input).fails_with(2, &["three different files"]);
     batch("/nowhere.jsonl", &other).fails_with(1, &["cannot open /nowhere.jsonl"]);
+    batch(&input, "-").fails_with(2, &["not to `-`"]);
+    batch(&input, "/dev/null").fails_with(1, &["/dev/null is no regular file"]);
+
+    // One file by several names.
+    let errors = |output: &str, errors: &str| {
+        let mut args = args(&input, output, "/no/model");
+        args.extend(["--errors", errors]);
+        ran(njoule(&args).output().unwrap())
+    };
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (output, dotted) = (path("out.jsonl"), path("./out.jsonl"));
+    std::os::unix::fs::symlink(&output, path("link")).unwrap();
+    batch(&input, &input).fails_with(2, &["three different files"]);
+    batch(&input, &path("./in.jsonl")).fails_with(2, &["three different files"]);
+    errors(&output, &dotted).fails_with(2, &["three different files"]);
+    errors(&output, &path("link")).fails_with(2, &["three different files"]);
+    fs::hard_link(&input, path("hard")).unwrap();
+    errors(&output, &path("hard")).fails_with(2, &["three different files"]);
+
+    // What is not ours or another process has stays, and so does all of it where there is no model.
+    errors(&output, "/dev/null").fails_with(1, &["/dev/null is no regular file"]);
+    errors(&output, &other).fails_with(1, &["line 1 of", "other.txt", "name another file"]);
+    assert_eq!(fs::read_to_string(&other).unwrap(), "my notes\n");
+    let earlier = "{\"id\":\"batch_req_line_1\",\"custom_id\":null}\n";
+    let failed = write(dir.path(), "failed.jsonl", earlier);
+    errors(&output, &failed).fails_with(1, &["/no/model"]);
+    let locked = fs::File::open(&failed).unwrap();
+    locked.lock().unwrap();
+    errors(&output, &failed).fails_with(1, &["failed.jsonl is being written by another process"]);
+    assert_eq!(fs::read_to_string(&failed).unwrap(), earlier);
 }

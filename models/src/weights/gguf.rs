@@ -225,6 +225,10 @@ impl WeightSource for Gguf {
         Container::Gguf
     }
 
+    fn version(&self) -> u64 {
+        super::mapped::fold(self.parts.iter().map(|part| part.file.version()))
+    }
+
     fn get(&self, decl: &WeightDecl) -> Result<Box<dyn WeightRows + '_>, WeightError> {
         let missing = |name: &str| WeightError::Missing { name: name.to_owned(), path: self.path().to_owned() };
         let name = names::gguf_name(&decl.name).ok_or_else(|| missing(&decl.name))?;
@@ -251,6 +255,10 @@ impl WeightSource for Gguf {
 impl WeightSource for std::sync::Arc<Gguf> {
     fn container(&self) -> Container {
         Container::Gguf
+    }
+
+    fn version(&self) -> u64 {
+        self.as_ref().version()
     }
 
     fn get(&self, decl: &WeightDecl) -> Result<Box<dyn WeightRows + '_>, WeightError> {

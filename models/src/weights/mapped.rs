@@ -16,6 +16,7 @@ use super::WeightError;
 pub struct MappedFile {
     path: PathBuf,
     map: Mmap,
+    version: u64,
 }
 
 impl MappedFile {
@@ -23,13 +24,20 @@ impl MappedFile {
     pub fn open(path: &Path) -> Result<Self, WeightError> {
         let io = |source| WeightError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(io)?;
-        if !file.metadata().map_err(io)?.is_file() {
+        let metadata = file.metadata().map_err(io)?;
+        if !metadata.is_file() {
             return Err(io(std::io::Error::other("not a regular file")));
         }
         // SAFETY: the mapping is private to this value and never written through; that nobody else changes the file
         // while a model is loaded from it is the documented condition of running this program.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        Ok(MappedFile { path: path.to_owned(), map })
+        Ok(MappedFile { path: path.to_owned(), map, version: version(&metadata) })
+    }
+
+    /// A number that is another one for another file, and after this one was written to: of its device, number, size and time of
+    /// change, as they were when it was opened.
+    pub fn version(&self) -> u64 {
+        self.version
     }
 
     /// Where the file is.
@@ -59,6 +67,18 @@ impl MappedFile {
             let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start) };
         }
     }
+}
+
+fn version(metadata: &std::fs::Metadata) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let time = [metadata.mtime(), metadata.mtime_nsec()].map(i64::cast_unsigned);
+    fold([metadata.dev(), metadata.ino(), metadata.size(), time[0], time[1]])
+}
+
+/// Numbers as one (FNV-1a).
+pub fn fold(numbers: impl IntoIterator<Item = u64>) -> u64 {
+    let bytes = numbers.into_iter().flat_map(u64::to_le_bytes);
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// A multiple of every page size of Linux on x86-64 and of the common one on aarch64; with larger pages the kernel refuses

@@ -27,6 +27,10 @@ impl WeightSource for RandomSource {
         Container::Generated
     }
 
+    fn version(&self) -> u64 {
+        self.seed
+    }
+
     fn get(&self, decl: &WeightDecl) -> Result<Box<dyn WeightRows + '_>, WeightError> {
         let is_norm = decl.usage == WeightUse::Vector && decl.name.ends_with("norm.weight");
         // FNV-1a, then mixed so that names of one pattern have unrelated streams.

@@ -13,7 +13,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::Value;
 
-use super::mapped::MappedFile;
+use super::mapped::{MappedFile, fold};
 use super::parts::{self, Parts, Tensor};
 use super::rows::{FileRows, Order, Stack, Stored, planes};
 use super::{Container, DType, Encoding, StoredTypes, WeightError, WeightRows, WeightSource};
@@ -144,6 +144,10 @@ impl WeightSource for SafetensorsSource {
 
     fn quantization(&self) -> Option<&Quantization> {
         self.quantization.as_ref()
+    }
+
+    fn version(&self) -> u64 {
+        fold(self.shards.iter().map(|shard| shard.file.version()))
     }
 
     fn get(&self, decl: &WeightDecl) -> Result<Box<dyn WeightRows + '_>, WeightError> {

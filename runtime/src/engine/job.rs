@@ -85,15 +85,6 @@ pub enum End {
     Failed(RequestError),
 }
 
-/// Fills a mask that is to allow at least one token.
-pub fn fill(mask: &mut dyn MaskStream, generated: &[u32], allowed: &mut [u32]) -> Result<(), MaskError> {
-    mask.fill(generated, allowed)?;
-    match allowed.iter().any(|word| *word != 0) {
-        true => Ok(()),
-        false => Err(MaskError("no token is allowed".into())),
-    }
-}
-
 impl Job {
     /// Makes a sequence of an accepted request.
     pub fn sequence(submission: Submission, config: &EngineConfig, vocab: usize) -> Box<Sequence<Job>> {
@@ -167,9 +158,34 @@ impl Job {
 
     /// The mask of the token after `generated`, written to `allowed`, which is empty and stays so without one.
     pub fn allow(&mut self, generated: &[u32], vocab: usize, allowed: &mut Vec<u32>) -> Result<(), MaskError> {
-        let Some(mask) = &mut self.mask else { return Ok(()) };
+        if self.mask.is_none() {
+            return Ok(());
+        }
         allowed.resize(Masks::words_for(vocab), 0);
-        fill(&mut **mask, generated, allowed)
+        self.fill_mask(generated, vocab, allowed)
+    }
+
+    /// The same into `allowed`, which is all 0 and as long as `vocab` tokens need: what may follow is allowed and not
+    /// forbidden, and there is at least one such token.
+    pub fn fill_mask(&mut self, generated: &[u32], vocab: usize, allowed: &mut [u32]) -> Result<(), MaskError> {
+        let Some(mask) = &mut self.mask else { return Ok(()) };
+        mask.fill(generated, allowed)?;
+        if let (Some(last), rest @ 1..) = (allowed.last_mut(), vocab % 32) {
+            *last &= (1 << rest) - 1;
+        }
+        let any = |allowed: &[u32]| allowed.iter().any(|word| *word != 0);
+        if !any(allowed) {
+            return Err(MaskError("no token is allowed".into()));
+        }
+        for id in self.forbidden(generated.len()) {
+            if let Some(word) = allowed.get_mut(*id as usize / 32) {
+                *word &= !(1 << (id % 32));
+            }
+        }
+        match any(allowed) {
+            true => Ok(()),
+            false => Err(MaskError("min_tokens forbids every token that is allowed".into())),
+        }
     }
 
     /// Since when it waits for its next token.

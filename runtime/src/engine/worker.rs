@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 use super::inbox::{Phase, Submission, lock};
-use super::job::{End, Job, Spent, fill};
+use super::job::{End, Job, Spent};
 use super::outputs::{Row, check_output, prompt_outputs, roomy_batch, sample};
 use super::stats::EngineStats;
 use super::{EngineConfig, Shared};
@@ -219,7 +219,7 @@ impl Worker {
 
     /// Says what the outputs of the planned step are for, and what their tokens may be.
     fn steer(&mut self) {
-        let Worker { scheduler, batch, config, .. } = self;
+        let Worker { scheduler, batch, config, vocab, .. } = self;
         let scored = scheduler.running().iter().any(|s| s.chunk > 0 && s.scores());
         batch.wants = if scored { Wants::Logits } else { Wants::Tokens };
         let biased = !scored && config.limits.candidates.is_some();
@@ -234,9 +234,12 @@ impl Worker {
                     let biases = sequence.job.biases(index).iter();
                     batch.biases.extend(biases.map(|&(id, value)| Bias { output, id, value }));
                 }
-                let Some(mask) = &mut sequence.job.mask else { continue };
+                if sequence.job.mask.is_none() {
+                    continue;
+                }
                 let allowed = batch.masks.push(output);
-                if let Err(error) = fill(&mut **mask, &sequence.tokens[sequence.prompt_len..], allowed) {
+                let generated = &sequence.tokens[sequence.prompt_len..];
+                if let Err(error) = sequence.job.fill_mask(generated, *vocab, allowed) {
                     // The step is planned: its row is run once more and nothing is drawn from it.
                     allowed.fill(u32::MAX);
                     sequence.job.end = Some(End::Failed(RequestError::Mask(error)));
@@ -281,8 +284,9 @@ impl Worker {
             }
             let sequence = match sequence.job.end {
                 None => continue,
+                // Its mask failed, not what it has written.
+                Some(End::Failed(RequestError::Mask(_)) | End::Finished(..)) => self.scheduler.remove_running(i),
                 Some(End::Failed(_)) => self.scheduler.discard_running(i),
-                Some(End::Finished(..)) => self.scheduler.remove_running(i),
             };
             self.ended.push(sequence);
         }

@@ -16,6 +16,18 @@ fn limits() -> StepLimits {
     StepLimits { rows: 16, chunk: 8, outputs: 8, running: 8, mixed: true, apart: false, drafts: false }
 }
 
+#[test]
+fn nothing_is_guessed_where_a_step_could_not_check_it() {
+    let capacity = Capacity { blocks: 4, block_len: 4, max_rows: 4, max_seqs: 4, max_outputs: 4, max_len: 16 };
+    let paged = Limits::paged(4);
+    let drafts = |limits: Limits| StepLimits::new(&capacity, 4, 4, &limits).drafts;
+    assert!(drafts(paged.clone()));
+    assert!(!drafts(Limits { drafts: false, ..paged.clone() }));
+    assert!(!drafts(Limits { mixed_batches: false, ..paged.clone() }));
+    assert!(!drafts(Limits { candidates: Some(4), ..paged.clone() }));
+    assert!(!drafts(Limits { overlaps: true, ..paged }));
+}
+
 fn add(scheduler: &mut Scheduler<()>, id: u64, prompt: usize, max_new: usize) {
     let block_len = scheduler.kv().block_len();
     let tokens = vec![0; prompt];

@@ -154,6 +154,9 @@ fn common(least: i64) -> Vec<FieldOf> {
     let biases = json!({"type": "object", "maxProperties": MAX_BIASES, "additionalProperties": {"type": "number"}});
     let salt = json!({"type": "string", "minLength": 1, "maxLength": 128});
     let stop = json!({"anyOf": [{"type": "string", "minLength": 1, "maxLength": MAX_STOP_BYTES}, strings(MAX_STOPS)]});
+    let mut words = strings(MAX_BAD_WORDS);
+    // White space alone is no word.
+    words["items"]["pattern"] = json!("\\S");
     let mut fields = vec![
         model(),
         optional("max_tokens", count(least), "Tokens to generate at most."),
@@ -181,7 +184,7 @@ fn common(least: i64) -> Vec<FieldOf> {
         optional("stop_token_ids", ids(MAX_STOP_IDS), "Tokens that end the answer."),
         optional("include_stop_str_in_output", boolean(), "The stop string stays in the text."),
         optional("skip_special_tokens", boolean(), "Special tokens are left out of texts; true unless set."),
-        optional("bad_words", strings(MAX_BAD_WORDS), "Words whose tokens are not generated."),
+        optional("bad_words", words, "Words whose tokens are not generated."),
         optional(
             "allowed_token_ids",
             json!({"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}),

@@ -58,6 +58,18 @@ impl Figures {
         self
     }
 
+    /// Whether these are of an earlier moment of the same process: a counter is smaller.
+    pub fn precede(&self, other: &Figures) -> bool {
+        let less = |family: &Family| {
+            let known = other.families.iter().find(|known| known.kind != "gauge" && known.name == family.name);
+            family.samples.iter().any(|(name, labels, value)| {
+                let same = known.and_then(|known| known.samples.iter().find(|(n, l, _)| (n, l) == (name, labels)));
+                same.is_some_and(|(_, _, before)| value < before)
+            })
+        };
+        self.families.iter().any(less)
+    }
+
     /// Adds what `other` has counted.
     pub fn add(&mut self, other: &Figures) {
         for family in other.families.iter().filter(|family| family.kind != "gauge") {

@@ -3,6 +3,7 @@
 //! Invariant: who drops an exchange before its end closes its connection, by which the replica learns that nobody waits.
 
 use std::future::poll_fn;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -13,6 +14,7 @@ use hyper::client::conn::http1;
 use hyper::header::{HOST, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
+use rustix::io::Errno;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -32,9 +34,25 @@ pub struct Ask {
     pub body: Bytes,
 }
 
-/// The connection broke, or what came over it was no HTTP.
-#[derive(Debug)]
-pub struct Broken;
+/// Why there is no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// The connection broke, or what came over it was no HTTP: the replica is to blame.
+    There,
+    /// This process has no descriptor, or the machine no port or memory, for a connection: nothing is known of the replica.
+    Here,
+}
+
+impl Broken {
+    /// Of an error of `connect`.
+    fn of(error: &io::Error) -> Broken {
+        let local = [Errno::MFILE, Errno::NFILE, Errno::ADDRNOTAVAIL, Errno::NOBUFS, Errno::NOMEM];
+        match Errno::from_io_error(error) {
+            Some(errno) if local.contains(&errno) => Broken::Here,
+            _ => Broken::There,
+        }
+    }
+}
 
 /// An answer whose body is still to come.
 pub struct Exchange {
@@ -54,20 +72,21 @@ impl Drop for Connection {
 
 /// Sends a request and waits for the head of its answer.
 pub async fn send(address: SocketAddr, ask: Ask) -> Result<Exchange, Broken> {
-    let stream = timeout(CONNECT, TcpStream::connect(address)).await.map_err(|_| Broken)?.map_err(|_| Broken)?;
+    let stream = timeout(CONNECT, TcpStream::connect(address)).await.map_err(|_| Broken::There)?;
+    let stream = stream.map_err(|error| Broken::of(&error))?;
     let _ = stream.set_nodelay(true);
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|_| Broken)?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|_| Broken::There)?;
     let connection = Connection(tokio::spawn(async move {
         // Its end is seen by whoever reads the answer.
         let _ = connection.await;
     }));
     let mut request = Request::new(Body::whole(ask.body));
     *request.method_mut() = ask.method;
-    *request.uri_mut() = ask.target.parse().map_err(|_| Broken)?;
+    *request.uri_mut() = ask.target.parse().map_err(|_| Broken::There)?;
     *request.headers_mut() = ask.headers;
-    let host = HeaderValue::from_str(&address.to_string()).map_err(|_| Broken)?;
+    let host = HeaderValue::from_str(&address.to_string()).map_err(|_| Broken::There)?;
     request.headers_mut().insert(HOST, host);
-    let response = sender.send_request(request).await.map_err(|_| Broken)?;
+    let response = sender.send_request(request).await.map_err(|_| Broken::There)?;
     let (head, body) = response.into_parts();
     Ok(Exchange { response: Response::from_parts(head, ()), body, _connection: connection })
 }
@@ -78,7 +97,7 @@ impl Exchange {
         loop {
             match ready!(Pin::new(&mut self.body).poll_frame(context)) {
                 None => return Poll::Ready(Ok(None)),
-                Some(Err(_)) => return Poll::Ready(Err(Broken)),
+                Some(Err(_)) => return Poll::Ready(Err(Broken::There)),
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
                         return Poll::Ready(Ok(Some(data)));
@@ -111,8 +130,26 @@ pub async fn get(address: SocketAddr, path: &str, patience: Duration) -> Result<
         let body = exchange.whole().await?;
         Ok((exchange.response.status().as_u16(), body))
     };
-    timeout(patience, exchange).await.map_err(|_| Broken)?
+    timeout(patience, exchange).await.map_err(|_| Broken::There)?
 }
 
 /// A kernel takes connections for a process that is stopped, so this says little; on one machine it is far too long.
 const CONNECT: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_no_descriptor_left_does_not_blame_the_replica() {
+        for (errno, broken) in [
+            (Errno::MFILE, Broken::Here),
+            (Errno::NFILE, Broken::Here),
+            (Errno::ADDRNOTAVAIL, Broken::Here),
+            (Errno::CONNREFUSED, Broken::There),
+            (Errno::CONNRESET, Broken::There),
+        ] {
+            assert_eq!(Broken::of(&errno.into()), broken, "{errno}");
+        }
+    }
+}

@@ -20,19 +20,20 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 use super::client::{self, Ask, Broken, Exchange};
 use super::dispatch::Keys;
 use super::outline::Outline;
-use super::{Replicas, Seat};
+use super::{Claim, Replicas, Seat};
 use crate::app::{App, Phase};
 use crate::body::{self, Body, Chunks};
 use crate::error::ApiError;
 use crate::respond::{Dialect, Reply};
 use crate::sse;
 
-/// Answers a request by a replica.
+/// Answers a request by a replica; `runs` says that it takes a place in its batch.
 pub(crate) async fn answer(
     app: &Arc<App>,
     replicas: &Arc<Replicas>,
     owner: Option<usize>,
     dialect: Dialect,
+    runs: bool,
     id: &str,
     request: Request<Incoming>,
 ) -> Result<Reply, ApiError> {
@@ -45,7 +46,8 @@ pub(crate) async fn answer(
         _ => Ok(()),
     };
     open()?;
-    if !replicas.has_room() {
+    let claim = if runs { Claim::Place(owner) } else { Claim::Answer };
+    if !replicas.has_room(claim) {
         return Err(no_room(app, replicas));
     }
     let mut headers = request.headers().clone();
@@ -65,7 +67,7 @@ pub(crate) async fn answer(
     let outline = outline(&body).await;
     let keys = replicas.dispatch.keys(owner, &outline);
     let ask = Ask { method, target, headers, body };
-    let job = Job { app: app.clone(), replicas: replicas.clone(), ask, keys, dialect };
+    let job = Job { app: app.clone(), replicas: replicas.clone(), ask, keys, claim, dialect };
     let mut placed = Box::pin(async move {
         let _room = room;
         job.place().await
@@ -115,6 +117,7 @@ struct Job {
     replicas: Arc<Replicas>,
     ask: Ask,
     keys: Keys,
+    claim: Claim,
     dialect: Dialect,
 }
 
@@ -126,6 +129,8 @@ enum Tried {
     Refused(usize, Placed),
     /// The replica was lost.
     Lost,
+    /// There is no connection for it here.
+    Unconnected,
 }
 
 impl Job {
@@ -150,7 +155,7 @@ impl Job {
         let patience = Instant::now() + REPLACED;
         loop {
             changed.mark_unchanged();
-            let Some(seat) = self.replicas.seat(&self.keys, &refused) else {
+            let Some(seat) = self.replicas.seat(&self.keys, self.claim, &refused) else {
                 if let Some(placed) = refusal.take() {
                     return Ok(placed);
                 }
@@ -169,6 +174,7 @@ impl Job {
                     refused.push(replica);
                     refusal = Some(placed);
                 }
+                Tried::Unconnected => return Err(no_room(&self.app, &self.replicas)),
                 Tried::Lost => {
                     lost += 1;
                     self.replicas.moved.add(1);
@@ -182,10 +188,13 @@ impl Job {
     }
 
     async fn try_one(&self, seat: Seat) -> Tried {
-        let tried = self.exchange(&seat).await;
-        let Ok((exchange, first)) = tried else {
-            self.replicas.suspect(&seat);
-            return Tried::Lost;
+        let (exchange, first) = match self.exchange(&seat).await {
+            Ok(came) => came,
+            Err(Broken::Here) => return Tried::Unconnected,
+            Err(Broken::There) => {
+                self.replicas.suspect(&seat);
+                return Tried::Lost;
+            }
         };
         let Exchange { response: head, .. } = &exchange;
         let (status, mut head) = (head.status(), head.clone());
@@ -374,7 +383,7 @@ impl Chunks for Stream {
                     self.stage = Stage::Over;
                     return Poll::Ready(None);
                 }
-                Poll::Ready(Err(Broken)) => {
+                Poll::Ready(Err(_)) => {
                     seat.replicas.suspect(seat);
                     return self.fail(&lost_replica());
                 }

@@ -13,6 +13,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::{sleep, timeout};
 
+use super::client::Broken;
 use super::{Replicas, State, client};
 use crate::app::{App, Phase};
 
@@ -36,15 +37,8 @@ pub(super) async fn keep(replicas: Arc<Replicas>, app: Arc<App>, replica: usize)
         let begun = Instant::now();
         let mut ready = false;
         let ended = run(&replicas, &app, replica, &mut ready).await;
-        let counted = {
-            let mut now = replicas.members[replica].now();
-            (now.pid, now.address) = (None, None);
-            now.figures.take()
-        };
-        if let Some(figures) = counted {
-            let mut sum = replicas.counted.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            sum.add(&figures.without(&["njoule_http_"]).counted());
-        }
+        // At once: what has no address is nobody's choice.
+        replicas.settle(replica, |now| (now.pid, now.address, now.state) = (None, None, State::Ended));
         if *stopping.borrow() {
             break;
         }
@@ -58,10 +52,8 @@ pub(super) async fn keep(replicas: Arc<Replicas>, app: Arc<App>, replica: usize)
             app.advance(Phase::Ending);
             break;
         }
-        replicas.set(replica, |now| {
-            now.failures = failures;
-            now.state = State::Ended;
-        });
+        replicas.members[replica].now().failures = failures;
+        replicas.ring();
         // The first time at once.
         let wait = if failures == 1 {
             Duration::ZERO
@@ -209,7 +201,12 @@ async fn watch(
                     return "its engine has failed";
                 }
             }
-            Err(client::Broken) => {
+            // It was not asked.
+            Err(Broken::Here) => {
+                tracing::warn!(replica, "no connection can be opened: file descriptors or ports are used up");
+                last = Instant::now();
+            }
+            Err(Broken::There) => {
                 demote(replicas, replica, State::Lost);
                 if last.elapsed() >= patience {
                     return "it gave no sign of life";

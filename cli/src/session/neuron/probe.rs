@@ -186,4 +186,19 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn what_is_included_is_in_the_context_that_an_image_is_built_of() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/docker/Dockerfile.dockerignore");
+        let ignored = std::fs::read_to_string(path).unwrap();
+        let included = include_str!("probe.rs").split("include_str!(\"../../../../").skip(1);
+        for file in included.filter_map(|rest| rest.split('"').next()).filter(|file| !file.is_empty()) {
+            // The last line that a path falls under decides.
+            let rule = ignored.lines().rfind(|line| {
+                let rule = line.trim_start_matches('!');
+                !rule.starts_with('#') && (file.starts_with(&format!("{rule}/")) || rule == "testdata/*")
+            });
+            assert!(rule.is_none_or(|rule| rule.starts_with('!')), "{file}: {rule:?}");
+        }
+    }
 }

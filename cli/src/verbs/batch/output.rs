@@ -1,10 +1,11 @@
 //! The files of results: opened where an earlier run left them, appended to, and on the disk before much is lost.
 //!
-//! Invariant: a file that holds anything but results of ours is never written to; a record is in it whole or, after a crash,
-//! as a torn last line that the next run takes away.
+//! Invariant: a file that holds anything but results of ours is never written to or taken away, nor is any that another
+//! process has locked; a record is in it whole or, after a crash, as a torn last line that the next run takes away.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,9 @@ pub enum OutputError {
     /// Another process writes there.
     #[error("{} is being written by another process", .0.display())]
     Locked(PathBuf),
+    /// A device, a pipe, a directory.
+    #[error("{} is no regular file; name another one", .0.display())]
+    NotAFile(PathBuf),
     /// A file of somebody else's.
     #[error("line {line} of {} is no result of a batch; name another file", path.display())]
     Foreign {
@@ -41,12 +45,25 @@ pub enum OutputError {
     },
 }
 
-/// A file of results.
+/// A file of results, locked as long as it is open.
 pub struct Output {
     file: File,
     path: PathBuf,
+    /// What is to be done before the first record is written.
+    first: First,
+    /// Taken away at the end if there is nothing in it.
+    fleeting: bool,
     unsynced: usize,
     synced: Instant,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum First {
+    Nothing,
+    /// Cut it off here.
+    Cut(u64),
+    /// End the last line.
+    EndLine,
 }
 
 /// What is read of an earlier result.
@@ -62,63 +79,90 @@ struct Response {
 }
 
 impl Output {
-    /// Opens or makes `path`, takes a torn last line away, and adds the names of what is answered in it to `done`.
+    /// Opens or makes `path`, whose answers are to be gone on with, and adds the names of what is answered in it to `done`. It
+    /// stays as it is until [`Output::begin`].
     pub fn resume(path: &Path, done: &mut Names) -> Result<Output, OutputError> {
-        let mut output = Output::open(path, false)?;
+        let mut output = Output::open(path)?;
         let mut lines = Lines::new(BufReader::new(&output.file), MAX_RECORD);
-        let (mut torn, mut unended) = (None, false);
+        let mut first = First::Nothing;
         while let Some(line) = lines.next().map_err(|source| output.failed("read", source))? {
             let record = line.bytes.and_then(|bytes| serde_json::from_slice::<Earlier>(bytes).ok());
             match record {
                 Some(record) if record.response.status_code == 200 => {
                     done.insert(&record.custom_id);
-                    unended = !line.ended;
+                    if !line.ended {
+                        first = First::EndLine;
+                    }
                 }
-                None if !line.ended && line.bytes.is_some_and(is_torn) => torn = Some(line.start),
+                None if !line.ended && line.bytes.is_some_and(is_torn) => first = First::Cut(line.start),
                 _ => return Err(OutputError::Foreign { path: path.to_owned(), line: line.number }),
             }
         }
-        if let Some(start) = torn {
-            output.file.set_len(start).map_err(|source| output.failed("repair", source))?;
-        }
-        output.file.seek(SeekFrom::End(0)).map_err(|source| output.failed("read", source))?;
-        if unended {
-            output.write(b"\n")?;
-        }
+        (output.first, output.fleeting) = (first, false);
         Ok(output)
     }
 
-    /// Makes `path` anew.
-    pub fn create(path: &Path) -> Result<Output, OutputError> {
-        Output::open(path, true)
-    }
-
-    /// Takes a file of an earlier run away.
-    pub fn discard(path: &Path) -> Result<(), OutputError> {
-        let failed = |what, source| OutputError::Io { what, path: path.to_owned(), source };
+    /// Opens or makes `path`, which is to be written anew from [`Output::begin`] on. Where nothing is written it is taken away
+    /// at the end.
+    pub fn anew(path: &Path) -> Result<Output, OutputError> {
+        let mut output = Output::open(path)?;
         let mut begin = Vec::new();
-        match File::open(path).and_then(|file| file.take(RECORD.len() as u64).read_to_end(&mut begin)) {
-            Ok(_) if is_torn(&begin) => std::fs::remove_file(path).map_err(|source| failed("remove", source)),
-            Ok(_) => Err(OutputError::Foreign { path: path.to_owned(), line: 1 }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(source) => Err(failed("read", source)),
+        let read = (&output.file).take(RECORD.len() as u64).read_to_end(&mut begin);
+        read.map_err(|source| output.failed("read", source))?;
+        if !RECORD.as_bytes().starts_with(&begin) {
+            output.fleeting = false;
+            return Err(OutputError::Foreign { path: path.to_owned(), line: 1 });
         }
+        output.first = First::Cut(0);
+        Ok(output)
     }
 
-    fn open(path: &Path, anew: bool) -> Result<Output, OutputError> {
+    /// Makes the file ready for records.
+    pub fn begin(&mut self) -> Result<(), OutputError> {
+        let first = std::mem::replace(&mut self.first, First::Nothing);
+        if let First::Cut(end) = first {
+            self.file.set_len(end).map_err(|source| self.failed("write", source))?;
+        }
+        let end = self.file.seek(SeekFrom::End(0));
+        end.map_err(|source| self.failed("read", source))?;
+        if let First::EndLine = first { self.write(b"\n") } else { Ok(()) }
+    }
+
+    fn open(path: &Path) -> Result<Output, OutputError> {
         let failed = |what, source| OutputError::Io { what, path: path.to_owned(), source };
+        let not_a_file = || OutputError::NotAFile(path.to_owned());
+        // Before it is opened, which a device or a pipe may notice.
+        if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+            return Err(not_a_file());
+        }
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
         let file = file.map_err(|source| failed("open", source))?;
+        if !file.metadata().map_err(|source| failed("open", source))?.is_file() {
+            return Err(not_a_file());
+        }
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(OutputError::Locked(path.to_owned())),
             // A file system without locks keeps nobody from writing.
             Err(TryLockError::Error(_)) => {}
         }
-        if anew {
-            file.set_len(0).map_err(|source| failed("write", source))?;
-        }
-        Ok(Output { file, path: path.to_owned(), unsynced: 0, synced: Instant::now() })
+        let output = Output {
+            file,
+            path: path.to_owned(),
+            first: First::Nothing,
+            fleeting: true,
+            unsynced: 0,
+            synced: Instant::now(),
+        };
+        // Another process may have taken it away between the two.
+        if output.is_at_path() { Ok(output) } else { Err(OutputError::Locked(path.to_owned())) }
+    }
+
+    /// Whether the path still names this file.
+    fn is_at_path(&self) -> bool {
+        let there = std::fs::metadata(&self.path).map(|metadata| (metadata.dev(), metadata.ino()));
+        let own = self.file.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
+        matches!((there, own), (Ok(there), Ok(own)) if there == own)
     }
 
     /// Appends one record; now and then all of them are made to last.
@@ -144,6 +188,16 @@ impl Output {
 
     fn failed(&self, what: &'static str, source: io::Error) -> OutputError {
         OutputError::Io { what, path: self.path.clone(), source }
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        let empty = self.file.metadata().is_ok_and(|metadata| metadata.len() == 0);
+        if self.fleeting && empty && self.is_at_path() {
+            // What is left of it is empty.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -192,7 +246,9 @@ mod tests {
         let path = dir.path().join("out.jsonl");
         std::fs::write(&path, bytes).unwrap();
         let mut done = Names::default();
-        let opened = Output::resume(&path, &mut done).map(drop).map_err(|error| error.to_string());
+        let opened = Output::resume(&path, &mut done).map_err(|error| error.to_string());
+        assert_eq!(std::fs::read(&path).unwrap(), bytes, "changed before the run begins");
+        let opened = opened.map(|mut output| output.begin().unwrap());
         let left = std::fs::read(&path).unwrap();
         if opened.is_err() {
             assert_eq!(left, bytes, "a file that is not ours was changed");
@@ -212,6 +268,30 @@ mod tests {
             assert_eq!(left, if whole { [&a[..], &b].concat() } else { a.clone() }, "{cut}");
         }
         assert_eq!(resumed(&[&a[..], &[0; 50]].concat()), Ok((false, a)));
+    }
+
+    #[test]
+    fn a_file_that_is_written_anew_keeps_what_it_holds_until_the_run_begins_and_goes_when_it_is_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out.errors.jsonl");
+        drop(Output::anew(&path).unwrap());
+        assert!(!path.exists());
+        std::fs::write(&path, record("a")).unwrap();
+        let mut output = Output::anew(&path).unwrap();
+        assert!(matches!(Output::anew(&path), Err(OutputError::Locked(_))));
+        assert_eq!(std::fs::read(&path).unwrap(), record("a"));
+        output.begin().unwrap();
+        output.append(&record("b")).unwrap();
+        drop(output);
+        assert_eq!(std::fs::read(&path).unwrap(), record("b"));
+        Output::anew(&path).unwrap().begin().unwrap();
+        assert!(!path.exists());
+        for foreign in [&b"hello"[..], &[0; 40], b"{}\n"] {
+            std::fs::write(&path, foreign).unwrap();
+            assert!(matches!(Output::anew(&path), Err(OutputError::Foreign { .. })));
+            assert_eq!(std::fs::read(&path).unwrap(), foreign);
+        }
+        assert!(matches!(Output::anew(dir.path()), Err(OutputError::NotAFile(_))));
     }
 
     #[test]

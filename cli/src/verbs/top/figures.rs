@@ -48,7 +48,8 @@ impl Figures {
             waiting: now.value("num_requests_waiting"),
             batch: share(growth("generation_tokens_total"), growth("steps_total")),
             cache: now.value("kv_cache_usage_ratio").or_else(|| now.value("kv_cache_usage_perc")),
-            cached: share(growth("prompt_tokens_cached_total"), growth("prompt_tokens_total")),
+            // Both are counted when a prompt is begun; `prompt_tokens_total` is when its request has ended.
+            cached: share(growth("prefix_cache_hits_total"), growth("prefix_cache_queries_total")),
             finished: rate("requests_finished_total").or_else(|| rate("request_success_total")),
             preemptions: growth("num_preemptions_total"),
             rejected: growth("admission_rejections_total"),
@@ -155,6 +156,15 @@ mod tests {
         assert_eq!((figures.watts, figures.tokens_per_joule, figures.cache), (None, None, None));
         assert_eq!(figures.json("u")["watts"], Value::Null);
         assert!(figures.line().ends_with("— W, — tok/J"), "{}", figures.line());
+        // Of what was looked for, not of the prompts whose requests have ended.
+        let cached = |hits: u32, queries: u32, ended: u32, after: u64| {
+            let text = format!(
+                "njoule_prefix_cache_hits_total {hits}\nnjoule_prefix_cache_queries_total {queries}\n\
+                 njoule_prompt_tokens_cached_total {hits}\nnjoule_prompt_tokens_total {ended}\n"
+            );
+            Snapshot::read(&text, start + Duration::from_secs(after))
+        };
+        assert_eq!(Figures::between(&cached(0, 0, 0, 0), &cached(30, 40, 10, 1)).cached, Some(0.75));
         // A server that was started anew counts from 0 again.
         let anew = Figures::between(
             &now,

@@ -5,12 +5,13 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// What a server's metrics said at one time. Samples that differ in labels alone are added up.
+/// What a server's metrics said at one time. Samples that differ in labels alone are added up, those of a share averaged.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     /// When.
     pub at: Instant,
-    values: BTreeMap<String, f64>,
+    /// Sum and number of samples by name.
+    values: BTreeMap<String, (f64, f64)>,
     /// Cumulative counts by bound, of each histogram.
     buckets: BTreeMap<String, Vec<(f64, f64)>>,
     /// Label `model_name`.
@@ -27,7 +28,10 @@ impl Snapshot {
             if snapshot.model.is_none() {
                 snapshot.model = label("model_name").filter(|name| !name.is_empty()).cloned();
             }
-            match (name.strip_suffix("_bucket"), label("le").and_then(|le| le.parse::<f64>().ok())) {
+            match (
+                name.strip_suffix("_bucket"),
+                label("le").and_then(|le| le.parse::<f64>().ok()).filter(|bound| !bound.is_nan()),
+            ) {
                 (Some(name), Some(bound)) => {
                     let buckets = snapshot.buckets.entry(name.to_owned()).or_default();
                     match buckets.iter_mut().find(|(known, _)| *known == bound) {
@@ -35,16 +39,22 @@ impl Snapshot {
                         None => buckets.push((bound, value)),
                     }
                 }
-                _ => *snapshot.values.entry(name.to_owned()).or_default() += value,
+                _ => {
+                    let (sum, count) = snapshot.values.entry(name.to_owned()).or_default();
+                    (*sum, *count) = (*sum + value, *count + 1.0);
+                }
             }
         }
+        snapshot.buckets.values_mut().for_each(|buckets| buckets.sort_by(|a, b| a.0.total_cmp(&b.0)));
         snapshot
     }
 
     /// A figure under our name, else under vLLM's.
     pub fn value(&self, name: &str) -> Option<f64> {
         let ours = self.values.get(&format!("njoule_{name}"));
-        ours.or_else(|| self.values.get(&format!("vllm:{name}"))).copied()
+        let (sum, count) = *ours.or_else(|| self.values.get(&format!("vllm:{name}")))?;
+        let is_share = ["_ratio", "_perc"].iter().any(|end| name.ends_with(end));
+        Some(if is_share { sum / count } else { sum })
     }
 
     /// How much a counter grew since `before`, unless it did not exist or began anew.
@@ -60,7 +70,7 @@ impl Snapshot {
             ours.or_else(|| snapshot.buckets.get(&format!("vllm:{name}"))).cloned()
         };
         let (now, before) = (of(self)?, of(before)?);
-        if now.len() != before.len() {
+        if !now.iter().map(|(bound, _)| bound).eq(before.iter().map(|(bound, _)| bound)) {
             return None;
         }
         let counts: Vec<(f64, f64)> =
@@ -147,6 +157,8 @@ mod tests {
         let snapshot = read(text);
         assert_eq!((snapshot.value("a"), snapshot.value("b"), snapshot.value("c")), (Some(5.5), Some(7.0), None));
         assert_eq!(snapshot.model.as_deref(), Some("x\"} y"));
+        let replicas = read("njoule_kv_ratio{replica=\"0\"} 0.5\nnjoule_kv_ratio{replica=\"1\"} 1\n");
+        assert_eq!(replicas.value("kv_ratio"), Some(0.75), "a share");
         assert_eq!(read("njoule_a 9").growth(&snapshot, "a"), Some(3.5));
         assert_eq!(read("njoule_a 1").growth(&snapshot, "a"), None, "the server began anew");
     }
@@ -164,6 +176,11 @@ mod tests {
         assert_eq!(now.quantile(&before, "t", 0.99), Some(3.0), "beyond the last bound");
         assert_eq!(now.quantile(&now, "t", 0.5), None);
         assert_eq!(now.quantile(&before, "u", 0.5), None);
+        // A bound that is no number is none, and with other bounds there is nothing to compare.
+        let odd = "njoule_t_bucket{le=\"NaN\"} 7\nnjoule_t_bucket{le=\"+Inf\"} 10\nnjoule_t_bucket{le=\"3\"} 9\n\
+                   njoule_t_bucket{le=\"1\"} 5\n";
+        assert_eq!(read(odd).quantile(&before, "t", 0.4), Some(2.0));
+        assert_eq!(read(&odd.replace("\"3\"", "\"4\"")).quantile(&before, "t", 0.4), None);
     }
 
     proptest! {

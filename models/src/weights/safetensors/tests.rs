@@ -53,6 +53,25 @@ fn small(names: &[&str]) -> Vec<u8> {
 }
 
 #[test]
+fn a_file_that_was_written_to_or_replaced_has_another_version() {
+    let dir = dir_of(&small(&["a"]));
+    let path = dir.path().join(SINGLE);
+    let version = || SafetensorsSource::open(dir.path()).unwrap().version();
+    let first = version();
+    assert_eq!(first, version());
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    let touched = version();
+    assert_ne!(first, touched);
+    // The same bytes and times in another file.
+    let other = dir.path().join("other");
+    fs::copy(&path, &other).unwrap();
+    fs::File::options().write(true).open(&other).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    fs::rename(&other, &path).unwrap();
+    assert_ne!(version(), touched);
+}
+
+#[test]
 fn chunks_rows_and_raw_bytes_agree() {
     let source = SafetensorsSource::open(&fixtures::path("llama_plain")).unwrap();
     let d = decl("model.layers.1.mlp.up_proj.weight", 96, 64);

@@ -41,6 +41,8 @@ impl StoredWeights {
         shared: &Shared,
     ) -> Result<Self, LoadError> {
         let (routers, mut layout, mut bytes) = (routers(program), program.fingerprint(), 0_usize);
+        // Others may have been packed of files that are other ones by now.
+        layout ^= source.version().rotate_left(1);
         for (id, decl) in program.weights.iter().enumerate().filter(|(_, d)| d.usage != WeightUse::Vector) {
             let stored = choose(quant, kind(decl, id, &routers), &*source.get(decl)?, source.container());
             let size = decl.experts.unwrap_or(1) * Packed::bytes_of(decl.rows, decl.cols, stored);

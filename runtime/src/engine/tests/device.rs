@@ -65,6 +65,45 @@ fn masks_bind_requests_on_every_backend_and_a_broken_one_fails_its_request_alone
     }
 }
 
+/// These words, bits beyond the vocabulary included.
+struct Words([u32; 2]);
+
+impl TokenMask for Words {
+    fn start(self: Arc<Self>, _: &[u32]) -> Box<dyn MaskStream> {
+        Box::new(Words(self.0))
+    }
+}
+
+impl MaskStream for Words {
+    fn fill(&mut self, _: &[u32], allowed: &mut [u32]) -> Result<(), MaskError> {
+        allowed.copy_from_slice(&self.0);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_mask_that_allows_what_min_tokens_forbids_alone_fails_its_request_and_no_cached_block() {
+    let (paged, _) = start(None);
+    for engine in [paged, start_device(MockDevice::new(&classes(), 16, VOCAB))] {
+        let request = Request { eos_ids: vec![5], ..Request::new(prompt(30, 3), 4) };
+        engine.submit(request.clone()).unwrap().wait().unwrap();
+        let contradiction = |words| {
+            let mask: Arc<dyn TokenMask> = Arc::new(Words(words));
+            let request = Request { mask: Some(mask), min_tokens: 2, ..request.clone() };
+            engine.submit(request).unwrap().wait()
+        };
+        let forbidden = Err(RequestError::Mask(MaskError("min_tokens forbids every token that is allowed".into())));
+        assert_eq!(contradiction([1 << 5, 0]), forbidden);
+        // There are 61 tokens.
+        assert_eq!(contradiction([1 << 5, 7 << 29]), forbidden);
+        assert_eq!(contradiction([1 << 5 | 1 << 7, 0]).unwrap().token_ids[..2], [7, 7]);
+        // What the ones that failed had shared is still there.
+        let before = engine.stats().cached_tokens;
+        engine.submit(request).unwrap().wait().unwrap();
+        assert!(engine.stats().cached_tokens >= before + 28);
+    }
+}
+
 #[test]
 fn what_the_device_cannot_do_is_refused_by_name() {
     let mut device = MockDevice::new(&classes(), 5, VOCAB);

@@ -74,6 +74,9 @@ fn shared_weights_are_the_private_ones_and_are_packed_once() {
         fn container(&self) -> Container {
             self.0.container()
         }
+        fn version(&self) -> u64 {
+            self.0.version()
+        }
         fn get(&self, decl: &WeightDecl) -> Result<Box<dyn WeightRows + '_>, WeightError> {
             let rows = self.0.get(decl)?;
             Ok(if decl.usage == WeightUse::Vector { rows } else { Box::new(Unread(rows)) })
@@ -103,6 +106,9 @@ fn shared_weights_are_the_private_ones_and_are_packed_once() {
         let first = StoredWeights::load_shared(&program, &source, quant, &shared).expect("memory");
         let other = Shared::open(&path).expect("the same file");
         let second = StoredWeights::load_shared(&program, &Spent(&source), quant, &other).expect("memory");
+        // Files that have changed since do not get what was packed before.
+        let changed = StoredWeights::load_shared(&program, &RandomSource::new(2), quant, &other).expect_err("others");
+        assert!(matches!(&changed, LoadError::Shared(what) if what.contains("start the server anew")), "{changed}");
         for (i, decl) in program.weights.iter().enumerate() {
             let id = WeightId(i as u32);
             if decl.usage == WeightUse::Vector {

@@ -1,0 +1,81 @@
+//! Places and figures of replicas that no process stands behind.
+
+use super::*;
+
+/// Replicas that answer, each with room for `slots` requests and `queue` that wait.
+fn answering(count: usize, slots: usize, queue: usize) -> Arc<Replicas> {
+    let settings = ReplicaSettings {
+        model: "m".into(),
+        count,
+        command: Arc::new(|_| Command::new("true")),
+        slots,
+        queue,
+        policy: Policy::Spread,
+        patience: Duration::from_secs(1),
+    };
+    let replicas = Replicas::new(settings);
+    for member in &replicas.members {
+        let mut now = member.now();
+        (now.state, now.address, now.life) = (State::Ready, Some(SocketAddr::from(([127, 0, 0, 1], 1))), 1);
+    }
+    Arc::new(replicas)
+}
+
+fn seat(replicas: &Arc<Replicas>, claim: Claim) -> Option<Seat> {
+    let seat = replicas.seat(&Keys::default(), claim, &[]);
+    assert!(seat.is_none() || replicas.members.iter().all(|member| member.load.load(Ordering::Relaxed) <= 3));
+    seat
+}
+
+#[test]
+fn whoever_has_nothing_is_let_in_where_another_fills_all_and_answers_take_no_place() {
+    let replicas = answering(2, 1, 1);
+    let owner = |owner| Claim::Place(Some(owner));
+    let full: Vec<Seat> = (0..4).map(|_| seat(&replicas, owner(0)).expect("there is room")).collect();
+    assert!(seat(&replicas, owner(0)).is_none() && seat(&replicas, Claim::Place(None)).is_none());
+    assert!(!replicas.has_room(owner(0)) && replicas.has_room(owner(1)) && replicas.has_room(Claim::Answer));
+    let other = seat(&replicas, owner(1)).expect("it has nothing");
+    assert!(seat(&replicas, owner(1)).is_none(), "one beyond what there is");
+    let load = || replicas.members.iter().map(|member| member.load.load(Ordering::Relaxed)).sum::<usize>();
+    let answer = seat(&replicas, Claim::Answer).expect("it takes no place");
+    assert_eq!(load(), 5);
+    let mut changed = replicas.changed.subscribe();
+    drop(answer);
+    assert!(!changed.has_changed().unwrap());
+    drop(other);
+    assert!(changed.has_changed().unwrap(), "who waits for a place is told");
+    changed.mark_unchanged();
+    drop(full);
+    assert!(changed.has_changed().unwrap() && load() == 0 && replicas.owners().is_empty());
+}
+
+#[test]
+fn a_process_that_has_just_ended_is_nobodys_choice() {
+    let replicas = answering(2, 4, 0);
+    let _busy: Vec<Seat> = (0..4).map(|_| seat(&replicas, Claim::Place(None)).unwrap()).collect();
+    replicas.settle(0, |now| now.address = None);
+    // Idle, and found to be lost by nobody yet.
+    replicas.members[0].load.store(0, Ordering::Relaxed);
+    assert_eq!(seat(&replicas, Claim::Place(None)).map(|seat| seat.replica), Some(1));
+    replicas.members[0].load.store(2, Ordering::Relaxed);
+}
+
+#[test]
+fn sums_do_not_fall_when_a_process_ends_or_an_older_reading_comes_late() {
+    let replicas = answering(2, 1, 1);
+    let text = |n: u32| format!("# TYPE njoule_steps_total counter\nnjoule_steps_total{{}} {n}\n");
+    let steps =
+        || replicas.figures("").lines().find_map(|line| line.strip_prefix("njoule_steps_total{} ")?.parse().ok());
+    replicas.take_figures(0, 1, text(5).as_bytes());
+    replicas.take_figures(1, 1, text(7).as_bytes());
+    assert_eq!(steps(), Some(12));
+    replicas.take_figures(1, 1, text(6).as_bytes());
+    assert_eq!(steps(), Some(12), "an older reading");
+    replicas.settle(1, |now| (now.address, now.life) = (None, 2));
+    assert_eq!(steps(), Some(12), "it has ended");
+    // Of the process that has ended.
+    replicas.take_figures(1, 1, text(8).as_bytes());
+    replicas.settle(1, |now| now.address = Some(SocketAddr::from(([127, 0, 0, 1], 1))));
+    replicas.take_figures(1, 2, text(1).as_bytes());
+    assert_eq!(steps(), Some(13));
+}
