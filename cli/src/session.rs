@@ -33,6 +33,8 @@ use njoule_runtime::{Engine, EngineStats};
 use serde_json::{Value, json};
 
 use self::backend::{AnyBackend, Loaded};
+#[cfg(target_os = "linux")]
+pub use self::interrupt::Stop;
 pub use self::interrupt::{Interrupt, Interrupted};
 pub use self::objective::ObjectiveArgs;
 pub use self::options::{RunArgs, RunOptions};
@@ -311,7 +313,7 @@ impl Drop for Loading {
 }
 
 /// `MemAvailable` of /proc/meminfo.
-fn available_memory() -> Option<usize> {
+pub(crate) fn available_memory() -> Option<usize> {
     let info = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = info.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)

@@ -3,6 +3,8 @@
 #[path = "neuron/gguf.rs"]
 mod gguf;
 mod support;
+#[path = "neuron/verbs.rs"]
+mod verbs;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -11,7 +13,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::{Ran, SMOLLM2, asset, golden, neuron_fake, njoule, ran};
+use support::{Ran, SMOLLM2, asset, golden, lives, neuron_fake, njoule, ran, until};
 
 /// The stand-ins and a place for caches and artifacts.
 struct Bench {
@@ -198,7 +200,7 @@ fn an_interrupted_build_ends_its_compilers_and_goes_on_from_what_was_done() {
     let slow = bench.path("slow-cc");
     let script = format!(
         "#!/bin/sh\n[ \"$1\" = compile ] && {{ echo . >> {counter}; [ $(wc -l < {counter}) = 2 ] && export NJOULE_FAKE_CC_DELAY=1000s; }}\n\
-         {} \"$@\" & echo $! > {counter}.pid; wait $!\n",
+         {} \"$@\" & echo $! > {counter}.part; [ \"$NJOULE_FAKE_CC_DELAY\" ] && mv {counter}.part {counter}.pid; wait $!\n",
         bench.cc.display()
     );
     fs::write(&slow, script).unwrap();
@@ -213,26 +215,26 @@ fn an_interrupted_build_ends_its_compilers_and_goes_on_from_what_was_done() {
     let said: Vec<String> = lines.by_ref().take_while(|line| !line.starts_with("[1/")).collect();
     assert!(said[0].starts_with("compiling ") && said[0].contains("the cache has 0"), "{said:?}");
     let started = lines.by_ref().find(|line| line.starts_with("compiling ")).unwrap();
-    while fs::read_to_string(&counter).unwrap_or_default().lines().count() < 2 {}
+    // Of the second compile, whole: it appears by a rename.
+    let pid = format!("{counter}.pid");
+    until("the second compile", || Path::new(&pid).exists());
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     let rest: Vec<String> = lines.collect();
     assert_eq!(child.wait().unwrap().code(), Some(130), "{started} {rest:?}");
     assert!(rest.iter().any(|line| line.contains("the next build goes on from there")), "{rest:?}");
-    let compiler = fs::read_to_string(format!("{counter}.pid")).unwrap();
-    let lives = || fs::read_to_string(format!("/proc/{}/stat", compiler.trim())).is_ok_and(|s| !s.contains(") Z "));
-    let ended = Instant::now();
-    while lives() {
-        assert!(ended.elapsed() < Duration::from_secs(10), "the compiler lives on");
-    }
+    let compiler = fs::read_to_string(pid).unwrap();
+    until("the compiler's end", || !lives(&compiler));
     let left = || fs::read_dir(bench.dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
     assert!(left().all(|name| !name.starts_with("out")), "{:?}", left().collect::<Vec<_>>());
-    // What a build that was killed outright has left goes too.
-    let stale = bench.path("out.tmp-999999999");
+    // What a build that was killed outright has left goes too; what only looks like it stays.
+    let [stale, foreign] = ["out.tmp-999999999", "out.tmp-999999998"].map(|name| bench.path(name));
     fs::create_dir(&stale).unwrap();
+    fs::create_dir(&foreign).unwrap();
+    fs::write(Path::new(&stale).join(".njoule-unfinished"), "").unwrap();
     let built = bench.run(&[&args[..], &["--json", "-q"]].concat(), &[]).json();
     let cached: Vec<bool> = built["modules"].as_array().unwrap().iter().map(|m| m["cached"] == true).collect();
     assert!(cached[0] && cached.len() > 2 && !cached[1..].contains(&true), "{cached:?}");
-    assert!(!Path::new(&stale).exists());
+    assert!(!Path::new(&stale).exists() && Path::new(&foreign).exists());
     for module in built["modules"].as_array().unwrap() {
         let log = Path::new(&format!("{place}.logs")).join(format!("{}.log", module["name"].as_str().unwrap()));
         assert!(fs::read_to_string(&log).unwrap().contains("Compiler status PASS"), "{}", log.display());
@@ -251,6 +253,10 @@ fn an_artifact_is_verified_byte_by_byte_and_what_differs_is_named() {
     for words in ["inf2.xlarge", "2 of 1 core(s)", "rank(s)", "--verify reads all"] {
         assert!(table.stdout.contains(words), "no {words:?} in:\n{}", table.stdout);
     }
+    let added = Path::new(&artifact).join("notes.txt");
+    fs::write(&added, "x").unwrap();
+    bench.run(&["inspect", &artifact, "--verify", "-q"], &[]).fails_with(1, &["does not name: notes.txt"]);
+    fs::remove_file(&added).unwrap();
     let weights = Path::new(&artifact).join("weights/rank0.bin");
     let mut bytes = fs::read(&weights).unwrap();
     bytes[100] ^= 4;
@@ -382,7 +388,8 @@ fn an_artifact_that_does_not_fit_the_machine_or_is_damaged_is_refused_at_once_in
         let started = Instant::now();
         let seen = bench.generate(&artifact, &[], environment);
         assert!(seen.code == 1 && seen.stderr.contains(says), "{says}: {}", seen.stderr);
-        assert!(started.elapsed() < Duration::from_secs(1), "{says}: {:?}", started.elapsed());
+        // No limit of a device's was waited for.
+        assert!(started.elapsed() < Duration::from_secs(30), "{says}: {:?}", started.elapsed());
     };
     let (newer, _) = bench_newer(&bench);
     let seen = bench.generate(&newer, &[], &[]);
@@ -437,16 +444,18 @@ fn whatever_the_runtime_answers_a_request_is_answered_or_refused_and_none_is_los
             ("nrt_tensor_read", "2"),
         ] {
             let fault = format!("{call}@{nth}={action}");
+            // Short where nothing else ends the wait; elsewhere a loaded machine is given time.
+            let limit = if action == "hang" { "1" } else { "60" };
             let environment = [
                 ("NJOULE_FAKE_FAULTS", fault.as_str()),
-                ("NJOULE_NEURON_STEP_TIMEOUT", "1"),
-                ("NJOULE_NEURON_LOAD_TIMEOUT", "1"),
-                ("NEURON_RT_EXEC_TIMEOUT", "1"),
+                ("NJOULE_NEURON_STEP_TIMEOUT", limit),
+                ("NJOULE_NEURON_LOAD_TIMEOUT", limit),
+                ("NEURON_RT_EXEC_TIMEOUT", limit),
             ];
             let started = Instant::now();
             let seen = bench.generate(&artifact, &[], &environment);
             let took = started.elapsed();
-            assert!(took < Duration::from_secs(20), "{fault}: {took:?}");
+            assert!(took < Duration::from_secs(50), "{fault}: {took:?}");
             assert!(!seen.stderr.contains("panicked"), "{fault}: {}", seen.stderr);
             // A run with an index out of bounds is tried again by halves: a fault that comes but once is survived.
             let survived = action == "1006" && call == "evaluate";

@@ -72,6 +72,8 @@ fn what_cannot_be_is_refused_with_what_could() {
     run(&["plan", model]).fails_with(2, &["--instance"]);
     run(&["plan", model, "--instance", "inf2.xlarge", "--tpot", "soon"]).fails_with(2, &["--tpot", "50ms"]);
     run(&["plan", model, "--instance", "inf2.xlarge", "--tp", "3"]).fails_with(2, &["--tp 3", "2 cores"]);
+    let longer = ["plan", model, "--instance", "inf2.xlarge", "--context", "5000"];
+    run(&longer).fails_with(2, &["--context 5000", "made for 4096 tokens"]);
     run(&["plan", model, "--instance", "inf2.xlarge", "--kv-type", "f16"]).fails_with(2, &["f16"]);
     run(&["plan", model, "--instance", "inf2.xlarge", "--price=-1"]).fails_with(2, &["--price"]);
     let wide = ["plan", "random:qwen3-32b", "--instance", "inf2.xlarge", "--weights", "bf16", "--max-neffs", "4"];

@@ -5,6 +5,7 @@ mod support;
 
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use support::*;
@@ -126,6 +127,51 @@ fn a_stand_in_whose_compiler_refuses_an_operation_is_given_the_form_without_it()
         assert_eq!(serde_json::from_str::<Value>(&kept).unwrap(), json["outcome"]["profile"]);
         assert!(!dir.path().join("cache/neuron/profiles/trn1.json").exists());
     }
+}
+
+/// Ctrl-C while the compiler works: it goes too, and the report says how far the probe came.
+#[test]
+fn an_interrupted_probe_ends_its_compiler_and_leaves_its_report() {
+    let (Some(nrt), Some(cc)) = (neuron_fake("libneuron_fake.so"), neuron_fake("neuronx-cc-fake")) else { return };
+    let dir = scratch();
+    let (pid, report) = (dir.path().join("pid"), dir.path().join("report.json"));
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = compile ] || exec {} \"$@\"\nsleep 1000 & echo $! > {pid}.part; mv {pid}.part {pid}; wait\n",
+        cc.display(),
+        pid = pid.display()
+    );
+    let slow = write(dir.path(), "slow-cc", &script);
+    fs::set_permissions(&slow, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut command = njoule(&["probe", "--target", "trn1", "--no-model", "--report", report.to_str().unwrap()]);
+    command.env("NJOULE_SYSFS_ROOT", dir.path()).env("NJOULE_CACHE", dir.path().join("cache"));
+    command.env("NJOULE_NRT", &nrt).env("NJOULE_NEURONX_CC", &slow).env("NJOULE_FAKE_INSTANCE", "trn1.2xlarge");
+    let child = command.env_remove("NJOULE_INSTANCE").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    until("a compile", || pid.exists());
+    // What a crash at this moment would leave.
+    let read = || serde_json::from_str::<Value>(&fs::read_to_string(&report).unwrap()).unwrap()["outcome"].clone();
+    let so_far = read();
+    let running = so_far["running"].as_str().unwrap().to_owned();
+    assert_eq!((so_far["steps"].as_array().unwrap().len(), &so_far["stopped_at"]), (2, &Value::Null), "{so_far}");
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let seen = ran(child.wait_with_output().unwrap());
+    assert_eq!(seen.code, 130, "{}", seen.stderr);
+    assert!(seen.stderr.contains(&format!("stopped at step {running}")), "{}", seen.stderr);
+    let compiler = fs::read_to_string(&pid).unwrap();
+    until("the compiler's end", || !lives(&compiler));
+    let last = read();
+    assert_eq!(
+        (&last["stopped_at"], &last["running"], &last["profile"]),
+        (&running.into(), &Value::Null, &Value::Null)
+    );
+    assert!(!dir.path().join("cache/neuron/profiles").exists());
+}
+
+#[test]
+fn a_report_that_cannot_be_written_ends_the_probe_before_its_first_step() {
+    let dir = scratch();
+    let args = ["--target", "trn1", "--neffs", dir.path().to_str().unwrap(), "--report", "/nowhere/report.json"];
+    let seen = probe(&args, dir.path(), Some(Path::new("/no/such/libnrt.so.1")));
+    seen.fails_with(1, &["/nowhere/report.json"]);
 }
 
 #[test]

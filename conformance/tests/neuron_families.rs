@@ -30,7 +30,9 @@ fn families_without_a_lowering_are_refused_by_name() {
 
 fn fixtures() -> Vec<(String, Checkpoint, Option<f64>)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata");
-    let mut dirs: Vec<PathBuf> = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut dirs: Vec<PathBuf> = std::fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    // A norm's vector for each head, which cores divide.
+    dirs.extend(["cohere_normed", "stablelm_parallel"].map(|name| root.join("variants").join(name)));
     dirs.sort();
     let open = |dir: PathBuf| {
         dir.join("config.json").is_file().then(|| {

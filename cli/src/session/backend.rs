@@ -15,9 +15,9 @@ use njoule_runtime::backend::{Backend, Capacity, Executor, KvType, Limits, LoadE
 #[cfg(target_os = "linux")]
 use super::Interrupted;
 use super::Model;
-#[cfg(target_os = "linux")]
-use super::neuron;
 use super::options::{FallbackArg, RunOptions};
+#[cfg(target_os = "linux")]
+use super::{neuron, planning};
 use crate::args::UsageError;
 use crate::verbs::Context;
 
@@ -255,7 +255,14 @@ impl RunOptions {
         capacity: impl Fn(&AnyBackend) -> Capacity,
         context: &Context<'_>,
     ) -> anyhow::Result<Loaded> {
-        let backend = AnyBackend::Neuron(self.neuron(model, context)?);
+        let neuron = self.neuron(model, context)?;
+        let longest = neuron.layout().context;
+        if let Some(asked) = self.context.filter(|asked| *asked > longest) {
+            context.note(&format!(
+                "--context {asked}: the artifact was built for {longest} tokens, longer requests are refused"
+            ));
+        }
+        let backend = AnyBackend::Neuron(neuron);
         let capacity = capacity(&backend);
         let executor = backend.load(model, capacity)?;
         let reason = if model.artifact.is_some() { "the model is an artifact" } else { "--backend asks for it" };
@@ -275,7 +282,10 @@ impl RunOptions {
     fn neuron(&self, model: &Model, context: &Context<'_>) -> anyhow::Result<NeuronBackend> {
         let usual = Wish::default();
         let wish = Wish {
-            context: self.context.unwrap_or(usual.context),
+            context: match model.artifact {
+                Some(_) => usual.context, // not planned any more
+                None => planning::longest(self.context, model)?,
+            },
             weights: Some(self.quant()).filter(|q| *q != Quant::Auto),
             kv: self.kv,
             batch: self.batch_size,

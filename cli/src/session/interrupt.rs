@@ -1,11 +1,14 @@
-//! Ctrl-C: the first stops what is being generated, the second the program.
+//! Ctrl-C: the first stops what is being generated or built, the second the program.
+//!
+//! Invariant: a signal that somebody took for a while has its default action again afterwards, unless it is taken by others;
+//! one that was ignored stays ignored.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use njoule_runtime::{Event, RequestHandle};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::SIGINT;
 use signal_hook::{SigId, flag, low_level};
 
 /// Whether Ctrl-C was pressed.
@@ -19,6 +22,7 @@ impl Interrupt {
         // In this order: the second press finds the flag that the first has set.
         flag::register_conditional_shutdown(SIGINT, INTERRUPTED, pressed.clone())?;
         flag::register(SIGINT, pressed.clone())?;
+        take_default(SIGINT);
         Ok(Interrupt(pressed))
     }
 
@@ -48,36 +52,19 @@ impl Interrupt {
     }
 }
 
-/// Asks long work to end by Ctrl-C, SIGTERM or SIGHUP, for as long as it lives; a second Ctrl-C ends the process.
-#[derive(Debug)]
-pub struct Stop {
-    asked: Arc<AtomicBool>,
-    hooks: Vec<SigId>,
+/// Signals whose default action is emulated: they were taken, and let go again. A handler cannot be removed without unsafe
+/// code, and one without an action swallows its signal.
+static DEFAULTS: Mutex<Vec<(i32, SigId)>> = Mutex::new(vec![]);
+
+fn defaults() -> MutexGuard<'static, Vec<(i32, SigId)>> {
+    DEFAULTS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Stop {
-    /// Takes the signals over.
-    pub fn install() -> std::io::Result<Stop> {
-        let mut stop = Stop { asked: Arc::default(), hooks: vec![] };
-        stop.hooks.push(flag::register_conditional_shutdown(SIGINT, INTERRUPTED, stop.asked.clone())?);
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
-            stop.hooks.push(flag::register(signal, stop.asked.clone())?);
-        }
-        Ok(stop)
-    }
-
-    /// Set once somebody has asked.
-    pub fn flag(&self) -> &AtomicBool {
-        &self.asked
-    }
-}
-
-impl Drop for Stop {
-    fn drop(&mut self) {
-        for hook in self.hooks.drain(..) {
-            low_level::unregister(hook);
-        }
-    }
+/// Ends the emulation of a signal's default action, where there is one; whether there was.
+fn take_default(signal: i32) -> bool {
+    let mut defaults = defaults();
+    let Some(at) = defaults.iter().position(|(of, _)| *of == signal) else { return false };
+    low_level::unregister(defaults.swap_remove(at).1)
 }
 
 /// The answer was stopped by Ctrl-C.
@@ -88,5 +75,13 @@ pub struct Interrupted;
 /// 128 + SIGINT, as shells have it.
 pub const INTERRUPTED: i32 = 130;
 
+#[cfg(target_os = "linux")]
+mod stop;
+#[cfg(target_os = "linux")]
+pub use stop::Stop;
+
 /// How late Ctrl-C may be noticed between two tokens.
 const POLL: Duration = Duration::from_millis(50);
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests;

@@ -106,13 +106,11 @@ pub fn plan_model(
     options: &BuildOptions,
     context: &Context<'_>,
 ) -> anyhow::Result<Planned> {
-    let made_for = model.checkpoint.config.max_len;
-    let wish = Wish { context: wish.context.min(made_for), ..wish.clone() };
-    match plan(&model.program, instance, lengths, &wish) {
+    match plan(&model.program, instance, lengths, wish) {
         Ok(plan) => lay_out(model, plan, options, context),
         Err(error) => {
             let table = Instances::built_in();
-            Err(in_words(error, || smallest_instance(&model.program, &table, lengths, &wish)))
+            Err(in_words(error, || smallest_instance(&model.program, &table, lengths, wish)))
         }
     }
 }

@@ -10,7 +10,6 @@ use njoule_runtime::backend::neuron::plan::{Assumptions, Instance, Instances, Le
 use super::Model;
 use super::options::KvArg;
 use crate::args::UsageError;
-use crate::verbs::Context;
 
 /// What is planned, as typed.
 #[derive(Args, Clone, Debug)]
@@ -117,20 +116,16 @@ impl PlanArgs {
     }
 
     /// What the planner is asked for.
-    pub fn wish(&self, model: &Model, context: &Context<'_>) -> Wish {
-        let (made_for, usual) = (model.checkpoint.config.max_len, Wish::default());
-        if let Some(asked) = self.context.filter(|asked| *asked > made_for) {
-            context.note(&format!("--context {asked} is more than the {made_for} tokens that the model was made for"));
-        }
+    pub fn wish(&self, model: &Model) -> Result<Wish, UsageError> {
         let assumed = Assumptions::default();
-        Wish {
+        Ok(Wish {
             objective: match self.objective {
                 ObjectiveArg::TokensPerJoule => Objective::TokensPerJoule,
                 ObjectiveArg::Throughput => Objective::Throughput,
                 ObjectiveArg::Latency => Objective::Latency,
             },
             tpot: self.tpot,
-            context: self.context.unwrap_or(usual.context.min(made_for)),
+            context: longest(self.context, model)?,
             weights: self.quant.map(|weights| match weights {
                 WeightsArg::None => Quant::None,
                 WeightsArg::Bf16 => Quant::Bf16,
@@ -149,7 +144,19 @@ impl PlanArgs {
                 hop_us: self.hop_us.unwrap_or(assumed.hop_us),
                 ..assumed
             },
-        }
+        })
+    }
+}
+
+/// The longest sequence to plan for: what was asked, else the usual, as far as the model was made for it.
+pub fn longest(asked: Option<usize>, model: &Model) -> Result<usize, UsageError> {
+    let made_for = model.checkpoint.config.max_len;
+    match asked {
+        Some(asked) if asked > made_for => Err(UsageError(format!(
+            "--context {asked}: the model was made for {made_for} tokens, and modules for Neuron devices hold no more"
+        ))),
+        Some(asked) => Ok(asked),
+        None => Ok(Wish::default().context.min(made_for)),
     }
 }
 

@@ -82,7 +82,6 @@ impl Args {
         distinct(&self.input, &self.output, &errors_path)?;
         // What failed before is tried again: the file is this run's alone.
         let mut errors = Output::anew(&errors_path)?;
-        let interrupt = Interrupt::install()?;
 
         let model = Model::open(&asked, context)?;
         let loader = model.load_text();
@@ -90,6 +89,8 @@ impl Args {
         let max_len = model.max_len(options.context, 0, context);
         let size = Size { max_len, max_seqs: sequences, max_outputs: sequences.max(OUTPUTS) };
         let session = model.start(&options, size, context)?;
+        // Until here nothing is to be finished, and a build that it waited for has its own end by Ctrl-C.
+        let interrupt = Interrupt::install()?;
         let text = loader.require("batch cannot do without")?;
         let names = match self.served_model_name.is_empty() {
             true => vec![asked.to_string()],

@@ -120,7 +120,7 @@ impl Args {
         }
         let (table, lengths) = (self.planning.table()?, self.planning.lengths()?);
         let instance = self.planning.instance(&table, &neuron::instance_name(self.instance.as_deref(), &table)?)?;
-        let wish = self.planning.wish(model, context);
+        let wish = self.planning.wish(model)?;
         neuron::plan_model(model, &instance, &lengths, &wish, options, context)
     }
 

@@ -6,7 +6,9 @@
 
 use std::fs;
 use std::io;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context as _, anyhow, bail};
 use njoule_neuron_sys as sys;
@@ -14,7 +16,7 @@ use njoule_runtime::backend::neuron::Profile;
 use njoule_runtime::backend::neuron::compiler::{Compiler, NeffCache, Settings};
 use njoule_runtime::backend::neuron::plan::{Instances, Wish};
 use njoule_runtime::backend::neuron::probe::{
-    self, Golden, Heard, Neffs, NeuronDevice, ProbeModel, Redaction, STEPS, State, StepOutcome,
+    self, Golden, Heard, Neffs, NeuronDevice, Outcome, ProbeModel, Redaction, STEPS, State, StepOutcome,
 };
 use serde_json::{Value, json};
 use sys::sysfs::Root;
@@ -22,10 +24,10 @@ use sys::sysfs::Root;
 use super::Context;
 use super::doctor::library::is_stand_in;
 use crate::args::{ModelArgs, UsageError};
-use crate::session::Model;
 use crate::session::neuron::{self, probe::Probed};
 use crate::session::options::{KvArg, QuantArg};
 use crate::session::planning::no_instance;
+use crate::session::{Interrupted, Model, Stop};
 
 /// Arguments of `probe`.
 #[derive(Debug, clap::Args)]
@@ -83,6 +85,7 @@ impl Args {
         if let Some(dir) = &self.emit {
             return emit(dir, self.profile.as_deref(), &settings, context);
         }
+        let stop = Stop::install().context("cannot take Ctrl-C over")?;
         let cache = context.fetch.env.njoule_cache()?.join("neuron");
         let (neffs, compiler) = match &self.neffs {
             Some(dir) if dir.is_dir() => (Neffs::Directory(dir.clone()), None),
@@ -90,7 +93,8 @@ impl Args {
             None => {
                 let compiler = Compiler::find().context("--emit and --neffs compile on another machine")?;
                 let version = compiler.version().to_owned();
-                (Neffs::Compiler { compiler, cache: NeffCache::new(&cache.join("neffs")), settings }, Some(version))
+                let (cache, cancelled) = (NeffCache::new(&cache.join("neffs")), stop.shared());
+                (Neffs::Compiler { compiler, cache, settings, cancelled }, Some(version))
             }
         };
         let stand_in =
@@ -104,28 +108,47 @@ impl Args {
 
         let mut device = NeuronDevice::new(neffs, root.clone());
         let reporter = context.fetch.reporter.clone();
-        let (mut number, mut written) = (0, Ok(()));
-        let outcome = probe::run(&mut device, model, target, STEPS, |heard| match heard {
-            Heard::Begins(step) => {
-                number += 1;
-                reporter.note(&format!("[{number}/{}] {}: {}", STEPS.len(), step.name, step.proves));
+        let (driver, names) = (root.driver().version.ok().map(|version| version.to_string()), names());
+        let report = |outcome: &Outcome| {
+            json!({
+                "njoule": env!("CARGO_PKG_VERSION"),
+                "stand_in": stand_in,
+                "instance": instance,
+                "chip": chip.map(|chip| chip.name()),
+                "driver": driver,
+                "compiler": compiler.as_deref().unwrap_or("elsewhere"),
+                "outcome": outcome.redacted(&names),
+            })
+        };
+        let (mut number, mut told_so_far) = (0, Ok(()));
+        let outcome = probe::run(&mut device, model, target, STEPS, |heard| {
+            let so_far = match heard {
+                Heard::Begins(step, so_far) => {
+                    number += 1;
+                    reporter.note(&format!("[{number}/{}] {}: {}", STEPS.len(), step.name, step.proves));
+                    so_far
+                }
+                Heard::Done(step, so_far) => {
+                    if !self.json {
+                        let written = writeln!(context.out, "{}", told(step)).and_then(|()| context.out.flush());
+                        told_so_far = written.map_err(Into::into);
+                    }
+                    so_far
+                }
+            };
+            // Each time: what ends the process or the machine leaves a report of all before it.
+            if told_so_far.is_ok() {
+                told_so_far = self.write_report(&report(so_far));
             }
-            Heard::Done(step) if !self.json && written.is_ok() => {
-                written = writeln!(context.out, "{}", told(step)).and_then(|()| context.out.flush());
-            }
-            Heard::Done(_) => {}
+            let ends = told_so_far.is_err() || stop.flag().load(Ordering::Relaxed);
+            if ends { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
-        written?;
-        let report = json!({
-            "njoule": env!("CARGO_PKG_VERSION"),
-            "stand_in": stand_in,
-            "instance": instance,
-            "chip": chip.map(|chip| chip.name()),
-            "driver": root.driver().version.ok().map(|version| version.to_string()),
-            "compiler": compiler.as_deref().unwrap_or("elsewhere"),
-            "outcome": outcome.redacted(&names()),
-        });
-        self.hand_over(&report, context)?;
+        told_so_far?;
+        self.hand_over(&report(&outcome), context)?;
+        if stop.flag().load(Ordering::Relaxed) {
+            context.note(&format!("stopped at step {}", outcome.stopped_at.unwrap_or_default()));
+            return Err(Interrupted.into());
+        }
         let Some(profile) = outcome.profile else {
             let last = outcome.steps.last().map_or("", |step| step.advice.as_str());
             return Err(anyhow!("stopped at step {}: {last}", outcome.stopped_at.unwrap_or_default()));
@@ -188,15 +211,28 @@ impl Args {
         Ok(Ok(Probed { model, instance, wish, golden, stand_in, context }))
     }
 
-    /// Writes the report where it was asked for.
-    fn hand_over(&self, report: &Value, context: &mut Context<'_>) -> anyhow::Result<()> {
+    /// Writes the report where it was asked for. A file is replaced by a rename: at no moment is there half a report.
+    fn write_report(&self, report: &Value) -> anyhow::Result<()> {
+        let Some(path) = &self.report else { return Ok(()) };
         let text = serde_json::to_string_pretty(report)?;
+        let written = if path.metadata().is_ok_and(|found| !found.is_file()) {
+            fs::write(path, &text) // a pipe or a terminal
+        } else {
+            let mut beside = path.clone().into_os_string();
+            beside.push(".part");
+            fs::write(&beside, &text).and_then(|()| fs::rename(&beside, path))
+        };
+        written.with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// The last report, and where it is.
+    fn hand_over(&self, report: &Value, context: &mut Context<'_>) -> anyhow::Result<()> {
+        self.write_report(report)?;
         if let Some(path) = &self.report {
-            fs::write(path, &text).with_context(|| format!("cannot write {}", path.display()))?;
             context.note(&format!("report: {}", path.display()));
         }
         if self.json {
-            writeln!(context.out, "{text}")?;
+            writeln!(context.out, "{}", serde_json::to_string_pretty(report)?)?;
         }
         Ok(())
     }
@@ -270,12 +306,20 @@ fn told(step: &StepOutcome) -> String {
     text
 }
 
-/// What a report must not name.
+/// What a report must not name: users and hosts, by their whole names and by what stands before the domain.
 fn names() -> Redaction {
     let read = |path: &str| fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
-    let user = ["USER", "LOGNAME"].into_iter().filter_map(|name| std::env::var(name).ok());
-    let names = user.chain(read("/proc/sys/kernel/hostname"));
-    Redaction { names: names.filter(|name| !["", "root", "localhost"].contains(&name.as_str())).collect() }
+    let variables =
+        ["USER", "LOGNAME", "SUDO_USER", "HOSTNAME"].into_iter().filter_map(|name| std::env::var(name).ok());
+    let kernel = ["hostname", "domainname"].into_iter().filter_map(|name| read(&format!("/proc/sys/kernel/{name}")));
+    let whole: Vec<String> = variables.chain(kernel).chain(read("/etc/hostname")).collect();
+    let short = whole.iter().filter_map(|name| name.split_once('.')).map(|(short, _)| short.to_owned());
+    let mut names: Vec<String> = short.chain(whole.iter().cloned()).collect();
+    names.retain(|name| !["", "root", "localhost", "(none)"].contains(&name.as_str()));
+    // The longer ones first: of a whole name nothing is left.
+    names.sort_by_key(|name| std::cmp::Reverse(name.len()));
+    names.dedup();
+    Redaction { names }
 }
 
 const NO_COMPILER: &str = "a model's modules are not compiled here: build it elsewhere with `njoule build`, with the profile \

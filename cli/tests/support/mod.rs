@@ -70,6 +70,21 @@ impl Ran {
     }
 }
 
+/// Waits for what another process does; the limit is for one that never does.
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let started = std::time::Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < std::time::Duration::from_secs(120), "waited in vain for {what}");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+}
+
+/// Whether the process of that number runs: one that is gone does not, nor a zombie that nobody has waited for.
+#[cfg(target_os = "linux")]
+pub fn lives(pid: &str) -> bool {
+    std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
 /// A file or directory of testdata.
 pub fn testdata(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata").join(name);

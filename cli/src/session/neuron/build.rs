@@ -12,8 +12,7 @@ use njoule_runtime::backend::neuron::compiler::{Compiled, Compiler, NeffCache};
 
 use super::progress::Progress;
 use super::{BuildOptions, GGUF_HEAD, Planned, cache};
-use crate::session::interrupt::Stop;
-use crate::session::{Interrupted, Model};
+use crate::session::{Interrupted, Model, Stop};
 use crate::verbs::Context;
 
 /// A built artifact and what became of its modules.

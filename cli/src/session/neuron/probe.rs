@@ -6,7 +6,7 @@ use std::num::NonZero;
 
 use anyhow::{Context as _, anyhow, bail};
 use njoule_models::checkpoint::Origin as CheckpointOrigin;
-use njoule_runtime::backend::cpu::CpuBackend;
+use njoule_runtime::backend::cpu::{CpuBackend, StoredWeights};
 use njoule_runtime::backend::neuron::artifact::{Layout, Origin};
 use njoule_runtime::backend::neuron::plan::{Instances, Lengths, Wish, plan};
 use njoule_runtime::backend::neuron::probe::{DecodeBucket, Fault, Golden, LoadedModel, ProbeModel, Stage, tolerance};
@@ -15,8 +15,8 @@ use njoule_runtime::backend::{Backend, Capacity, Quant};
 
 use super::{BuildOptions, cached, laid_out, limited};
 use crate::fetch::{DEFAULT_MODEL, DEFAULT_ON_HUB};
-use crate::session::Model;
 use crate::session::planning::no_instance;
+use crate::session::{Model, available_memory};
 use crate::verbs::Context;
 use crate::verbs::plan::in_words;
 
@@ -41,7 +41,8 @@ impl ProbeModel for Probed<'_> {
         let at = |stage| move |error: anyhow::Error| Fault { stage, words: format!("{error:#}") };
         let backend = self.backend(profile).map_err(at(Stage::Compile))?;
         let layout = backend.layout();
-        let golden = self.golden(layout.context).map_err(at(Stage::Evaluate))?;
+        let short = self.too_large_for_cpu().map_err(at(Stage::Evaluate))?;
+        let golden = self.golden(layout.context, short.is_some()).map_err(at(Stage::Evaluate))?;
         let (program, weights) = (&self.model.program, self.model.checkpoint.weights.as_ref());
         let capacity = backend.capacity();
         let executor = backend.load(program, weights, capacity).map_err(|e| at(Stage::Load)(e.into()))?;
@@ -51,10 +52,13 @@ impl ProbeModel for Probed<'_> {
         let row = before.map(|class| class.rows).sum::<usize>();
         let bandwidth = Instances::built_in().find(&layout.instance).map(|i| i.core_bandwidth() * layout.tp as f64);
         let forms = if layout.profile == *profile { "" } else { ", built in other forms than those chosen here" };
-        let words = format!(
+        let mut words = format!(
             "{} in {:?}, caches in {:?}, on {} cores{forms}",
             self.model.program.name, layout.weights, layout.kv, layout.tp
         );
+        if let (None, Some(short)) = (&golden, short) {
+            words += &format!("; {short}");
+        }
         Ok(LoadedModel {
             executor,
             capacity,
@@ -87,11 +91,16 @@ impl Probed<'_> {
         Ok(limited(cached(model, &planned, &options, context)?, context))
     }
 
-    /// What a reference gives: of the default model it is known, of another the cpu backend computes it in f32.
-    fn golden(&self, context: usize) -> anyhow::Result<Option<Golden>> {
+    /// What a reference gives: of the default model it is known, of another the cpu backend computes it in f32, unless the
+    /// model is `too_large`.
+    fn golden(&self, context: usize, too_large: bool) -> anyhow::Result<Option<Golden>> {
         let golden = match &self.golden {
             Some(golden) => Some(golden.clone()),
-            None => self.known().map_or_else(|| self.by_cpu(context), |known| Ok(Some(known)))?,
+            None => match self.known() {
+                Some(known) => Some(known),
+                None if too_large => None,
+                None => self.by_cpu(context)?,
+            },
         };
         let Some(golden) = golden else { return Ok(None) };
         let vocab = self.model.program.vocab();
@@ -123,6 +132,18 @@ impl Probed<'_> {
         Golden::parse(text).ok() // a test reads both
     }
 
+    /// Why the cpu backend cannot be the reference here: a process that takes more memory than there is would be killed, with
+    /// all that the probe has found.
+    fn too_large_for_cpu(&self) -> anyhow::Result<Option<String>> {
+        if self.model.artifact.is_some() {
+            return Ok(None); // its weights are not read
+        }
+        let (program, weights) = (&self.model.program, self.model.checkpoint.weights.as_ref());
+        let bytes =
+            StoredWeights::preview(program, weights, Quant::None)?.values().fold(0, |a: usize, b| a.saturating_add(*b));
+        Ok(short_of(bytes, available_memory()))
+    }
+
     /// Some prompts of made-up tokens; nothing of an artifact, whose weights only a device reads.
     fn by_cpu(&self, context: usize) -> anyhow::Result<Option<Golden>> {
         if self.model.artifact.is_some() {
@@ -144,6 +165,19 @@ impl Probed<'_> {
             .context("the cpu backend, which is the reference where there is no other")?;
         Ok(Some(golden))
     }
+}
+
+/// What lacks where `bytes` of weights are to be packed and so much memory is available.
+fn short_of(bytes: usize, available: Option<usize>) -> Option<String> {
+    // Rows are read beside what is packed.
+    let needed = bytes.saturating_add(bytes / 8);
+    let available = available.filter(|available| needed > *available)?;
+    let gb = |bytes: usize| bytes as f64 / 1e9;
+    Some(format!(
+        "the cpu backend, the reference where there is no other, needs {:.1} GB in f32 and {:.1} GB are available",
+        gb(needed),
+        gb(available)
+    ))
 }
 
 /// One class of rows: decode steps of one sequence and of several over a short and over the whole length, a chunk, a score.
@@ -175,6 +209,14 @@ const GOLDEN_HUB: &str = include_str!("../../../../testdata/smollm2/golden_hf_bf
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reference_that_would_take_more_memory_than_there_is_is_not_computed() {
+        assert_eq!(short_of(8_000_000_000, Some(10_000_000_000)), None);
+        assert_eq!(short_of(8_000_000_000, None), None);
+        let why = short_of(32_000_000_000, Some(16_000_000_000)).unwrap();
+        assert!(why.contains("needs 36.0 GB in f32 and 16.0 GB are available"), "{why}");
+    }
 
     #[test]
     fn what_transformers_gives_for_the_default_model_is_read() {

@@ -1,9 +1,6 @@
 //! What is installed beside the library: compiler, collectives, tools.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use njoule_neuron_sys::sysfs::Root;
 
@@ -97,37 +94,21 @@ fn is_program(path: &Path) -> bool {
 }
 
 /// The first line that a program prints and that is not empty; an error after [`PATIENCE`].
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 pub fn first_line(program: &Path, args: &[&str]) -> Result<String, String> {
-    let mut command = Command::new(program);
-    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|error| format!("cannot be run: {error}"))?;
-    let started = Instant::now();
-    let status = loop {
-        match child.try_wait().map_err(|error| error.to_string())? {
-            Some(status) => break status,
-            None if started.elapsed() > PATIENCE => {
-                // It has ended meanwhile, or ends now.
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(format!("did not answer within {} s", PATIENCE.as_secs()));
-            }
-            None => std::thread::sleep(Duration::from_millis(10)),
-        }
-    };
-    // What a pipe holds, which is all that such a program writes: a child of it may keep the pipe open.
-    let said = |pipe: Option<&mut dyn Read>| {
-        let mut bytes = vec![0; 4096];
-        let n = pipe.and_then(|pipe| pipe.read(&mut bytes).ok()).unwrap_or(0);
-        let text = String::from_utf8_lossy(&bytes[..n]).into_owned();
-        text.lines().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
-    };
-    if !status.success() {
-        let why = said(child.stderr.as_mut().map(|pipe| pipe as _)).unwrap_or_default();
-        return Err(format!("ended with {status}: {why}"));
-    }
+    let (status, said) = njoule_runtime::backend::neuron::compiler::said(program, args, PATIENCE)?;
     // Python programs of old write their version to stderr.
-    let line = said(child.stdout.as_mut().map(|pipe| pipe as _));
-    line.or_else(|| said(child.stderr.as_mut().map(|pipe| pipe as _))).ok_or_else(|| "printed nothing".to_owned())
+    let [out, err] = said.map(|text| text.lines().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned));
+    match status.success() {
+        true => out.or(err).ok_or_else(|| "printed nothing".to_owned()),
+        false => Err(format!("ended with {status}: {}", err.unwrap_or_default())),
+    }
+}
+
+/// No program is asked here: what is asked of them exists on 64-bit Linux only.
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+pub fn first_line(_program: &Path, _args: &[&str]) -> Result<String, String> {
+    Err("it exists on 64-bit Linux only".to_owned())
 }
 
 /// How to get the compiler.
@@ -136,7 +117,8 @@ pub const INSTALL_COMPILER: &str =
 const PACKAGE: &str = "/opt/aws/neuron";
 const TOOLS: [&str; 3] = ["neuron-ls", "neuron-top", "neuron-monitor"];
 /// A Python program's start on a cold disk.
-const PATIENCE: Duration = Duration::from_secs(60);
+#[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
 #[cfg(all(test, target_os = "linux", target_pointer_width = "64"))]
 mod tests {
@@ -170,6 +152,9 @@ mod tests {
         let failing = program(dir.path(), "echo no module named neuronxcc >&2; exit 3");
         let why = first_line(&failing, &["--version"]).unwrap_err();
         assert!(why.contains('3') && why.contains("no module named neuronxcc"), "{why}");
+        // A daemon that it leaves behind keeps its pipes open.
+        let leaving = program(dir.path(), "sleep 1000 & echo; echo 2.1");
+        assert_eq!(first_line(&leaving, &[]).as_deref(), Ok("2.1"));
         let fake = program(dir.path(), "echo 'NeuronX Compiler version 2.0 (FAKE)'");
         assert!(Compiler::look(&Env::from_pairs([("NJOULE_NEURONX_CC", fake.as_os_str())])).stand_in);
     }

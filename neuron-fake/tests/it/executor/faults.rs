@@ -93,8 +93,8 @@ impl Place {
 /// Serves three requests and says what became of them.
 fn serve() {
     let (model, mut backend) = (small_model(), backend(&place()));
-    if std::env::var_os(HANGS).is_some() {
-        (backend.step_limit, backend.load_limit) = (Duration::from_secs(1), Duration::from_secs(1));
+    if let Some(limit) = std::env::var(HANGS).ok().and_then(|seconds| seconds.parse().ok()) {
+        (backend.step_limit, backend.load_limit) = (Duration::from_secs(limit), Duration::from_secs(limit));
     }
     println!("{SAYS}{}", outcome(&model, &backend));
 }
@@ -123,17 +123,20 @@ fn outcome(model: &njoule_models::checkpoint::Checkpoint, backend: &NeuronBacken
 /// One case in a process of its own; None in that process.
 type Run<'a> = &'a (dyn Fn(&[(&str, &str)]) -> Option<std::process::Output> + Sync);
 
-fn case(run: Run<'_>, place: &std::path::Path, fault: Option<(Place, &str, usize)>) -> (Value, String, Duration) {
+/// What waits for another in vain waits for `seconds`.
+fn case(
+    run: Run<'_>,
+    place: &std::path::Path,
+    fault: Option<(Place, &str, usize)>,
+    seconds: &str,
+) -> (Value, String, Duration) {
     let text = fault.map(|(place, action, rank)| place.fault(action, rank)).unwrap_or_default();
-    let mut environment = [environment(place), vec![("NEURON_RT_EXEC_TIMEOUT", "1")]].concat();
+    let mut environment = [environment(place), vec![("NEURON_RT_EXEC_TIMEOUT", seconds)]].concat();
     if let Some((place, action, _)) = fault {
         environment.push((if place.is_loading() { "NJOULE_FAKE_FAULTS" } else { ORDERS }, &text));
         if action == "hang" {
-            environment.push((HANGS, "1"));
+            environment.push((HANGS, seconds));
         }
-    } else {
-        // Nothing waits for another in vain.
-        environment.push(("NEURON_RT_EXEC_TIMEOUT", "30"));
     }
     let started = Instant::now();
     let output = run(&environment).expect("the parent");
@@ -148,7 +151,7 @@ fn case(run: Run<'_>, place: &std::path::Path, fault: Option<(Place, &str, usize
 fn compare(run: Run<'_>, tp: usize, cases: &[(Place, &str)]) {
     let dir = tempfile::tempdir().unwrap();
     build(&small_model().config.program(), Shape { tp, ..SMALL }, dir.path());
-    let (healthy, ..) = case(run, dir.path(), None);
+    let (healthy, ..) = case(run, dir.path(), None, PATIENT);
     assert_eq!(healthy["requests"][2]["ids"].as_array().map(Vec::len), Some(6), "{healthy}");
     let next = std::sync::atomic::AtomicUsize::new(0);
     let seen = std::sync::Mutex::new(BTreeMap::new());
@@ -157,8 +160,16 @@ fn compare(run: Run<'_>, tp: usize, cases: &[(Place, &str)]) {
         for _ in 0..4 {
             scope.spawn(|| {
                 while let Some((place, action)) = cases.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
-                    let (got, text, took) = case(run, dir.path(), Some((*place, action, rank)));
-                    check(*place, action, &got, &healthy, &text, took);
+                    let run = |seconds| case(run, dir.path(), Some((*place, action, rank)), seconds);
+                    let (got, text, took) = run(SHORT);
+                    if let Err(what) = check(*place, action, &got, &healthy, took) {
+                        // A loaded machine may be too slow for limits that are short so that hangs cost little: what is so
+                        // with long ones is so.
+                        let (got, _, took) = run(PATIENT);
+                        check(*place, action, &got, &healthy, took)
+                            .unwrap_or_else(|again| panic!("{text}: {what}; with {PATIENT} s: {again}"));
+                        eprintln!("{text}: {what}; as it should be with {PATIENT} s");
+                    }
                     let what = format!("{:?}", place.expected(action));
                     seen.lock().unwrap().entry(what).or_insert_with(Vec::new).push(text);
                 }
@@ -170,28 +181,30 @@ fn compare(run: Run<'_>, tp: usize, cases: &[(Place, &str)]) {
     }
 }
 
-fn check(place: Place, action: &str, got: &Value, healthy: &Value, text: &str, took: Duration) {
-    assert!(took < Duration::from_secs(20), "{text}: {took:?}");
+fn check(place: Place, action: &str, got: &Value, healthy: &Value, took: Duration) -> Result<(), String> {
+    let demand = |holds: bool, what: &dyn std::fmt::Display| if holds { Ok(()) } else { Err(format!("{what}: {got}")) };
+    // Of a wait that would never end.
+    demand(took < Duration::from_secs(200), &format!("took {took:?}"))?;
     match place.expected(action) {
-        Outcome::Answered => assert_eq!(got, healthy, "{text}"),
+        Outcome::Answered => demand(got == healthy, &"not the answers of a healthy device"),
         Outcome::Refused if place.is_loading() => {
-            let error = got["refused"].as_str().unwrap_or_else(|| panic!("{text}: {got}"));
-            assert!(names(error, action), "{text}: {error}");
+            demand(got["refused"].as_str().is_some_and(|error| names(error, action)), &"not refused by its name")
         }
         outcome => {
-            let ends = got["requests"].as_array().unwrap_or_else(|| panic!("{text}: {got}"));
-            assert_eq!(ends.len(), 3, "{text}: {got}");
+            let ends = got["requests"].as_array().map(Vec::as_slice).unwrap_or_default();
+            demand(ends.len() == 3, &"not three ends")?;
             let failed = |end: &&Value| end.get("code").is_some();
             if outcome == Outcome::NotFinite {
                 let right = |(end, healthy): (&Value, &Value)| end == healthy || end["code"] == "non_finite_logits";
                 let all = ends.iter().zip(healthy["requests"].as_array().unwrap()).all(right);
-                assert!(all && (1..3).contains(&ends.iter().filter(failed).count()), "{text}: {got}");
-                return;
+                let some = (1..3).contains(&ends.iter().filter(failed).count());
+                return demand(all && some, &"not one or two requests refused");
             }
             for end in ends {
-                assert_eq!(end["code"], "engine_error", "{text}: {got}");
-                assert!(names(end["error"].as_str().unwrap_or_default(), action), "{text}: {end}");
+                let named = names(end["error"].as_str().unwrap_or_default(), action);
+                demand(end["code"] == "engine_error" && named, &"not refused by its name")?;
             }
+            Ok(())
         }
     }
 }
@@ -208,6 +221,9 @@ fn names(error: &str, action: &str) -> bool {
     }
 }
 
+/// Seconds that a run or a collective may take.
+const SHORT: &str = "1";
+const PATIENT: &str = "30";
 const ORDERS: &str = "NJOULE_FAKE_TEST_ORDERS";
 const HANGS: &str = "NJOULE_FAKE_TEST_HANGS";
 const SAYS: &str = "OUTCOME ";

@@ -1,6 +1,10 @@
 //! An index out of bounds ends the sequences that have it, and no other.
 
-use njoule_runtime::request::{Event, RequestError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use njoule_runtime::request::{Event, MaskError, MaskStream, RequestError, TokenMask};
 use njoule_runtime::{Engine, Request, RequestHandle};
 
 use super::{SMALL, Shape, backend, build, engine, environment, load, place, small_model};
@@ -54,15 +58,39 @@ fn of_a_runs_rows_the_one_that_fails_alone_is_refused() {
     }
 }
 
+/// Allows every token, and keeps the engine before the fifth till its sender is dropped.
+struct Gate(Mutex<Option<Receiver<()>>>);
+
+impl TokenMask for Gate {
+    fn start(self: Arc<Self>, _: &[u32]) -> Box<dyn MaskStream> {
+        Box::new(GateStream(self.0.lock().unwrap().take().expect("one request")))
+    }
+}
+
+struct GateStream(Receiver<()>);
+
+impl MaskStream for GateStream {
+    fn fill(&mut self, generated: &[u32], allowed: &mut [u32]) -> Result<(), MaskError> {
+        allowed.fill(u32::MAX);
+        let closed = || self.0.recv_timeout(Duration::from_secs(120)) == Err(RecvTimeoutError::Timeout);
+        if generated.len() >= 4 && closed() { Err(MaskError("the gate stays closed".to_owned())) } else { Ok(()) }
+    }
+}
+
 /// What becomes of four requests in the middle of their answers when these faults are ordered.
 fn interrupted(orders: &str) -> (Vec<Result<usize, RequestError>>, u64) {
     let engine = serve();
-    let mut handles: Vec<RequestHandle> = (0..4).map(|i| engine.submit(request(5 + i, 50)).unwrap()).collect();
+    // The last one holds all of them: however slow this thread is, they are in the middle.
+    let (gate, closed) = channel();
+    let closed = Arc::new(Gate(Mutex::new(Some(closed))));
+    let request = |i: u32| Request { mask: (i == 3).then(|| closed.clone() as Arc<_>), ..request(5 + i, 50) };
+    let mut handles: Vec<RequestHandle> = (0..4).map(|i| engine.submit(request(i)).unwrap()).collect();
     for handle in &mut handles {
         let first = handle.find(|event| matches!(event, Event::Token { .. }));
         assert!(first.is_some());
     }
     order(orders);
+    drop(gate);
     let ends = handles.into_iter().map(|handle| handle.wait().map(|done| 1 + done.token_ids.len())).collect();
     assert!(engine.failure().is_none());
     assert_eq!(ends_after(&engine), Ok(6), "it goes on serving");

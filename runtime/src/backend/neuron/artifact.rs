@@ -323,6 +323,14 @@ pub enum ArtifactError {
         /// By the manifest.
         expected: String,
     },
+    /// There are files that the manifest does not name.
+    #[error("{path} holds what its manifest does not name: {}", list(.files))]
+    Extra {
+        /// The artifact's directory.
+        path: PathBuf,
+        /// Their names, below it.
+        files: Vec<String>,
+    },
     /// A NEFF is broken.
     #[error(transparent)]
     Neff(#[from] NeffError),
@@ -334,6 +342,13 @@ pub enum ArtifactError {
         /// In what.
         what: String,
     },
+}
+
+/// Some of the names, and how many more there are.
+fn list(names: &[String]) -> String {
+    let (first, rest) = names.split_at(names.len().min(10));
+    let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+    format!("{}{more}", first.join(", "))
 }
 
 /// Bytes of a port's type and dimensions, if they are a number.

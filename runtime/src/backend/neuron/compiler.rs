@@ -21,6 +21,7 @@ use std::time::Duration;
 use njoule_hlo::Target;
 
 pub use cache::{Key, NeffCache, Record};
+pub use child::{end_all, said};
 pub use error::CompileError;
 pub use pool::{Compiled, Event};
 

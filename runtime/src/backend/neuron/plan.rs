@@ -259,6 +259,16 @@ pub enum PlanError {
         /// Modules.
         max_neffs: usize,
     },
+    /// No degree can be built.
+    #[error("{model} cannot be built: {what}")]
+    Divide {
+        /// Model.
+        model: String,
+        /// The smallest degree that was tried.
+        tp: usize,
+        /// What a build would say of it.
+        what: String,
+    },
     /// More cores than there are.
     #[error("--tp {tp}: {instance} has {cores} cores")]
     Tp {
@@ -304,21 +314,46 @@ impl Plan {
             return Err(format!("it is a plan for another model: {of} ({fingerprint:016x}), not this {is}"));
         }
         let field = |name: &str, value: String| Err(format!("field `{name}` is {value}"));
-        if !(1..=MAX_CORES).contains(&tp) || !(1..=MAX_CORES).contains(&replicas) {
-            return field("tp", format!("{tp}, with {replicas} replicas"));
+        for (name, number) in [("tp", tp), ("replicas", replicas)] {
+            if !(1..=MAX_CORES).contains(&number) {
+                return field(name, format!("{number}: there are 1 to {MAX_CORES}"));
+            }
         }
-        if matches!(weights, Quant::Int4 | Quant::Auto) || kv == KvType::F16 {
-            return field("weights", format!("{weights:?} beside caches in {kv:?}, which Neuron modules do not take"));
+        if matches!(weights, Quant::Int4 | Quant::Auto) {
+            return field(
+                "weights",
+                format!("{}: Neuron modules take none (f32), bf16 and int8", self::name(&weights)),
+            );
         }
-        if !(1..=program.vocab()).contains(&candidates) || !(2..=MAX_CONTEXT).contains(&context) {
-            return field("candidates", format!("{candidates} of {} tokens, context {context}", program.vocab()));
+        if kv == KvType::F16 {
+            return field("kv", "f16: Neuron modules take f32, bf16 and int8".to_owned());
+        }
+        if !(1..=program.vocab()).contains(&candidates) {
+            return field("candidates", format!("{candidates}: the model has {} tokens", program.vocab()));
+        }
+        if !(2..=MAX_CONTEXT).contains(&context) {
+            return field("context", format!("{context}: a sequence has 2 to {MAX_CONTEXT} tokens"));
         }
         let whole = |c: &CacheShape| {
             c.rows >= 1 && c.positions >= 2 && c.rows.checked_mul(c.positions).is_some_and(|n| n <= MAX_PLACES)
         };
-        let ascending = self.classes.windows(2).all(|pair| pair[0].positions < pair[1].positions);
-        if self.classes.is_empty() || self.classes.len() > MAX_NEFFS || !ascending || !self.classes.iter().all(whole) {
-            return field("classes", format!("{:?}", self.classes));
+        if !(1..=MAX_NEFFS).contains(&self.classes.len()) {
+            return field("classes", format!("a list of {}: there are 1 to {MAX_NEFFS}", self.classes.len()));
+        }
+        if let Some(i) = self.classes.iter().position(|class| !whole(class)) {
+            return field(
+                &format!("classes[{i}]"),
+                format!("{:?}: too small, or more than {MAX_PLACES} positions", self.classes[i]),
+            );
+        }
+        if let Some(i) = self.classes.windows(2).position(|pair| pair[0].positions >= pair[1].positions) {
+            return field(
+                &format!("classes[{}]", i + 1),
+                format!("{:?}: no longer than the one before it", self.classes[i + 1]),
+            );
+        }
+        if self.modules.len() > MAX_NEFFS {
+            return field("modules", format!("a list of {}: there are {MAX_NEFFS} at most", self.modules.len()));
         }
         for (i, m) in self.modules.iter().enumerate() {
             let decode = matches!(m.kind, ModuleKind::Decode { .. });
@@ -333,7 +368,6 @@ impl Plan {
             self.modules.iter().any(|m| m.class == *class && m.kind == all)
         };
         match self.classes.iter().find(|class| !decodes(class)) {
-            _ if self.modules.len() > MAX_NEFFS => field("modules", format!("a list of {}", self.modules.len())),
             Some(class) => Err(format!("field `modules`: no decode module takes all rows of {class:?}")),
             None => Ok(()),
         }

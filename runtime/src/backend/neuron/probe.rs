@@ -22,6 +22,7 @@ mod steps;
 mod tests;
 mod trial;
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use njoule_hlo::{EvalError, EvalOptions, Executable, Module, Target, Tensor, encode};
@@ -97,28 +98,33 @@ impl Stage {
     }
 }
 
-/// What a probe tells of its progress.
+/// What a probe tells of its progress, with all that it has found by then.
 #[derive(Clone, Copy, Debug)]
 pub enum Heard<'a> {
     /// A step begins.
-    Begins(&'a Step),
+    Begins(&'a Step, &'a Outcome),
     /// It is done.
-    Done(&'a StepOutcome),
+    Done(&'a StepOutcome, &'a Outcome),
 }
 
-/// Takes the steps in order, and calls `heard` before and after each. Where there is no model, the reason stands in its
-/// place.
+/// Takes the steps in order, and calls `heard` before and after each, which may break off. Where there is no model, the
+/// reason stands in its place.
 pub fn run(
     device: &mut dyn ProbeDevice,
     mut model: Result<&mut dyn ProbeModel, String>,
     target: Target,
     steps: &[Step],
-    mut heard: impl FnMut(Heard<'_>),
+    mut heard: impl FnMut(Heard<'_>) -> ControlFlow<()>,
 ) -> Outcome {
     let mut outcome = Outcome::new(target);
     let mut loaded = None;
     for step in steps {
-        heard(Heard::Begins(step));
+        outcome.running = Some(step.name.to_owned());
+        let mut go_on = heard(Heard::Begins(step, &outcome));
+        if go_on.is_break() {
+            outcome.stopped_at = outcome.running.take();
+            return outcome;
+        }
         let mut done = StepOutcome::of(step);
         match step.work {
             Work::Library => done.says(device.library()),
@@ -146,10 +152,13 @@ pub fn run(
                 done.power = Some(power);
             }
         }
-        heard(Heard::Done(&done));
         let stop = done.state == State::Failed && step.only_for.is_none();
         outcome.steps.push(done);
-        if stop {
+        (outcome.stopped_at, outcome.running) = (stop.then(|| step.name.to_owned()), None);
+        if let Some(done) = outcome.steps.last() {
+            go_on = heard(Heard::Done(done, &outcome));
+        }
+        if stop || go_on.is_break() {
             outcome.stopped_at = Some(step.name.to_owned());
             return outcome;
         }

@@ -40,6 +40,8 @@ pub type Layout = Option<Arc<Split>>;
 /// What a core has of a weight, and how it lies in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
+    /// Members of a stack (a norm's vectors, one per head); all where absent. Of experts: always absent.
+    pub members: Option<Arc<Split>>,
     /// Output rows; all where absent. Of a vector: always absent.
     pub rows: Option<Arc<Split>>,
     /// Input columns, or a vector's elements; all where absent.

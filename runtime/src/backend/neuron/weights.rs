@@ -56,6 +56,7 @@ pub fn write_part(
     let slab = Slab {
         view: &*view,
         decl,
+        members: runs(&part.members, decl.experts.unwrap_or(1)),
         rows: runs(&part.rows, decl.rows),
         cols: runs(&part.cols, decl.cols),
         order: part.order,
@@ -120,6 +121,8 @@ impl Stored for i8 {
 struct Slab<'a> {
     view: &'a dyn WeightRows,
     decl: &'a WeightDecl,
+    /// Of a stack; of a single matrix or vector just that.
+    members: Vec<Run>,
     rows: Vec<Run>,
     cols: Vec<Run>,
     order: Order,
@@ -131,7 +134,8 @@ impl Slab<'_> {
         let (rows, cols) = (len(&self.rows), len(&self.cols));
         let mut scales: Vec<f32> = vec![];
         let mut bytes = vec![];
-        for expert in 0..self.decl.experts.unwrap_or(1) {
+        let each = |run: &Run| (0..run.len).map(|i| run.from.map(|from| from + i)).collect::<Vec<_>>();
+        for member in self.members.iter().flat_map(each) {
             let mut turned = vec![];
             if self.order == Order::InOut {
                 turned
@@ -143,13 +147,13 @@ impl Slab<'_> {
             for run in &self.rows {
                 for first in (0..run.len).step_by(self.chunk()) {
                     let chunk = first..(first + self.chunk()).min(run.len);
-                    let values = match run.from {
+                    let values = match member.zip(run.from) {
                         None => {
                             scales.extend(chunk.clone().map(|_| 1.0));
                             vec![T::default(); chunk.len() * cols]
                         }
-                        Some(from) => {
-                            let base = expert * self.decl.rows + from;
+                        Some((member, from)) => {
+                            let base = member * self.decl.rows + from;
                             self.read::<T>(base + chunk.start..base + chunk.end, cols, &mut scales)?
                         }
                     };

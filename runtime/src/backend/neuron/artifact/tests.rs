@@ -2,6 +2,7 @@ use njoule_models::program::{CacheId, WeightId};
 use proptest::prelude::*;
 use serde_json::Value;
 
+use super::write::MARKER;
 use super::*;
 use crate::backend::neuron::interface::{CachePart, ModuleKind, WeightPart};
 
@@ -173,13 +174,9 @@ fn what_is_written_is_read_and_has_the_same_name_when_written_again() {
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 4, "two artifacts, two NEFFs, nothing else");
 }
 
-#[test]
-fn a_writer_that_does_not_finish_leaves_nothing_and_none_takes_the_place_of_something_else() {
-    let dir = tempfile::tempdir().unwrap();
-    let place = dir.path().join("precious");
-    fs::create_dir(&place).unwrap();
-    fs::write(place.join("letter.txt"), "x").unwrap();
-    let source = |layout| Source {
+/// Of nothing.
+fn source(layout: Layout) -> Source {
+    Source {
         njoule: String::new(),
         compiler: String::new(),
         model: ModelRecord {
@@ -192,11 +189,55 @@ fn a_writer_that_does_not_finish_leaves_nothing_and_none_takes_the_place_of_some
         layout,
         plan: Value::Null,
         parameters: vec![],
-    };
+    }
+}
+
+#[test]
+fn a_writer_that_does_not_finish_leaves_nothing_and_none_takes_the_place_of_something_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().join("precious");
+    fs::create_dir(&place).unwrap();
+    fs::write(place.join("letter.txt"), "x").unwrap();
     assert!(matches!(Writer::start(&place, source(layout())), Err(WriteError::Occupied { .. })));
     let writer = Writer::start(&dir.path().join("new"), source(layout())).unwrap();
     let Err(WriteError::Inconsistent(_)) = writer.finish() else { panic!("modules are missing") };
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn what_a_killed_writer_left_is_removed_and_nothing_of_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let [marked, foreign, other] = ["model.tmp-999999999", "model.tmp-999999998", "model.tmp-x"].map(|name| {
+        let path = dir.path().join(name);
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("letter.txt"), "x").unwrap();
+        path
+    });
+    fs::write(marked.join(MARKER), "").unwrap();
+    fs::write(other.join(MARKER), "").unwrap();
+    let place = dir.path().join("model");
+    write(&place);
+    assert!(!marked.exists() && foreign.join("letter.txt").exists() && other.join("letter.txt").exists());
+    assert!(!place.join(MARKER).exists());
+    // A directory of the writer's own name that it did not make.
+    let own = dir.path().join(format!("model.tmp-{}", std::process::id()));
+    fs::create_dir(&own).unwrap();
+    fs::write(own.join("letter.txt"), "x").unwrap();
+    let Err(WriteError::Io { action: "make", .. }) = Writer::start(&place, source(layout())) else { panic!("taken") };
+    assert!(own.join("letter.txt").exists());
+}
+
+#[test]
+fn files_that_the_manifest_does_not_name_are_named_by_a_look_at_all() {
+    let (_dir, place) = written();
+    fs::write(place.join("weights/rank2.bin"), "x").unwrap();
+    fs::create_dir(place.join("more")).unwrap();
+    fs::write(place.join("more/notes.txt"), "x").unwrap();
+    let error = Artifact::open(&place).unwrap().verify(|_| ()).unwrap_err();
+    assert!(error.to_string().ends_with("does not name: more/notes.txt, weights/rank2.bin"), "{error}");
+    fs::remove_file(place.join("weights/rank2.bin")).unwrap();
+    fs::remove_file(place.join("more/notes.txt")).unwrap();
+    Artifact::open(&place).unwrap().verify(|_| ()).unwrap();
 }
 
 #[test]

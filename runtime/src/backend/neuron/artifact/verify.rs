@@ -1,21 +1,26 @@
-//! A look at every byte of an artifact: hashes, and whether modules and NEFFs take and return what the manifest says.
+//! A look at every byte of an artifact: hashes, files that should not be there, and whether modules and NEFFs take and return what the manifest says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Read};
+use std::path::PathBuf;
 
 use njoule_hlo::{ArrayShape, Dims, Shape};
 use sha2::{Digest, Sha256};
 
-use super::{Artifact, ArtifactError, FileRecord, ModuleRecord};
+use super::{Artifact, ArtifactError, FileRecord, MANIFEST, ModuleRecord};
 use crate::backend::neuron::digest;
 use crate::backend::neuron::interface::Port;
 use crate::backend::neuron::neff;
 
 impl Artifact {
     /// Compares every file with its hash, then modules and NEFFs with their ports; `on_bytes` hears of the progress. Reads
-    /// all of the artifact, a piece at a time.
+    /// all of the artifact, a piece at a time. What the manifest does not name is an error too.
     pub fn verify(&self, mut on_bytes: impl FnMut(u64)) -> Result<(), ArtifactError> {
+        let extra = self.extra()?;
+        if !extra.is_empty() {
+            return Err(ArtifactError::Extra { path: self.dir.clone(), files: extra });
+        }
         let mut buffer = vec![0; 1 << 20];
         for record in self.files() {
             self.hash(record, &mut buffer, &mut on_bytes)?;
@@ -24,6 +29,30 @@ impl Artifact {
             self.module(module)?;
             self.neff(module)
         })
+    }
+
+    /// Files that the manifest does not name, below the artifact's directory, in order.
+    fn extra(&self) -> Result<Vec<String>, ArtifactError> {
+        let named: BTreeSet<&str> = self.files().map(|file| file.path.as_str()).chain([MANIFEST]).collect();
+        let (mut extra, mut left) = (vec![], vec![PathBuf::new()]);
+        while let Some(dir) = left.pop() {
+            let path = self.dir.join(&dir);
+            let io = |source| ArtifactError::Io { path: path.clone(), source };
+            for entry in fs::read_dir(&path).map_err(io)? {
+                let entry = entry.map_err(io)?;
+                let below = dir.join(entry.file_name());
+                let name = below.components().map(|part| part.as_os_str().to_string_lossy());
+                let name = name.collect::<Vec<_>>().join("/");
+                // A link to a directory is a file here: nothing is followed.
+                match entry.file_type().map_err(io)?.is_dir() {
+                    true => left.push(below),
+                    false if !named.contains(name.as_str()) => extra.push(name),
+                    false => {}
+                }
+            }
+        }
+        extra.sort_unstable();
+        Ok(extra)
     }
 
     fn hash(

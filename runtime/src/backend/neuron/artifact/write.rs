@@ -2,6 +2,8 @@
 //!
 //! Weights come a parameter at a time and go straight to their place: memory stays at one parameter of one rank,
 //! whatever the model's size.
+//!
+//! Invariant: nothing is removed but what a writer made: an artifact that is replaced, and directories that hold [`MARKER`].
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -119,9 +121,14 @@ impl Writer {
         Writer::may_take(place)?;
         let scratch = beside(place, "tmp");
         sweep(place);
-        fs::create_dir_all(&scratch).map_err(failed("make", &scratch))?;
+        if let Some(dir) = scratch.parent() {
+            fs::create_dir_all(dir).map_err(failed("make", dir))?;
+        }
+        // One that is there is somebody else's.
+        fs::create_dir(&scratch).map_err(failed("make", &scratch))?;
         // Says that somebody writes here; where there are no locks, nothing is swept either.
         let lock = File::open(&scratch).and_then(|dir| dir.try_lock().map(|()| dir).map_err(io::Error::other)).ok();
+        fs::write(scratch.join(MARKER), UNFINISHED).map_err(failed("write", &scratch.join(MARKER)))?;
         for dir in ["modules", "weights"] {
             let dir = scratch.join(dir);
             fs::create_dir_all(&dir).map_err(failed("make", &dir))?;
@@ -224,6 +231,7 @@ impl Writer {
         let text = self.manifest.named_text().map_err(|e| failed("write", &path)(e.into()))?;
         fs::write(&path, text).map_err(failed("write", &path))?;
         super::Artifact::open(&scratch).map_err(WriteError::Inconsistent)?;
+        fs::remove_file(scratch.join(MARKER)).map_err(failed("remove", &scratch.join(MARKER)))?;
         let old = beside(&self.place, "old");
         let moved = self.place.exists();
         if moved {
@@ -314,7 +322,8 @@ fn failed<'a>(action: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Wri
     move |source| WriteError::Io { action, path: path.to_owned(), source }
 }
 
-/// Removes what processes that were killed have left beside `place`: directories whose lock nobody has.
+/// Removes what processes that were killed have left beside `place`: directories that a writer has marked and whose lock
+/// nobody has.
 fn sweep(place: &Path) {
     let mut prefix = place.file_name().unwrap_or_default().to_owned();
     prefix.push(".tmp-");
@@ -323,12 +332,18 @@ fn sweep(place: &Path) {
         let name = entry.file_name();
         let number = name.as_encoded_bytes().strip_prefix(prefix.as_encoded_bytes());
         if number.is_some_and(|number| !number.is_empty() && number.iter().all(u8::is_ascii_digit))
+            && entry.path().join(MARKER).is_file()
             && File::open(entry.path()).is_ok_and(|dir| dir.try_lock().is_ok())
         {
             let _ = fs::remove_dir_all(entry.path()); // left over: it is in nobody's way
         }
     }
 }
+
+/// In every directory that a writer has begun and not finished.
+pub(super) const MARKER: &str = ".njoule-unfinished";
+const UNFINISHED: &str =
+    "njoule build writes here, or was killed while it did: the next build removes this directory\n";
 
 /// A name beside `place` that no other process uses.
 fn beside(place: &Path, what: &str) -> PathBuf {

@@ -221,7 +221,7 @@ impl Lowering<'_> {
             let Some(weight) = weight else { continue };
             let weight = self.values(weight);
             // One for all groups, or each its own.
-            let weight = if weight.dim(0) == len {
+            let weight = if weight.dims() == [len] {
                 self.b.broadcast(weight, &[2], &dims)
             } else {
                 let weight = self.b.reshape(weight, &dims[1..]);

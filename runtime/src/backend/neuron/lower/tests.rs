@@ -8,7 +8,7 @@ use njoule_models::program::Program;
 
 use super::*;
 use crate::backend::neuron::profile::{CacheWrite, RopeAngles, RowRead};
-use crate::backend::neuron::{CacheShape, Profile, ShardError, Sharded, shard};
+use crate::backend::neuron::{CacheShape, Profile, Sharded, shard};
 
 /// Programs of the configs in `testdata`.
 pub(in crate::backend::neuron) fn programs() -> Vec<(String, Program)> {
@@ -31,16 +31,9 @@ pub(in crate::backend::neuron) fn programs() -> Vec<(String, Program)> {
     programs
 }
 
-/// A program's part of `tp` cores; none of those that are refused: with norms of one vector per head, on several.
-pub(in crate::backend::neuron) fn sharded(name: &str, program: &Program, tp: usize) -> Option<Sharded> {
-    let stacked = tp > 1 && ["cohere_normed", "stablelm_parallel"].contains(&name);
-    match shard(program, tp) {
-        Err(ShardError::Weight { .. }) if stacked => None,
-        other => {
-            assert!(!stacked, "{name} is divided over {tp}");
-            Some(other.unwrap_or_else(|e| panic!("{name} on {tp}: {e}")))
-        }
-    }
+/// A program's part of `tp` cores.
+pub(in crate::backend::neuron) fn sharded(name: &str, program: &Program, tp: usize) -> Sharded {
+    shard(program, tp).unwrap_or_else(|e| panic!("{name} on {tp}: {e}"))
 }
 
 const CLASS: CacheShape = CacheShape { rows: 4, positions: 96 };
@@ -68,7 +61,7 @@ fn every_family_lowers_on_every_target_and_degree() {
             (4, Quant::Bf16, KvType::Bf16),
             (7, Quant::Int8, KvType::Bf16),
         ] {
-            let Some(sharded) = sharded(&name, &program, tp) else { continue };
+            let sharded = sharded(&name, &program, tp);
             for module in modules() {
                 let lowered =
                     lower(&sharded, &spec(tp, weights, kv), &module).unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -110,7 +103,7 @@ fn collectives_of_a_dense_step_are_two_sums_a_layer_one_of_the_embedding_and_the
         if !(name.starts_with("llama") || name == "gpt2" || name.starts_with("gemma") || name == "olmo2") {
             continue;
         }
-        let Some(sharded) = sharded(&name, &program, 2) else { continue };
+        let sharded = sharded(&name, &program, 2);
         let lowered = lower(&sharded, &spec(2, Quant::Bf16, KvType::Bf16), &modules()[0]).unwrap();
         let count = |opcode: &str| {
             lowered.module.computations.iter().flat_map(|c| &c.instructions).filter(|i| i.op.name() == opcode).count()
@@ -147,7 +140,7 @@ fn modules_of_a_form_have_none_of_the_operations_that_it_does_without() {
         (default, &["custom-call"]),
     ];
     for (name, program) in programs() {
-        let Some(sharded) = sharded(&name, &program, 2) else { continue };
+        let sharded = sharded(&name, &program, 2);
         for (profile, without) in &forms {
             for kv in [KvType::Bf16, KvType::Int8] {
                 let spec = ModelSpec { profile: *profile, ..spec(2, Quant::Bf16, kv) };

@@ -10,6 +10,7 @@ use super::{
     Alternative, CacheShape, Figures, Instance, Instances, KvType, Lengths, ModuleSpec, Objective, Plan, PlanError,
     Quant, Request, Roofline, Shard, Stored, Tried, Wish, name, reasons, simulate,
 };
+use crate::backend::neuron::shard::shard;
 
 /// The best plan for `program` on `instance`, for requests of `lengths`.
 pub fn plan(program: &Program, instance: &Instance, lengths: &Lengths, wish: &Wish) -> Result<Plan, PlanError> {
@@ -18,7 +19,7 @@ pub fn plan(program: &Program, instance: &Instance, lengths: &Lengths, wish: &Wi
     if admissible.requests.is_empty() {
         return Err(PlanError::Lengths { requests: lengths.requests.len(), context: wish.context });
     }
-    let job = Job { program, instance, wish, requests: admissible.sample(SAMPLE) };
+    let job = Job::new(program, instance, wish, admissible.sample(SAMPLE))?;
     let mut first = None;
     for (weights, kv) in wish.types() {
         match job.checked(weights, kv, lengths, &admissible.requests) {
@@ -58,6 +59,8 @@ struct Job<'a> {
     instance: &'a Instance,
     wish: &'a Wish,
     requests: Vec<Request>,
+    /// Degrees to try, and why a build would refuse one.
+    degrees: Vec<(usize, Option<String>)>,
 }
 
 /// A candidate with what it was made for.
@@ -69,19 +72,27 @@ struct Chosen {
     candidate: Candidate,
 }
 
-impl Job<'_> {
-    fn degrees(&self) -> Vec<usize> {
-        let cores = self.instance.cores();
-        match self.wish.tp {
+impl<'a> Job<'a> {
+    /// An error where no degree can be built.
+    fn new(
+        program: &'a Program,
+        instance: &'a Instance,
+        wish: &'a Wish,
+        requests: Vec<Request>,
+    ) -> Result<Job<'a>, PlanError> {
+        let cores = instance.cores();
+        let mut degrees = match wish.tp {
             Some(tp) => vec![tp],
-            None => {
-                let mut degrees: Vec<usize> =
-                    self.instance.chip.tp.iter().copied().filter(|tp| *tp <= cores).chain([1]).collect();
-                degrees.sort_unstable();
-                degrees.dedup();
-                degrees
-            }
+            None => instance.chip.tp.iter().copied().filter(|tp| *tp <= cores).chain([1]).collect(),
+        };
+        degrees.sort_unstable();
+        degrees.dedup();
+        let refusal = |tp| (tp, shard(program, tp).err().map(|error| error.to_string()));
+        let degrees: Vec<_> = degrees.into_iter().map(refusal).collect();
+        if let Some((tp, Some(what))) = degrees.iter().find(|_| degrees.iter().all(|(_, why)| why.is_some())) {
+            return Err(PlanError::Divide { model: program.name.clone(), tp: *tp, what: what.clone() });
         }
+        Ok(Job { program, instance, wish, requests, degrees })
     }
 
     /// The best plan for these types. The search replays a sample; what it promises holds for all requests.
@@ -116,9 +127,14 @@ impl Job<'_> {
     fn best(&self, weights: Quant, kv: KvType, min_useful: f64) -> Result<(Chosen, Vec<Tried>), PlanError> {
         let (mut tried, mut best) = (Vec::new(), None::<Chosen>);
         let mut nothing: Option<(usize, Nothing)> = None;
-        for tp in self.degrees() {
-            let replicas = self.instance.cores() / tp;
-            let mut entry = Tried { tp, replicas, rows: None, tokens_per_s: None, tpot_s: None, problem: None };
+        for (tp, refusal) in &self.degrees {
+            let (tp, replicas) = (*tp, self.instance.cores() / tp);
+            let mut entry =
+                Tried { tp, replicas, rows: None, tokens_per_s: None, tpot_s: None, problem: refusal.clone() };
+            if refusal.is_some() {
+                tried.push(entry);
+                continue;
+            }
             match self.solve(tp, weights, kv, min_useful) {
                 Ok(chosen) => {
                     let simulation = &chosen.candidate.simulation;

@@ -103,6 +103,65 @@ fn what_does_not_fit_says_how_much_is_missing_and_where_it_would() {
     assert_eq!(fits.name, "inf2.48xlarge");
 }
 
+/// A program that one core can run and two cannot: queries whose norm is over all heads.
+fn for_one_core() -> Program {
+    use njoule_models::program::{Norm, NormGroup, NormKind, Parallel, WeightUse};
+    use njoule_models::tracer::{Attention, Tracer};
+    let mut t = Tracer::new("case");
+    let table = t.weight("embed", 64, 16, WeightUse::Vocabulary, Parallel::Column);
+    let x = t.embed(table);
+    let ws = ["q", "k", "v"].map(|name| t.linear_weight(name, (16, 16), false, Parallel::Column));
+    let mut qkv = t.linear_n(x, ws);
+    let norm = Norm { kind: NormKind::Layer, weight: None, bias: None, eps: 1e-5 };
+    qkv[0] = t.norm(qkv[0], norm, NormGroup::Row);
+    let attention =
+        Attention { heads: 2, kv_heads: 2, scale: 1.0, window: None, softcap: None, sinks: None, alibi: None };
+    let a = t.attend(qkv, attention);
+    let a = t.take_outputs(a);
+    let head = t.linear_weight("head", (64, 16), false, Parallel::Column);
+    let logits = t.linear(a, head);
+    t.finish(logits)
+}
+
+#[test]
+fn a_degree_that_a_build_would_refuse_is_not_planned_and_the_plan_says_why() {
+    let (instance, lengths) = (on("trn1.2xlarge"), lengths(&[(20, 10); 4]));
+    let wish = Wish { context: 64, max_neffs: 4, ..Wish::default() };
+    let program = for_one_core();
+    let found = plan(&program, &instance, &lengths, &wish).unwrap();
+    check(&found, &instance, &wish, &lengths);
+    assert_eq!((found.tp, found.tried.len()), (1, 2));
+    let refused = found.tried[1].problem.as_deref().unwrap();
+    assert!(refused.contains("op 2 (norm) cannot be divided over 2 cores"), "{refused}");
+    let error = plan(&program, &instance, &lengths, &Wish { tp: Some(2), ..wish.clone() }).unwrap_err();
+    assert!(matches!(&error, PlanError::Divide { tp: 2, what, .. } if what == refused), "{error}");
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/variants/falcon_alibi/config.json");
+    let config = njoule_models::ModelConfig::from_hf_json(
+        &serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap(),
+    );
+    let error = plan(&config.unwrap().program(), &instance, &lengths, &wish).unwrap_err().to_string();
+    assert!(error.contains("falcon cannot be built: ") && error.contains("alibi"), "{error}");
+}
+
+/// Of some families' programs, at the degree that the planner chooses or at the largest.
+#[test]
+fn what_is_planned_can_be_lowered() {
+    use crate::backend::neuron::artifact::Layout;
+    use crate::backend::neuron::{lower, shard};
+    let (instance, lengths) = (on("trn1.2xlarge"), lengths(&[(9, 6), (20, 10)]));
+    for (i, (name, program)) in lower::tests::programs().into_iter().step_by(5).enumerate() {
+        let (tp, candidates) = ([None, Some(2)][i % 2], 16.min(program.vocab()));
+        let wish = Wish { context: 48, max_neffs: 4, candidates, tp, biases: 2, mask: true, ..Wish::default() };
+        let plan = plan(&program, &instance, &lengths, &wish).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let layout = Layout::of_plan(&plan, Profile::default(), None, true);
+        let sharded = shard(&program, plan.tp).unwrap();
+        for module in &layout.modules {
+            lower(&sharded, &layout.model_spec(), module)
+                .unwrap_or_else(|e| panic!("{name} on {}: {module:?}: {e}", plan.tp));
+        }
+    }
+}
+
 #[test]
 fn wishes_that_cannot_be_are_named() {
     let program = preset("smollm2-135m");
@@ -189,11 +248,16 @@ fn a_plan_of_another_model_or_with_impossible_fields_is_refused() {
         change(&mut changed);
         changed.check(&program).unwrap_err()
     };
-    assert!(refused(|p| p.tp = 0).contains("`tp`"));
-    assert!(refused(|p| p.weights = Quant::Int4).contains("`weights`"));
-    assert!(refused(|p| p.candidates = 0).contains("`candidates`"));
-    assert!(refused(|p| p.classes.clear()).contains("`classes`"));
-    assert!(refused(|p| p.classes[0].rows = usize::MAX).contains("`classes`"));
+    assert!(refused(|p| p.tp = 0).contains("`tp` is 0"));
+    assert!(refused(|p| p.replicas = 0).contains("`replicas` is 0"));
+    assert!(refused(|p| p.weights = Quant::Int4).contains("`weights` is int4"));
+    assert!(refused(|p| p.kv = KvType::F16).contains("`kv` is f16"));
+    assert!(refused(|p| p.candidates = 0).contains("`candidates` is 0"));
+    assert!(refused(|p| p.context = 1).contains("`context` is 1"));
+    assert!(refused(|p| p.classes.clear()).contains("`classes` is a list of 0"));
+    assert!(refused(|p| p.classes[0].rows = usize::MAX).contains("`classes[0]`"));
+    assert!(refused(|p| p.classes.insert(0, p.classes[0])).contains("`classes[1]`"));
+    assert!(refused(|p| p.modules = vec![p.modules[0]; 1025]).contains("`modules` is a list of 1025"));
     assert!(refused(|p| p.modules[0].len = usize::MAX).contains("`modules[0]`"));
     assert!(refused(|p| p.modules.clear()).contains("`modules`"));
 }

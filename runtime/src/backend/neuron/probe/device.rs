@@ -37,6 +37,8 @@ pub enum Neffs {
         cache: NeffCache,
         /// How.
         settings: Settings,
+        /// Set by somebody who wants to stop.
+        cancelled: Arc<AtomicBool>,
     },
 }
 
@@ -61,10 +63,9 @@ impl NeuronDevice {
                 }
                 path
             }
-            Neffs::Compiler { compiler, cache, settings } => {
+            Neffs::Compiler { compiler, cache, settings, cancelled } => {
                 let unit = Unit { name: module.name.clone(), hlo: encode(module), settings: settings.clone() };
-                let limits =
-                    Limits { jobs: Some(1), memory: None, deadline: Some(COMPILE), cancelled: &AtomicBool::new(false) };
+                let limits = Limits { jobs: Some(1), memory: None, deadline: Some(COMPILE), cancelled };
                 let done = compiler.compile(&[unit], cache, limits, &|_| {}).map_err(at(Stage::Compile))?;
                 match done.into_iter().next() {
                     Some(compiled) => compiled.neff,

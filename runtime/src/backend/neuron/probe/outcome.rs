@@ -17,8 +17,10 @@ pub struct Outcome {
     pub target: String,
     /// What was done, in order.
     pub steps: Vec<StepOutcome>,
-    /// The step that everything needs and nothing passed, if there was one: none was taken after it.
+    /// The step that everything needs and nothing passed, or at which somebody stopped: none was taken after it.
     pub stopped_at: Option<String>,
+    /// The step that is being taken: in a report that was left behind, the one at which the process or the machine ended.
+    pub running: Option<String>,
     /// The forms chosen up to there.
     pub chosen: Profile,
     /// The same, of a probe that was not stopped: what to build with.
@@ -85,7 +87,7 @@ pub struct FormOutcome {
 impl Outcome {
     pub(super) fn new(target: Target) -> Outcome {
         let (target, chosen) = (target.name().to_owned(), Profile::default());
-        Outcome { target, steps: vec![], stopped_at: None, chosen, profile: None }
+        Outcome { target, steps: vec![], stopped_at: None, running: None, chosen, profile: None }
     }
 
     /// The same without what tells whose machine it is: a report to send.

@@ -78,7 +78,22 @@ fn operations(module: &Module) -> BTreeSet<String> {
 }
 
 fn probe(mut fake: Fake) -> Outcome {
-    run(&mut fake, Err("none".to_owned()), Target::Trn1, STEPS, |_| {})
+    run(&mut fake, Err("none".to_owned()), Target::Trn1, STEPS, |_| ControlFlow::Continue(()))
+}
+
+#[test]
+fn whoever_hears_of_a_step_may_end_the_probe_there_and_no_profile_comes_of_it() {
+    for (at, steps) in [("begins", 2), ("done", 3)] {
+        let outcome = run(&mut Fake::default(), Err("none".to_owned()), Target::Trn1, &small_steps(), |told| {
+            let stop = match told {
+                Heard::Begins(step, _) => at == "begins" && step.name == STEPS[2].name,
+                Heard::Done(step, _) => at == "done" && step.name == STEPS[2].name,
+            };
+            if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        assert_eq!((outcome.steps.len(), outcome.stopped_at.as_deref()), (steps, Some(STEPS[2].name)), "{at}");
+        assert_eq!(outcome.profile, None);
+    }
 }
 
 /// All but the layer of SmolLM2's sizes, which takes longer than all others together.
@@ -87,7 +102,7 @@ fn small_steps() -> Vec<Step> {
 }
 
 fn probe_small(mut fake: Fake) -> Outcome {
-    run(&mut fake, Err("none".to_owned()), Target::Trn1, &small_steps(), |_| {})
+    run(&mut fake, Err("none".to_owned()), Target::Trn1, &small_steps(), |_| ControlFlow::Continue(()))
 }
 
 #[test]
@@ -108,15 +123,24 @@ fn every_module_keeps_the_rules_of_every_chip_and_its_name_is_its_own() {
 fn a_device_that_takes_everything_has_the_default_profile() {
     let mut fake = Fake::default();
     let mut heard = vec![];
-    let outcome = run(&mut fake, Err("none".to_owned()), Target::Trn1, STEPS, |told| match told {
-        Heard::Begins(step) => heard.push(step.name),
-        Heard::Done(step) => assert_eq!(heard.last(), Some(&step.name.as_str())),
+    let outcome = run(&mut fake, Err("none".to_owned()), Target::Trn1, STEPS, |told| {
+        match told {
+            Heard::Begins(step, so_far) => {
+                assert_eq!((so_far.running.as_deref(), so_far.steps.len()), (Some(step.name), heard.len()));
+                heard.push(step.name);
+            }
+            Heard::Done(step, so_far) => {
+                assert_eq!(heard.last(), Some(&step.name.as_str()));
+                assert_eq!((&so_far.running, so_far.steps.last()), (&None, Some(step)));
+            }
+        }
+        ControlFlow::Continue(())
     });
     let state = |name: &str| outcome.steps.iter().find(|step| step.name == name).map(|step| step.state);
     assert_eq!([state("layer"), state("int8"), state("experts"), state("power")], [Some(State::Passed); 4]);
     assert_eq!([state("logits"), state("speed")], [Some(State::Unknown); 2], "there is no model");
     assert_eq!(outcome.profile, Some(Profile::default()), "{outcome:#?}");
-    assert_eq!(outcome.stopped_at, None);
+    assert_eq!((&outcome.stopped_at, &outcome.running), (&None, &None));
     assert_eq!(heard, STEPS.iter().map(|step| step.name).collect::<Vec<_>>());
     let emitted: BTreeSet<String> = modules(STEPS, &Profile::default()).into_iter().map(|(name, _)| name).collect();
     assert!(fake.ran.is_subset(&emitted));

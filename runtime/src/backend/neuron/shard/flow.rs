@@ -159,7 +159,7 @@ impl Flow<'_> {
                 if split {
                     self.reduce(*out);
                 }
-                self.part(*table, Part { rows, cols: None, order: Order::OutIn })?;
+                self.part(*table, Part { members: None, rows, cols: None, order: Order::OutIn })?;
             }
             Op::Norm { x, norm, group, out } => {
                 let cols = self.program.info(*x).cols;
@@ -169,8 +169,11 @@ impl Flow<'_> {
                 });
                 for weight in norm.weights() {
                     let decl = self.program.weight(weight);
-                    if decl.all_rows() > 1 && self.tp > 1 {
-                        return Err(ShardError::Weight { name: decl.name.clone(), tp: self.tp });
+                    if decl.experts.is_some() {
+                        // A vector for each head: a core has those of its heads.
+                        let members = split.as_ref().map(|split| Arc::new(split.units(decl.cols)));
+                        self.part(weight, Part { members, rows: None, cols: None, order: Order::Vector })?;
+                        continue;
                     }
                     let own = decl.cols == cols;
                     self.vector(weight, split.clone().filter(|_| own))?;
@@ -186,7 +189,7 @@ impl Flow<'_> {
             Op::GatedMlpIn { gate, up, gate_bias, up_bias, out, .. } => {
                 let rows = self.column(*gate, *out);
                 for (weight, bias) in [(gate, gate_bias), (up, up_bias)] {
-                    self.part(*weight, Part { rows: rows.clone(), cols: None, order: Order::InOut })?;
+                    self.part(*weight, Part { members: None, rows: rows.clone(), cols: None, order: Order::InOut })?;
                     bias.map_or(Ok(()), |bias| self.vector(bias, rows.clone()))?;
                 }
                 self.layouts[out.0 as usize] = rows;
@@ -221,10 +224,13 @@ impl Flow<'_> {
             Op::MoeMlp { gate, up, down, out, .. } => {
                 let inner = Arc::new(Split::even(self.program.weight(gate.weight).rows, self.tp));
                 for w in [gate, up] {
-                    self.part(w.weight, Part { rows: Some(Arc::clone(&inner)), cols: None, order: Order::InOut })?;
+                    self.part(
+                        w.weight,
+                        Part { members: None, rows: Some(Arc::clone(&inner)), cols: None, order: Order::InOut },
+                    )?;
                     w.bias.map_or(Ok(()), |bias| self.vector(bias, Some(Arc::clone(&inner))))?;
                 }
-                self.part(down.weight, Part { rows: None, cols: Some(inner), order: Order::OutIn })?;
+                self.part(down.weight, Part { members: None, rows: None, cols: Some(inner), order: Order::OutIn })?;
                 down.bias.map_or(Ok(()), |bias| self.vector(bias, None))?;
                 self.reduce(*out);
             }
@@ -245,7 +251,7 @@ impl Flow<'_> {
         for (LinearPart { weight, bias, out }, rows) in parts.iter().zip(columns) {
             let table = self.program.weight(*weight).usage == WeightUse::Vocabulary;
             let order = if table || row.is_some() { Order::OutIn } else { Order::InOut };
-            self.part(*weight, Part { rows: rows.clone(), cols: row.clone(), order })?;
+            self.part(*weight, Part { members: None, rows: rows.clone(), cols: row.clone(), order })?;
             bias.map_or(Ok(()), |bias| self.vector(bias, rows.clone()))?;
             if row.is_some() {
                 self.reduce(*out);
@@ -262,7 +268,7 @@ impl Flow<'_> {
     }
 
     fn vector(&mut self, weight: WeightId, cols: Layout) -> Result<(), ShardError> {
-        self.part(weight, Part { rows: None, cols, order: Order::Vector })
+        self.part(weight, Part { members: None, rows: None, cols, order: Order::Vector })
     }
 
     fn part(&mut self, weight: WeightId, part: Part) -> Result<(), ShardError> {
@@ -285,10 +291,13 @@ impl Flow<'_> {
             WeightUse::Linear | WeightUse::Vocabulary => Order::OutIn,
         };
         let of = |(part, decl): (Option<Part>, &WeightDecl)| {
-            part.unwrap_or_else(|| Part { rows: None, cols: None, order: unused(decl) })
+            part.unwrap_or_else(|| Part { members: None, rows: None, cols: None, order: unused(decl) })
         };
         let parts: Vec<Part> = self.parts.into_iter().zip(&self.program.weights).map(of).collect();
         for (decl, part) in program.weights.iter_mut().zip(&parts) {
+            if let Some(members) = &part.members {
+                decl.experts = Some(members.local());
+            }
             decl.rows = part.rows.as_ref().map_or(decl.rows, |split| split.local());
             decl.cols = part.cols.as_ref().map_or(decl.cols, |split| split.local());
         }

@@ -99,6 +99,13 @@ impl Split {
         self.ranks.iter().flatten().all(|r| r.len.is_multiple_of(len) && r.from.is_none_or(|f| f.is_multiple_of(len)))
     }
 
+    /// The same of units of `len` columns, of which every core's columns are whole ones ([`Split::is_of_units`]).
+    pub fn units(&self, len: usize) -> Split {
+        let unit = |r: &Run| Run { from: r.from.map(|from| from / len), len: r.len / len };
+        let ranks = self.ranks.iter().map(|runs| runs.iter().map(unit).collect()).collect();
+        Split { whole: self.whole / len, ranks, copies: self.copies }
+    }
+
     /// Where the whole's columns stand when all cores' columns lie one after the other, padding left out: ranges that,
     /// put together, are the whole in order.
     pub fn places(&self) -> Vec<Range<usize>> {

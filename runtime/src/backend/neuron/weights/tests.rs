@@ -1,7 +1,7 @@
 //! What cores have of a weight, put together, is the weight.
 
-use njoule_models::program::{Parallel, View};
-use njoule_models::tracer::{LinearWeight, Tracer};
+use njoule_models::program::{Norm, NormGroup, NormKind, Parallel, View};
+use njoule_models::tracer::{Attention, LinearWeight, Tracer};
 use njoule_models::weights::{Container, DType as FileType, Encoding, WeightError};
 
 use super::*;
@@ -81,6 +81,29 @@ fn program() -> Program {
     t.finish(logits)
 }
 
+/// Six query heads of three pairs, each with a norm's vector of its own.
+fn head_norms() -> Program {
+    let mut t = Tracer::new("case");
+    let table = t.weight("embed", 70, 6, WeightUse::Vocabulary, Parallel::Column);
+    let x = t.embed(table);
+    let ws =
+        [("q", 24), ("k", 12), ("v", 12)].map(|(name, out)| t.linear_weight(name, (out, 6), false, Parallel::Column));
+    let mut qkv = t.linear_n(x, ws);
+    for (val, name, heads) in [(0, "q_norm", 6), (1, "k_norm", 3)] {
+        let weight = t.vectors(name, heads, 4);
+        let norm = Norm { kind: NormKind::Layer, weight: Some(weight), bias: None, eps: 1e-5 };
+        qkv[val] = t.norm(qkv[val], norm, NormGroup::Head(4));
+    }
+    let attention =
+        Attention { heads: 6, kv_heads: 3, scale: 1.0, window: None, softcap: None, sinks: None, alibi: None };
+    let a = t.attend(qkv, attention);
+    let o = t.linear_weight("o", (6, 24), false, Parallel::Row);
+    let m = t.linear(a, o);
+    let m = t.take_outputs(m);
+    let logits = t.linear(m, LinearWeight { weight: table, bias: None });
+    t.finish(logits)
+}
+
 fn written(source: &Numbered, sharded: &Sharded, id: WeightId, dtype: DType, rank: usize) -> [Vec<u8>; 2] {
     let mut bytes = [vec![], vec![]];
     write_part(source, sharded, id, dtype, rank, &mut |part, more| {
@@ -111,8 +134,7 @@ fn local(
 
 #[test]
 fn each_core_has_its_rows_and_columns_in_the_declared_order() {
-    let program = program();
-    for tp in [1, 2, 3, 4] {
+    for (program, tp) in [1, 2, 3, 4].into_iter().flat_map(|tp| [(program(), tp), (head_norms(), tp)]) {
         let sharded = shard(&program, tp).unwrap();
         for (id, decl) in (0..).map(WeightId).zip(&program.weights) {
             let part = sharded.part(id);
@@ -120,15 +142,17 @@ fn each_core_has_its_rows_and_columns_in_the_declared_order() {
                 let got = floats(&written(&Numbered { loud: None }, &sharded, id, DType::F32, rank)[0]);
                 assert_eq!(got.len(), sharded.dims(id).iter().product::<usize>(), "{decl}");
                 let (rows, cols) = (local(&part.rows, decl.rows, rank), local(&part.cols, decl.cols, rank));
-                for expert in 0..decl.experts.unwrap_or(1) {
+                let members = local(&part.members, decl.experts.unwrap_or(1), rank);
+                for (m, member) in members.iter().enumerate() {
                     for (r, row) in rows.iter().enumerate() {
                         for (c, col) in cols.iter().enumerate() {
-                            let base = expert * rows.len() * cols.len();
+                            let base = m * rows.len() * cols.len();
                             let at = if part.order == Order::InOut { c * rows.len() + r } else { r * cols.len() + c };
-                            let value =
-                                |(row, col): (&usize, &usize)| (expert * decl.rows + row) as f32 + *col as f32 / 1000.0;
-                            let want = row.as_ref().zip(col.as_ref()).map_or(0.0, value);
-                            assert_eq!(got[base + at], want, "{decl} on {rank} of {tp} at {r}, {c}");
+                            let value = |((member, row), col): ((usize, usize), usize)| {
+                                (member * decl.rows + row) as f32 + col as f32 / 1000.0
+                            };
+                            let want = member.zip(*row).zip(*col).map_or(0.0, value);
+                            assert_eq!(got[base + at], want, "{decl} on {rank} of {tp} at {m}, {r}, {c}");
                         }
                     }
                 }

@@ -1,5 +1,7 @@
 //! A model's logits, tokens and times: the cpu backend in the device's place, transformers' logits as the reference.
 
+use std::ops::ControlFlow;
+
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
@@ -117,7 +119,7 @@ impl ProbeModel for OnCpu {
 fn probe(mut model: OnCpu) -> Outcome {
     let steps: Vec<_> =
         small_steps().into_iter().filter(|s| ["core", "logits", "speed", "power"].contains(&s.name)).collect();
-    run(&mut Fake::default(), Ok(&mut model), njoule_hlo::Target::Trn1, &steps, |_| {})
+    run(&mut Fake::default(), Ok(&mut model), njoule_hlo::Target::Trn1, &steps, |_| ControlFlow::Continue(()))
 }
 
 fn step<'a>(outcome: &'a Outcome, name: &str) -> &'a StepOutcome {
