@@ -13,7 +13,7 @@ mod tests;
 
 use std::fmt;
 
-pub(crate) use gguf::{from_gguf, gguf_head_dim};
+pub(crate) use gguf::{ARCHITECTURES, Keys as GgufKeys, architecture as gguf_architecture, from_gguf, gguf_head_dim};
 pub(crate) use hf::{Defaults, token_ids};
 pub(crate) use keys::Keys;
 pub use quantization::{Group, Method, Quantization, ScaleOf};
@@ -437,7 +437,7 @@ pub enum ConfigError {
         found: String,
     },
     /// An architecture whose GGUF files this program does not know.
-    #[error("GGUF architecture `{found}` is not supported, supported are {}", names(&gguf::FAMILIES))]
+    #[error("GGUF architecture `{found}` is not supported, supported are {}", gguf_names())]
     GgufArchitecture {
         /// As the file calls it.
         found: String,
@@ -492,6 +492,15 @@ impl ConfigError {
 
 fn names(families: &[Family]) -> String {
     families.iter().map(|f| f.name()).collect::<Vec<_>>().join(", ")
+}
+
+/// The architectures of GGUF files that are read, by llama.cpp's names, and the families whose models are stored so.
+pub fn gguf_architectures() -> impl Iterator<Item = (&'static str, &'static [Family])> {
+    ARCHITECTURES.iter().map(|a| (a.name, a.families))
+}
+
+fn gguf_names() -> String {
+    gguf_architectures().map(|(name, _)| name).collect::<Vec<_>>().join(", ")
 }
 
 // Far above any published model, and small enough that no product of two of them overflows.

@@ -1,11 +1,13 @@
 //! Logits of the backends against the reference implementation's (`testdata/*/golden.safetensors`, made by transformers;
 //! `testdata/README.md` says how): cpu on every instruction set of this machine, and candle.
 
+use std::error::Error as _;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
 use njoule_kernels::isa::Kernels;
 use njoule_models::checkpoint::Checkpoint;
+use njoule_models::config::gguf_architectures;
 #[cfg(feature = "candle")]
 use njoule_runtime::backend::candle::CandleBackend;
 use njoule_runtime::backend::cpu::CpuBackend;
@@ -91,7 +93,7 @@ const VARIANTS: [&str; 30] = [
 ];
 
 struct Golden {
-    name: &'static str,
+    name: String,
     checkpoint: Checkpoint,
     prompts: Vec<Prompt>,
     bf16_mean: Option<f64>,
@@ -108,7 +110,7 @@ fn testdata() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata")
 }
 
-fn golden(name: &'static str) -> Golden {
+fn golden(name: &str) -> Golden {
     let dir = testdata().join(name);
     let checkpoint = Checkpoint::open(&dir).unwrap_or_else(|e| panic!("{name}: {e}"));
     let bytes = std::fs::read(dir.join("golden.safetensors")).expect("golden file");
@@ -130,13 +132,13 @@ fn golden(name: &'static str) -> Golden {
                 .collect(),
         })
         .collect();
-    let json: serde_json::Value = match name.starts_with("variants/") {
+    let json: serde_json::Value = match ["variants/", "gguf/"].iter().any(|dir| name.starts_with(dir)) {
         true => serde_json::Value::Null,
         false => serde_json::from_slice(&std::fs::read(dir.join("golden.json")).expect("golden.json")).expect("json"),
     };
     let conditioning = |key: &str| json["conditioning"][key].as_f64();
     Golden {
-        name,
+        name: name.to_owned(),
         checkpoint,
         prompts,
         bf16_mean: conditioning("bf16_logit_meandiff"),
@@ -204,34 +206,66 @@ fn argmax(row: &[f32]) -> u32 {
         .0
 }
 
+/// What of the logits and the greedy tokens is not the reference's, on these backends.
+fn differences(name: &str, backends: Vec<(String, Box<dyn Backend>)>) -> Vec<String> {
+    let golden = golden(name);
+    let mut failures = vec![];
+    for (backend_name, backend) in backends {
+        let mut executor = load(&golden, &*backend);
+        let mut out = StepOutput::default();
+        for (i, prompt) in golden.prompts.iter().enumerate() {
+            step(executor.as_mut(), &prompt.ids, 0, prompt.rope_len(), &mut out);
+            let got = rows(&out);
+            let worst = got.iter().zip(&prompt.logits).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            if !(got.len() == prompt.logits.len() && worst < 1e-3) {
+                failures.push(format!("{name} {backend_name} prompt {i}: off by {worst}"));
+            }
+            let mut next = argmax(out.row(out.rows - 1));
+            for (position, (n, want)) in (prompt.ids.len()..).zip(prompt.greedy.iter().enumerate()) {
+                if next != *want {
+                    failures.push(format!("{name} {backend_name} prompt {i}: token {n} is {next}, not {want}"));
+                    break;
+                }
+                step(executor.as_mut(), &[next], position, prompt.rope_len(), &mut out);
+                next = argmax(out.row(0));
+            }
+        }
+    }
+    failures
+}
+
 #[test]
 fn unquantised_logits_equal_the_reference_and_greedy_ids_follow() {
+    let names = FIXTURES.into_iter().chain(VARIANTS);
+    let failures: Vec<_> = names.flat_map(|name| differences(name, backends(Quant::None, 2))).collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// Files that llama.cpp's own converter made (`testdata/gguf/make.py`) of every architecture that is read.
+#[test]
+fn gguf_files_of_every_architecture_give_the_reference_logits() {
+    let entries = std::fs::read_dir(testdata().join("gguf")).expect("testdata/gguf");
+    let entries = entries.map(|entry| entry.expect("an entry").path()).filter(|path| path.is_dir());
+    let mut names: Vec<String> =
+        entries.map(|path| format!("gguf/{}", path.file_name().unwrap().to_str().unwrap())).collect();
+    names.sort();
+    let mut missing: Vec<&str> = gguf_architectures().map(|(name, _)| name).collect();
     let mut failures = vec![];
-    for name in FIXTURES.into_iter().chain(VARIANTS) {
-        let golden = golden(name);
-        for (backend_name, backend) in backends(Quant::None, 2) {
-            let mut executor = load(&golden, &*backend);
-            let mut out = StepOutput::default();
-            for (i, prompt) in golden.prompts.iter().enumerate() {
-                step(executor.as_mut(), &prompt.ids, 0, prompt.rope_len(), &mut out);
-                let got = rows(&out);
-                let worst = got.iter().zip(&prompt.logits).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                if !(got.len() == prompt.logits.len() && worst < 1e-3) {
-                    failures.push(format!("{name} {backend_name} prompt {i}: off by {worst}"));
-                }
-                let mut next = argmax(out.row(out.rows - 1));
-                for (position, (n, want)) in (prompt.ids.len()..).zip(prompt.greedy.iter().enumerate()) {
-                    if next != *want {
-                        failures.push(format!("{name} {backend_name} prompt {i}: token {n} is {next}, not {want}"));
-                        break;
-                    }
-                    step(executor.as_mut(), &[next], position, prompt.rope_len(), &mut out);
-                    next = argmax(out.row(0));
-                }
+    for name in &names {
+        match Checkpoint::open(&testdata().join(name)) {
+            Err(error) => failures.push(format!("{name}: {error}: {}", error.source().unwrap_or(&error))),
+            Ok(checkpoint) => {
+                let gguf = checkpoint.gguf.expect("a GGUF file");
+                let architecture = gguf.metadata().string("general.architecture").unwrap().unwrap().to_owned();
+                missing.retain(|name| *name != architecture);
+                // Instruction sets differ in nothing that a file decides.
+                let two = backends(Quant::None, 2).into_iter().rev().take(2).collect();
+                failures.extend(differences(name, two));
             }
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+    assert!(missing.is_empty(), "no file of {missing:?}");
 }
 
 #[test]

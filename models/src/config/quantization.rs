@@ -72,6 +72,25 @@ pub enum Method {
     Mxfp4,
 }
 
+impl Method {
+    /// Every form, in words.
+    pub const FORMS: [&str; 6] =
+        ["GPTQ", "AWQ", "compressed-tensors pack-quantized", "compressed-tensors int-quantized", "FP8 E4M3", "MXFP4"];
+
+    /// The form, in words.
+    pub fn form(self) -> &'static str {
+        let place = match self {
+            Method::Gptq { .. } => 0,
+            Method::Awq { .. } => 1,
+            Method::Packed { .. } => 2,
+            Method::Int8 { .. } => 3,
+            Method::Fp8 { .. } => 4,
+            Method::Mxfp4 => 5,
+        };
+        Self::FORMS[place]
+    }
+}
+
 /// Columns of a row that share a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Group {

@@ -1,8 +1,8 @@
 //! GGUF checkpoints: one file, or the parts of a split one.
 //!
-//! A [`Gguf`] answers for Hugging Face names and row order: it maps names by table and undoes the interleaving that
-//! llama.cpp applies to the queries and keys of arch llama. Its metadata becomes a [`crate::ModelConfig`] in
-//! `config/gguf.rs`, and a [`GgufVocab`] for the tokenizer.
+//! A [`Gguf`] answers for Hugging Face names and row order: it maps names by table (`gguf/names.rs`) and undoes what
+//! llama.cpp's converter does to the tensors. Its metadata becomes a [`crate::ModelConfig`] in `config/gguf.rs`, and a
+//! [`GgufVocab`] for the tokenizer.
 
 mod metadata;
 mod names;
@@ -14,12 +14,12 @@ use std::path::{Path, PathBuf};
 
 use super::rows::{FileRows, Order, Stored, planes};
 use super::{Container, StoredTypes, WeightError, WeightRows, WeightSource, dequant};
-use crate::config::{ConfigError, ModelConfig};
+use crate::config::{self, ConfigError, ModelConfig};
 use crate::program::WeightDecl;
 use crate::tokenizer::GgufVocab;
 
 pub use metadata::{Array, Kind, Metadata, Value};
-pub(crate) use names::is_known;
+use names::Place;
 use reader::{Part, Tensor};
 pub use types::TensorType;
 
@@ -84,13 +84,12 @@ impl Gguf {
     /// the data of rotary divisors, which belong to the configuration.
     pub fn head(&self) -> Head {
         let m = self.metadata();
-        let is_config = |name: &str| name == names::ROPE_FREQS;
         let mut names: Vec<&str> = self.tensor_names().collect();
         // What has its data in the head comes first: then they lie within it.
-        names.sort_unstable_by_key(|name| (!is_config(name), *name));
+        names.sort_unstable_by_key(|name| (!Self::is_config(name), *name));
         let tensors = names.iter().filter_map(|name| {
             let (part, tensor) = self.find(name)?;
-            let data = is_config(name).then(|| &part.file.bytes()[tensor.offset..tensor.offset + tensor.bytes]);
+            let data = Self::is_config(name).then(|| &part.file.bytes()[tensor.offset..tensor.offset + tensor.bytes]);
             Some(reader::Described { name, tensor, data })
         });
         let (bytes, whole) = reader::write_head(&m, self.parts[0].entries_span.clone(), &tensors.collect::<Vec<_>>());
@@ -189,18 +188,50 @@ impl Gguf {
         self.find(name)?.1.matrix()
     }
 
+    /// Whether the file has a tensor.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Whether a tensor belongs to the configuration.
+    pub(crate) fn is_config(name: &str) -> bool {
+        name == names::ROPE_FREQS || names::ROPE_FACTORS.contains(&name)
+    }
+
+    /// The file's name of the tensor that `decl` is a view of; `None` where it calls nothing so.
+    pub(crate) fn tensor_of(&self, decl: &WeightDecl) -> Option<String> {
+        Some(self.place(decl)?.name)
+    }
+
     /// `rope_freqs.weight`: divisors of the rotary frequencies.
     pub(crate) fn rope_divisors(&self) -> Result<Option<Vec<f32>>, ConfigError> {
-        let Some((part, tensor)) = self.find(names::ROPE_FREQS) else { return Ok(None) };
+        self.vector(names::ROPE_FREQS)
+    }
+
+    /// `rope_factors_short.weight` and `rope_factors_long.weight`: the divisors of LongRoPE.
+    pub(crate) fn rope_factors(&self) -> Result<Option<[Vec<f64>; 2]>, ConfigError> {
+        let [short, long] = names::ROPE_FACTORS;
+        let wide = |v: Vec<f32>| v.into_iter().map(f64::from).collect();
+        match (self.vector(short)?, self.vector(long)?) {
+            (None, None) => Ok(None),
+            (Some(short), Some(long)) => Ok(Some([wide(short), wide(long)])),
+            (None, Some(_)) => Err(ConfigError::Missing { key: short.to_owned() }),
+            (Some(_), None) => Err(ConfigError::Missing { key: long.to_owned() }),
+        }
+    }
+
+    /// The values of a vector that belongs to the configuration.
+    fn vector(&self, name: &str) -> Result<Option<Vec<f32>>, ConfigError> {
+        let Some((part, tensor)) = self.find(name) else { return Ok(None) };
         // In a head that was cut its data may be missing.
         let data = part.file.bytes().get(tensor.offset..tensor.offset + tensor.bytes);
         let (Some((1, n)), Some(encoding), Some(data)) = (tensor.matrix(), tensor.kind.encoding(), data) else {
-            let (key, expected) = (names::ROPE_FREQS.to_owned(), "a vector of F32");
+            let (key, expected) = (name.to_owned(), "a vector of F32");
             return Err(ConfigError::Type { key, expected, value: format!("{} {:?}", tensor.kind, tensor.dims) });
         };
-        let mut divisors = vec![0.0; n];
-        dequant::decode(encoding, data, &mut divisors);
-        Ok(Some(divisors))
+        let mut values = vec![0.0; n];
+        dequant::decode(encoding, data, &mut values);
+        Ok(Some(values))
     }
 
     fn find(&self, name: &str) -> Option<(&Part, &Tensor)> {
@@ -208,14 +239,24 @@ impl Gguf {
         Some((part, part.tensors.get(name)?))
     }
 
-    /// How the file orders the rows of the tensor that Hugging Face calls `name`.
-    fn order(&self, name: &str, elements: usize) -> Option<Order> {
-        let is_rotated = [".q_proj.", ".k_proj."].iter().any(|part| name.contains(part));
+    /// Where the file has what `decl` asks for.
+    fn place(&self, decl: &WeightDecl) -> Option<Place> {
         let m = self.metadata();
-        if !is_rotated || m.string("general.architecture") != Ok(Some("llama")) {
+        let arch = config::gguf_architecture(&m).ok()?;
+        let family = (arch.family)(&config::GgufKeys { m, arch: arch.name }).ok()?;
+        names::place(family, decl, |name| {
+            let dims = &self.find(name)?.1.dims;
+            dims.get(1).or(dims.first()).copied()
+        })
+    }
+
+    /// How the file orders the `elements` rows of a tensor.
+    fn order(&self, place: &Place, elements: usize) -> Option<Order> {
+        if !place.is_interleaved {
             return Some(Order::Plain);
         }
-        let head_dim = crate::config::gguf_head_dim(&m, "llama").ok()?;
+        let m = self.metadata();
+        let head_dim = config::gguf_head_dim(&m, m.string("general.architecture").ok()??).ok()?;
         (head_dim.is_multiple_of(2) && elements.is_multiple_of(head_dim)).then_some(Order::Interleaved { head_dim })
     }
 }
@@ -231,8 +272,9 @@ impl WeightSource for Gguf {
 
     fn get(&self, decl: &WeightDecl) -> Result<Box<dyn WeightRows + '_>, WeightError> {
         let missing = |name: &str| WeightError::Missing { name: name.to_owned(), path: self.path().to_owned() };
-        let name = names::gguf_name(&decl.name).ok_or_else(|| missing(&decl.name))?;
-        let (part, tensor) = self.find(&name).filter(|_| !self.is_head).ok_or_else(|| missing(&name))?;
+        let place = self.place(decl).ok_or_else(|| missing(&decl.name))?;
+        let Place { name, decl, .. } = &place;
+        let (part, tensor) = self.find(name).filter(|_| !self.is_head).ok_or_else(|| missing(name))?;
         let path = || part.file.path().to_owned();
         let encoding = tensor.kind.encoding().ok_or_else(|| WeightError::DType {
             name: name.clone(),
@@ -242,13 +284,13 @@ impl WeightSource for Gguf {
         })?;
         let shape: Vec<usize> = tensor.dims.iter().rev().copied().collect();
         let (planes, rows, cols) = planes(&shape, decl);
-        let order = self.order(&decl.name, if rows == 1 { cols } else { rows }).ok_or_else(|| WeightError::Format {
+        let order = self.order(&place, if rows == 1 { cols } else { rows }).ok_or_else(|| WeightError::Format {
             path: path(),
             what: format!("tensor `{name}` of shape {shape:?} is no whole number of heads"),
         })?;
         let row_bytes = encoding.row_bytes(cols).unwrap_or(0); // checked when the file was parsed
         let stored = Stored { file: &part.file, offset: tensor.offset, encoding, planes, rows, cols, row_bytes, order };
-        Ok(Box::new(FileRows::new(stored, decl, &name, &shape)?))
+        Ok(Box::new(FileRows::new(stored, decl, name, &shape)?))
     }
 }
 

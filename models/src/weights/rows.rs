@@ -13,8 +13,8 @@ use crate::program::{View, WeightDecl, WeightUse};
 pub enum Order {
     /// The reference implementation's.
     Plain,
-    /// The two halves of every head interleaved, as llama.cpp stores the queries and keys of arch llama: it rotates
-    /// neighbours instead of halves (`LlamaModel.permute` in convert_hf_to_gguf.py).
+    /// The two halves of every head interleaved, as llama.cpp stores the queries and keys of arch llama and others: it
+    /// rotates neighbours instead of halves (`LlamaModel.permute` in convert_hf_to_gguf.py).
     Interleaved {
         /// Length of a head, even.
         head_dim: usize,
@@ -86,7 +86,7 @@ impl<'a> FileRows<'a> {
         let expected = (decl.experts.unwrap_or(1), rows, cols);
         let within = decl.view_is_within();
         let fits = (tensor.planes, tensor.rows, tensor.cols) == expected && within;
-        if !fits || view.transposed && tensor.encoding.is_blocks() {
+        if !fits {
             let planes = decl.experts.into_iter();
             return Err(WeightError::Shape {
                 name: name.to_owned(),
@@ -153,9 +153,13 @@ impl<'a> FileRows<'a> {
         let (first, cols) = (self.view.row(rows.start), self.shape.1);
         let Some(last) = rows.clone().last().map(|row| self.view.row(row)) else { return };
         let size = self.tensor.row_bytes / self.tensor.cols.max(1);
-        let mut stretch = vec![0.0; last + 1 - first];
+        // Blocks are decoded with their row.
+        let is_blocks = self.tensor.encoding.is_blocks();
+        let (first, len) = if is_blocks { (0, self.tensor.cols) } else { (first, last + 1 - first) };
+        let mut stretch = vec![0.0; len];
         for col in 0..cols {
-            let bytes = &self.row_at(plane, col)[first * size..(last + 1) * size];
+            let row = self.row_at(plane, col);
+            let bytes = if is_blocks { row } else { &row[first * size..(first + len) * size] };
             dequant::decode(self.tensor.encoding, bytes, &mut stretch);
             for (i, row) in rows.clone().enumerate() {
                 out[i * cols + col] = stretch[self.view.row(row) - first];
