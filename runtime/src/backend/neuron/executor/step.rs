@@ -142,20 +142,22 @@ impl Io {
             return Err(StepError::Batch("a mask for a module that takes none".to_owned()));
         };
         let start = bytes.len();
-        bytes.resize(start + place.bytes, 0xff);
         let words = place.bytes / self.kind.outputs().max(1) / 4;
         let (mut first, mut end) = (usize::MAX, 0);
+        // Row after row, each once: at large batches masks are most of what the host writes.
         for (line, output) in outputs {
             let Some(mask) = batch.masks.of(output) else { continue };
             let row = self.output_row(line);
-            (first, end) = (first.min(row), end.max(row + 1));
-            let own = &mut bytes[start + row * words * 4..][..words * 4];
-            // Beyond the vocabulary's words there is nothing to allow.
-            own[mask.len().saturating_sub(rank * words).min(words) * 4..].fill(0);
-            let own = own.chunks_exact_mut(4);
+            debug_assert!(row >= end, "lines of a run are in the order of their rows");
+            // Rows without a mask allow all.
+            bytes.resize(start + row * words * 4, 0xff);
             let allowed = mask.get(rank * words..).unwrap_or_default();
-            own.zip(allowed).for_each(|(to, word)| to.copy_from_slice(&word.to_le_bytes()));
+            extend(bytes, &allowed[..allowed.len().min(words)]);
+            // Beyond the vocabulary's words there is nothing to allow.
+            bytes.resize(start + (row + 1) * words * 4, 0);
+            (first, end) = (first.min(row), row + 1);
         }
+        bytes.resize(start + place.bytes, 0xff);
         let masked = first.min(end) * words * 4..end * words * 4;
         Ok(Some(MaskBytes { all: start..bytes.len(), masked }))
     }
@@ -346,6 +348,15 @@ impl Work {
         });
         let run = WorkRun { module: *module, inputs, mask, read: None, result: 0..0 };
         Work { runs: vec![run], bytes, results: vec![] }
+    }
+}
+
+/// Appends words, little endian.
+fn extend(bytes: &mut Vec<u8>, words: &[u32]) {
+    if cfg!(target_endian = "little") {
+        bytes.extend_from_slice(bytemuck::cast_slice(words));
+    } else {
+        bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
     }
 }
 
