@@ -123,7 +123,7 @@ pub struct Used {
     pub static_j: f64,
     /// The interval of their sum.
     pub bounds: Option<(f64, f64)>,
-    /// Whether every period it ran in had a reading.
+    /// Whether every step it ran in was covered by a reading that knew the energy.
     pub known: bool,
     /// Whether a reading covered more than one step, or its share was inferred from a longer period.
     pub interpolated: bool,
@@ -160,7 +160,6 @@ pub struct Ledger {
     round: u64,
     split: Split,
     cpu_s: f64,
-    clamps: u64,
     fit: Fit,
 }
 
@@ -175,6 +174,13 @@ struct Account {
     worked: Option<u64>,
     /// Whether a period lacked the seconds of cores, and the utilisation.
     lost: [bool; 2],
+}
+
+impl Account {
+    /// What it has used; not known while steps of it wait for a reading.
+    fn so_far(&self) -> Used {
+        Used { known: self.used.known && !self.touched, ..self.used }
+    }
 }
 
 /// What is pending of one purpose.
@@ -210,7 +216,6 @@ impl Ledger {
             round: 0,
             split: Split::default(),
             cpu_s: 0.0,
-            clamps: 0,
             fit: Fit::default(),
         }
     }
@@ -240,11 +245,6 @@ impl Ledger {
         self.cpu_s
     }
 
-    /// Periods that used less than the idle power allows: the idle power is wrong there, or the meter coarse.
-    pub fn clamps(&self) -> u64 {
-        self.clamps
-    }
-
     /// Steps since the last reading.
     pub fn pending_steps(&self) -> u32 {
         self.pending.steps
@@ -260,6 +260,8 @@ impl Ledger {
             }
             None => {
                 self.accounts.push(fresh);
+                // Each account is touched once between two readings: a step needs no more room.
+                self.touched.reserve(self.accounts.len() - self.touched.len());
                 // More requests at once than 32 bits count do not fit into memory.
                 AccountId(u32::try_from(self.accounts.len() - 1).unwrap_or(u32::MAX))
             }
@@ -290,12 +292,12 @@ impl Ledger {
         self.touched.retain(|touched| *touched != id);
         self.accounts[id.0 as usize] = Account::default();
         self.free.push(id);
-        account.used
+        account.so_far()
     }
 
     /// What a request has used, as of the last reading.
     pub fn used(&self, id: AccountId) -> Used {
-        self.accounts[id.0 as usize].used
+        self.accounts[id.0 as usize].so_far()
     }
 
     /// A step of `seconds` that read `weight_bytes` and did `shares`.
@@ -365,9 +367,6 @@ impl Ledger {
         };
         let active = best - idle;
         let fixed = self.coefficients.idle_w.map_or(0.0, |watts| watts * period.active_s);
-        if fixed > active && amounts.joules.is_some() {
-            self.clamps += 1;
-        }
         let fixed = fixed.min(active);
         let moving = active - fixed;
         self.split.idle_j += idle;

@@ -231,11 +231,6 @@ impl Meters {
             overhead: self.overhead,
         }
     }
-
-    /// Whether anything here gives joules or utilisation.
-    pub fn is_empty(&self) -> bool {
-        self.tracks.is_empty() && self.neuron.is_empty()
-    }
 }
 
 impl Track {
