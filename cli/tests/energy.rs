@@ -270,6 +270,41 @@ fn benchmark_scripts_print_tokens_and_null() {
     }
 }
 
+/// A server on a machine with a counter: answers carry joules and their method, and buckets add up to what was counted.
+#[test]
+fn a_server_tells_the_joules_of_its_answers() {
+    let machine = Machine::with_zone();
+    let model = support::testdata("qwen3");
+    let args = ["serve", &model, "--port", "0", "--threads", "1", "--usage-energy"];
+    let server = Agent::listening(machine.command(&args));
+    let curl = |path: &str, more: &[&str]| {
+        let mut command = Command::new("curl");
+        command.args(["-s", "--noproxy", "*", &format!("{}{path}", server.1)]).args(more);
+        ran(command.output().unwrap()).stdout
+    };
+    let body = r#"{"prompt": "Hi", "max_tokens": 8, "temperature": 0}"#;
+    let patience = std::time::Instant::now() + std::time::Duration::from_secs(120);
+    let mut joules = 1;
+    let energy = loop {
+        joules += 7;
+        machine.joules(joules);
+        let answer: Value = serde_json::from_str(&curl("/v1/completions", &["--data", body])).unwrap();
+        let energy = answer["usage"]["energy"].clone();
+        assert!(energy["cpu_s"].as_f64().unwrap() > 0.0, "{answer}");
+        // Null where the counter stood still while it ran.
+        if energy["joules"].is_number() {
+            break energy;
+        }
+        assert!(energy["method"].is_null() && std::time::Instant::now() < patience, "{answer}");
+    };
+    assert_eq!(energy["method"], "measured", "{energy}");
+    let totals: Value = serde_json::from_str(&curl("/v1/energy", &[])).unwrap();
+    let counted = totals["joules"].as_f64().unwrap();
+    assert!(counted > 0.0 && counted <= (joules - 1) as f64 * (1.0 + 1e-9), "{totals}");
+    assert_eq!((&totals["boundary"], &totals["meters"][0]["id"]), (&"cpu".into(), &"powercap-0".into()));
+    assert!(curl("/metrics", &[]).contains("njoule_energy_attributed_joules_total{"));
+}
+
 #[test]
 fn an_agent_refuses_what_is_no_snapshot() {
     let agent = Agent::start(&Machine::with_zone(), &[]);

@@ -7,13 +7,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use njoule_energy::load::Part;
-use njoule_energy::meter::Scope;
-use njoule_energy::meter::feed::{FeedSource, SharedCommand};
-use njoule_energy::profile::NeuronWatts;
+use njoule_energy::meter::feed::SharedCommand;
 use njoule_energy::{Meters, Report, Snapshot, Wanted, Window};
 use serde_json::Value;
 
 use crate::args::UsageError;
+use crate::session::metering::MeteringArgs;
 
 /// Arguments that choose meters.
 #[derive(clap::Args, Clone, Debug)]
@@ -28,38 +27,11 @@ pub struct MeterArgs {
 /// Arguments about this machine's meters.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct LocalArgs {
-    /// A meter outside: cmd:COMMAND, csv:FILE or unix:SOCKET that gives lines t_unix_s,joules
-    #[arg(long, value_name = "FEED")]
-    pub feed: Option<FeedSource>,
-    /// What that meter covers
-    #[arg(long, value_enum, default_value_t, requires = "feed")]
-    pub feed_scope: FeedScope,
-    /// Its relative uncertainty, such as 0.02; unknown without
-    #[arg(long, value_name = "SHARE", requires = "feed", value_parser = uncertainty)]
-    pub feed_uncertainty: Option<f64>,
-    /// Watts of a Neuron device: base=20..60,span=40..150 (at 0 %, and added at 100 %)
-    #[arg(long, value_name = "PROFILE", env = "NJOULE_NEURON_WATTS")]
-    pub neuron_watts: Option<NeuronWatts>,
+    #[command(flatten)]
+    pub metering: MeteringArgs,
     /// The instance's type, where the machine does not say it
     #[arg(long, value_name = "TYPE")]
     pub instance: Option<String>,
-}
-
-/// What an outside meter covers.
-#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
-pub enum FeedScope {
-    /// The machine at the plug.
-    #[default]
-    Wall,
-    /// The machine behind its power supplies.
-    Node,
-    /// The accelerators.
-    Accelerator,
-}
-
-fn uncertainty(text: &str) -> Result<f64, String> {
-    let share = text.parse().ok().filter(|u: &f64| (0.0..=1.0).contains(u));
-    share.ok_or_else(|| format!("{text:?} is no share from 0 to 1"))
 }
 
 /// Whose energy.
@@ -106,8 +78,8 @@ impl LocalArgs {
     fn first_given(&self) -> Option<&'static str> {
         let watts = std::env::var("NJOULE_NEURON_WATTS").ok().and_then(|text| text.parse().ok());
         let given = [
-            ("--feed", self.feed.is_some()),
-            ("--neuron-watts", self.neuron_watts.is_some() && self.neuron_watts != watts),
+            ("--feed", self.metering.feed.is_some()),
+            ("--neuron-watts", self.metering.neuron_watts.is_some() && self.metering.neuron_watts != watts),
             ("--instance", self.instance.is_some()),
         ];
         given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
@@ -115,18 +87,7 @@ impl LocalArgs {
 
     /// The meters of this machine.
     pub fn wanted(&self, part: Option<Part>) -> Wanted {
-        let scope = match self.feed_scope {
-            FeedScope::Wall => Scope::Wall,
-            FeedScope::Node => Scope::Node,
-            FeedScope::Accelerator => Scope::Accelerator,
-        };
-        Wanted {
-            feed: self.feed.clone().map(|feed| (feed, scope, self.feed_uncertainty)),
-            neuron_watts: self.neuron_watts.clone(),
-            instance: self.instance.clone(),
-            part,
-            ..Wanted::from_environment()
-        }
+        Wanted { instance: self.instance.clone(), part, ..self.metering.wanted() }
     }
 }
 
