@@ -6,11 +6,13 @@
         ...
     print(m.joules, m.low, m.high, m.method, m.reasons)      # None is unknown, and reasons say why
 """
-import json, os, time, urllib.request
+import http.client, json, os, time, urllib.request
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 AGENT = os.environ.get("NJOULE_ENERGY_URL", "http://127.0.0.1:9788")
+# What an agent that is away, dies midway or is none can make of a call.
+FAILURES = (OSError, ValueError, KeyError, TypeError, http.client.HTTPException)
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -25,7 +27,7 @@ def measure(phase, agent=AGENT):
     start, began, cpu = None, time.monotonic(), time.process_time()
     try:
         start = ask(agent + "/v1/energy")
-    except (OSError, ValueError) as error:
+    except FAILURES as error:
         m.reasons = [f"{agent}: {error}"]
     try:
         yield m
@@ -33,9 +35,9 @@ def measure(phase, agent=AGENT):
         m.seconds, m.client_cpu_s = time.monotonic() - began, time.process_time() - cpu
         try:
             if start is not None:
-                m.report = ask(agent + "/v1/energy/report", start)
-                energy = m.report["energy"]
-                m.joules, m.low, m.high = energy["total_j"], energy["low_j"], energy["high_j"]
-                m.method, m.reasons = energy["method"], energy["reasons"]
-        except (OSError, ValueError, KeyError) as error:
+                report = ask(agent + "/v1/energy/report", start)
+                energy = report["energy"]
+                figures = [energy[key] for key in ("total_j", "low_j", "high_j", "method", "reasons")]
+                m.report, (m.joules, m.low, m.high, m.method, m.reasons) = report, figures
+        except FAILURES as error:
             m.reasons = [f"{agent}: {error}"]

@@ -5,6 +5,9 @@ energy_start() { NJOULE_ENERGY_START=$(curl -sf --noproxy '*' --max-time 10 "$NJ
 energy_end() {
     local none='{"total_j":null,"low_j":null,"high_j":null,"method":null,"reasons":["no agent answers"]}'
     [ -n "$NJOULE_ENERGY_START" ] || { echo "$none"; return; }
-    printf %s "$NJOULE_ENERGY_START" | curl -sf --noproxy '*' --max-time 10 --data-binary @- "$NJOULE_ENERGY_URL/v1/energy/report" |
-        jq -c '.energy | {total_j, low_j, high_j, method, reasons}' || echo "$none"
+    # An agent that dies midway leaves nothing for jq, and that is no failure to jq.
+    local report
+    report=$(printf %s "$NJOULE_ENERGY_START" | curl -sf --noproxy '*' --max-time 10 --data-binary @- "$NJOULE_ENERGY_URL/v1/energy/report" |
+        jq -c 'select(.energy | has("total_j")) | .energy | {total_j, low_j, high_j, method, reasons}' 2> /dev/null) || report=
+    echo "${report:-$none}"
 }

@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# Tokens per joule of `njoule bench`, by its JSON and the report of `njoule energy record`: tokens-per-joule.sh NJOULE MODEL
+# Tokens per joule of a whole `njoule bench`, by the report of `njoule energy record`: tokens-per-joule.sh NJOULE MODEL
+# The joules are those of the process from its start to its end (loading, prompts and warm-up included), the tokens those of the
+# measured decode: the figure is lower than a server's steady state. Needs jq.
 set -euo pipefail
 njoule=$1 model=$2 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

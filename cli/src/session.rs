@@ -5,6 +5,7 @@
 
 pub mod backend;
 mod interrupt;
+pub mod metering;
 #[cfg(target_os = "linux")]
 pub mod neuron;
 pub mod objective;
@@ -36,6 +37,7 @@ use self::backend::{AnyBackend, Loaded};
 #[cfg(target_os = "linux")]
 pub use self::interrupt::Stop;
 pub use self::interrupt::{Interrupt, Interrupted};
+use self::metering::MachineMeters;
 pub use self::objective::ObjectiveArgs;
 pub use self::options::{RunArgs, RunOptions};
 pub use self::schedule::{Schedule, ScheduleArgs};
@@ -130,6 +132,8 @@ impl Model {
         context: &Context<'_>,
     ) -> anyhow::Result<Session> {
         let started = Instant::now();
+        // Before the weights are read, so that loading is in it.
+        let source = options.meters.as_ref().map(|wanted| Box::new(MachineMeters::open(wanted)) as _);
         let loading = Loading::begin(&self.name, context);
         let Loaded { capacity, executor, backend, reason } =
             options.load(&self, |backend| self.capacity(backend, size, options), context)?;
@@ -151,7 +155,7 @@ impl Model {
         let mut config = EngineConfig { limits, ..EngineConfig::new(capacity) };
         options.schedule.apply(&mut config);
         adjust(&mut config);
-        let engine = Engine::start(executor, self.program.vocab(), config)?;
+        let engine = Engine::start_metered(executor, self.program.vocab(), config, source)?;
         drop(loading);
         Ok(Session { checkpoint: self.checkpoint, engine, facts })
     }
@@ -272,7 +276,7 @@ pub fn kv_bytes_per_token(program: &Program, kv: KvType) -> usize {
     program.caches.iter().map(|c| c.kv_heads * (kv.bytes(c.k_dim) + kv.bytes(c.v_dim))).sum()
 }
 
-/// Energy as reports carry it: no meter is read in this release, and nothing is guessed.
+/// Energy as reports of verbs carry it that read no meter: nothing is guessed.
 pub fn unknown_energy() -> Value {
     json!({"joules": null, "method": null})
 }

@@ -3,7 +3,7 @@
 mod support;
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
@@ -55,25 +55,40 @@ impl Machine {
 
     /// A shell command that moves the counter by so much and prints a word.
     fn burn(&self, joules: u64) -> String {
+        self.burn_from(1, joules)
+    }
+
+    /// The same for a counter that stands at `joules` by then.
+    fn burn_from(&self, stands: u64, joules: u64) -> String {
         format!(
             "echo {} > {}; echo done",
-            (1 + joules) * 1_000_000,
+            (stands + joules) * 1_000_000,
             self.path("sys/class/powercap/intel-rapl:0/energy_uj")
         )
     }
 }
 
-/// An agent on a free port.
+/// Something that listens, on a free port; it ends with the test, also with one that fails.
 struct Agent(Child, String);
 
 impl Agent {
     fn start(machine: &Machine, args: &[&str]) -> Agent {
-        let mut command = machine.command(&[&["energy", "serve", "-q", "--port", "0"], args].concat());
-        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("listening on ").unwrap_or_else(|| panic!("{line}")).to_owned();
-        Agent(child, address)
+        Agent::listening(machine.command(&[&["energy", "serve", "-q", "--port", "0"], args].concat()))
+    }
+
+    /// A server of a model.
+    fn serving(machine: &Machine, model: &str) -> Agent {
+        Agent::listening(machine.command(&["serve", model, "--port", "0", "--threads", "1"]))
+    }
+
+    fn listening(mut command: Command) -> Agent {
+        let mut agent = Agent(command.stderr(Stdio::piped()).spawn().unwrap(), String::new());
+        let mut lines = BufReader::new(agent.0.stderr.take().unwrap()).lines();
+        let address = lines.find_map(|line| line.unwrap().strip_prefix("listening on ").map(str::to_owned));
+        agent.1 = address.expect("it says where it listens");
+        // Nobody reads on, and nothing may wait for that.
+        std::thread::spawn(move || lines.for_each(drop));
+        agent
     }
 }
 
@@ -104,6 +119,19 @@ fn a_command_is_recorded_and_its_exit_code_kept() {
     let report: Value = serde_json::from_str(&failed.stdout).unwrap();
     assert!(report["energy"]["total_j"].is_null() && report["client"]["exit_code"] == 7, "{report}");
     machine.run(&["energy", "record", "--", "/nowhere/x"]).fails_with(1, &["/nowhere/x: cannot be started"]);
+}
+
+#[test]
+fn a_report_that_could_not_be_written_is_refused_before_the_work() {
+    let machine = Machine::with_zone();
+    let (marker, file) = (machine.path("ran"), machine.path("run.json"));
+    let refused = machine.run(&["energy", "record", "-o", "/nowhere/run.json", "--", "touch", &marker]);
+    refused.fails_with(1, &["/nowhere/run.json: cannot write"]);
+    assert!(!std::path::Path::new(&marker).exists());
+    // An older and longer report is there until the new one is, and then nothing of it.
+    machine.put("run.json", &"x".repeat(100_000));
+    assert_eq!(machine.run(&["energy", "record", "-q", "-o", &file, "--", "grep", "-q", "xxx", &file]).code, 0);
+    serde_json::from_str::<Value>(&fs::read_to_string(&file).unwrap()).unwrap();
 }
 
 #[test]
@@ -160,6 +188,7 @@ fn scripts_survive_what_is_unknown() {
     let shell = format!("set -eu; . {dir}/energy.sh; energy_start; sh -c \"$BURN\" > /dev/null; energy_end");
     let measured = Machine::with_zone();
     let (with, without) = (Agent::start(&measured, &[]), Agent::start(&Machine::bare(), &[]));
+    let mut stands = 1;
     for (url, python_says, shell_says) in [
         (with.1.as_str(), "40 measured False", "\"method\":\"measured\""),
         (without.1.as_str(), "False None True", "\"total_j\":null"),
@@ -168,12 +197,51 @@ fn scripts_survive_what_is_unknown() {
         for (program, flag, script, says) in
             [("python3", "-c", &python, python_says), ("bash", "-c", &shell, shell_says)]
         {
-            measured.joules(1);
-            // The agent must have seen where the counter stands before it is moved.
+            let burn = measured.burn_from(stands, 40);
+            stands += 40;
             let mut command = Command::new(program);
-            command.arg(flag).arg(script).env("NJOULE_ENERGY_URL", url).env("BURN", measured.burn(40));
+            command.arg(flag).arg(script).env("NJOULE_ENERGY_URL", url).env("BURN", burn);
             let ran = ran(command.output().unwrap());
             assert!(ran.code == 0 && ran.stdout.contains(says), "{program} {url}: {} {}", ran.stdout, ran.stderr);
+        }
+    }
+}
+
+/// An agent that is there at the start and dies, or is none: scripts print null and go on.
+#[test]
+fn scripts_survive_an_agent_that_dies_midway() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../benches/scripts");
+    let python = format!(
+        "import sys; sys.path.insert(0, {dir:?})\nfrom energy import measure\n\
+         with measure('work') as m: pass\nprint('went on', m.joules, m.method, bool(m.reasons))"
+    );
+    let shell = format!("set -euo pipefail; . {dir}/energy.sh; energy_start; energy_end; echo went on");
+    // What the second call gets: nothing, a broken answer, no object, another object.
+    let halves = ["", "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{", "[1]", "{\"energy\": 3}", "{\"energy\": {}}"];
+    for second in halves {
+        for (program, flag, script) in [("python3", "-c", &python), ("bash", "-c", &shell)] {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let url = format!("http://{}", listener.local_addr().unwrap());
+            let agent = std::thread::spawn(move || {
+                for answer in ["{}", second] {
+                    let (mut stream, _) = listener.accept().unwrap();
+                    let mut seen = vec![];
+                    // A head and, of the second call, a body of two bytes.
+                    let ends: &[u8] = if answer == "{}" { b"\r\n\r\n" } else { b"\r\n\r\n{}" };
+                    let mut byte = [0];
+                    while !seen.ends_with(ends) && stream.read(&mut byte).unwrap() == 1 {
+                        seen.push(byte[0]);
+                    }
+                    let whole = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{answer}", answer.len());
+                    let bare = answer.is_empty() || answer.starts_with("HTTP");
+                    stream.write_all(if bare { answer } else { &whole }.as_bytes()).unwrap();
+                }
+            });
+            let ran = ran(Command::new(program).args([flag, script]).env("NJOULE_ENERGY_URL", &url).output().unwrap());
+            agent.join().unwrap();
+            let says = if program == "bash" { "\"total_j\":null" } else { "went on None None True" };
+            let whole = ran.code == 0 && ran.stdout.contains(says) && ran.stdout.contains("went on");
+            assert!(whole, "{program} {second:?}: {} {}", ran.stdout, ran.stderr);
         }
     }
 }
@@ -185,18 +253,13 @@ fn benchmark_scripts_print_tokens_and_null() {
     let machine = Machine::bare();
     let agent = Agent::start(&machine, &[]);
     let model = support::testdata("qwen3");
-    let mut server =
-        machine.command(&["serve", &model, "--port", "0", "--threads", "1"]).stderr(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(server.stderr.take().unwrap()).lines();
-    let address = lines.find_map(|line| line.unwrap().strip_prefix("listening on ").map(str::to_owned)).unwrap();
+    let server = Agent::serving(&machine, &model);
     let mut python = Command::new("python3");
-    python.arg(format!("{dir}/tokens-per-joule.py")).args([&address, &agent.1]);
+    python.arg(format!("{dir}/tokens-per-joule.py")).args([&server.1, &agent.1]);
     let mut shell = Command::new("bash");
     shell.arg(format!("{dir}/tokens-per-joule.sh")).args([env!("CARGO_BIN_EXE_njoule"), &model]);
     shell.env("NJOULE_SYSFS_ROOT", machine.path("")).env_remove("NJOULE_NEURON_WATTS");
     let results = [(python, 256), (shell, 128)].map(|(mut script, tokens)| (ran(script.output().unwrap()), tokens));
-    let _ = server.kill();
-    let _ = server.wait();
     for (result, tokens) in results {
         let printed = result.json();
         assert_eq!(printed["output_tokens"], tokens);
@@ -205,6 +268,41 @@ fn benchmark_scripts_print_tokens_and_null() {
         }
         assert!(!printed["reasons"].as_array().unwrap().is_empty(), "{printed}");
     }
+}
+
+/// A server on a machine with a counter: answers carry joules and their method, and buckets add up to what was counted.
+#[test]
+fn a_server_tells_the_joules_of_its_answers() {
+    let machine = Machine::with_zone();
+    let model = support::testdata("qwen3");
+    let args = ["serve", &model, "--port", "0", "--threads", "1", "--usage-energy"];
+    let server = Agent::listening(machine.command(&args));
+    let curl = |path: &str, more: &[&str]| {
+        let mut command = Command::new("curl");
+        command.args(["-s", "--noproxy", "*", &format!("{}{path}", server.1)]).args(more);
+        ran(command.output().unwrap()).stdout
+    };
+    let body = r#"{"prompt": "Hi", "max_tokens": 8, "temperature": 0}"#;
+    let patience = std::time::Instant::now() + std::time::Duration::from_secs(120);
+    let mut joules = 1;
+    let energy = loop {
+        joules += 7;
+        machine.joules(joules);
+        let answer: Value = serde_json::from_str(&curl("/v1/completions", &["--data", body])).unwrap();
+        let energy = answer["usage"]["energy"].clone();
+        assert!(energy["cpu_s"].as_f64().unwrap() > 0.0, "{answer}");
+        // Null where the counter stood still while it ran.
+        if energy["joules"].is_number() {
+            break energy;
+        }
+        assert!(energy["method"].is_null() && std::time::Instant::now() < patience, "{answer}");
+    };
+    assert_eq!(energy["method"], "measured", "{energy}");
+    let totals: Value = serde_json::from_str(&curl("/v1/energy", &[])).unwrap();
+    let counted = totals["joules"].as_f64().unwrap();
+    assert!(counted > 0.0 && counted <= (joules - 1) as f64 * (1.0 + 1e-9), "{totals}");
+    assert_eq!((&totals["boundary"], &totals["meters"][0]["id"]), (&"cpu".into(), &"powercap-0".into()));
+    assert!(curl("/metrics", &[]).contains("njoule_energy_attributed_joules_total{"));
 }
 
 #[test]
@@ -260,6 +358,15 @@ fn a_wrong_command_line_says_what_is_right() {
         (&["energy", "watch", "--feed", "pdu"], &["cmd:COMMAND, csv:FILE or unix:SOCKET"]),
         (&["energy", "watch", "--interval", "0"], &["no number of seconds"]),
         (&["energy", "record", "--seconds", "1", "--", "true"], &["cannot be used with"]),
+        (
+            &["energy", "watch", "--meter", "http://far:1", "--feed", "csv:x"],
+            &["--feed is about this machine's meters"],
+        ),
+        (&["energy", "watch", "--meter", "http://far:1", "--instance", "inf2.xlarge"], &["--instance is about"]),
+        (
+            &["energy", "watch", "--meter", "http://far:1", "--neuron-watts", "base=1,span=2"],
+            &["--neuron-watts is about"],
+        ),
     ] {
         machine.run(args).fails_with(2, words);
     }

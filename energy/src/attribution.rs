@@ -123,7 +123,7 @@ pub struct Used {
     pub static_j: f64,
     /// The interval of their sum.
     pub bounds: Option<(f64, f64)>,
-    /// Whether every period it ran in had a reading.
+    /// Whether every step it ran in was covered by a reading that knew the energy.
     pub known: bool,
     /// Whether a reading covered more than one step, or its share was inferred from a longer period.
     pub interpolated: bool,
@@ -156,9 +156,10 @@ pub struct Ledger {
     /// Accounts with something pending.
     touched: Vec<AccountId>,
     pending: Period,
+    /// Steps so far.
+    round: u64,
     split: Split,
     cpu_s: f64,
-    clamps: u64,
     fit: Fit,
 }
 
@@ -168,6 +169,18 @@ struct Account {
     pending: [Part; 3],
     touched: bool,
     aborted: bool,
+    /// Rounds whose shares of the slots and of the weights' reading are still to be given.
+    held: Option<u64>,
+    worked: Option<u64>,
+    /// Whether a period lacked the seconds of cores, and the utilisation.
+    lost: [bool; 2],
+}
+
+impl Account {
+    /// What it has used; not known while steps of it wait for a reading.
+    fn so_far(&self) -> Used {
+        Used { known: self.used.known && !self.touched, ..self.used }
+    }
 }
 
 /// What is pending of one purpose.
@@ -200,9 +213,9 @@ impl Ledger {
             free: vec![],
             touched: vec![],
             pending: Period::default(),
+            round: 0,
             split: Split::default(),
             cpu_s: 0.0,
-            clamps: 0,
             fit: Fit::default(),
         }
     }
@@ -232,11 +245,6 @@ impl Ledger {
         self.cpu_s
     }
 
-    /// Periods that used less than the idle power allows: the idle power is wrong there, or the meter coarse.
-    pub fn clamps(&self) -> u64 {
-        self.clamps
-    }
-
     /// Steps since the last reading.
     pub fn pending_steps(&self) -> u32 {
         self.pending.steps
@@ -252,6 +260,8 @@ impl Ledger {
             }
             None => {
                 self.accounts.push(fresh);
+                // Each account is touched once between two readings: a step needs no more room.
+                self.touched.reserve(self.accounts.len() - self.touched.len());
                 // More requests at once than 32 bits count do not fit into memory.
                 AccountId(u32::try_from(self.accounts.len() - 1).unwrap_or(u32::MAX))
             }
@@ -282,19 +292,30 @@ impl Ledger {
         self.touched.retain(|touched| *touched != id);
         self.accounts[id.0 as usize] = Account::default();
         self.free.push(id);
-        account.used
+        account.so_far()
     }
 
     /// What a request has used, as of the last reading.
     pub fn used(&self, id: AccountId) -> Used {
-        self.accounts[id.0 as usize].used
+        self.accounts[id.0 as usize].so_far()
     }
 
     /// A step of `seconds` that read `weight_bytes` and did `shares`.
     pub fn step(&mut self, seconds: f64, weight_bytes: f64, shares: &[Share]) {
         let Coefficients { joules_per_flop, joules_per_byte, .. } = self.coefficients;
-        let working = shares.iter().filter(|s| s.account.is_some() && s.flops > 0.0).count().max(1) as f64;
-        let holding = shares.iter().filter(|s| s.account.is_some()).count().max(1) as f64;
+        // Sequences, not shares: one that has a part to waste beside its token is one.
+        self.round += 1;
+        let round = self.round;
+        let (mut working, mut holding) = (0u32, 0u32);
+        for share in shares {
+            let Some(id) = share.account else { continue };
+            let account = &mut self.accounts[id.0 as usize];
+            holding += u32::from(account.held.replace(round) != Some(round));
+            if share.flops > 0.0 {
+                working += u32::from(account.worked.replace(round) != Some(round));
+            }
+        }
+        let (working, holding) = (f64::from(working.max(1)), f64::from(holding.max(1)));
         let pending = &mut self.pending;
         pending.steps += 1;
         pending.active_s += seconds;
@@ -308,13 +329,16 @@ impl Ledger {
                 pending.weight += own;
                 continue;
             };
-            let read = if share.flops > 0.0 { joules_per_byte * weight_bytes / working } else { 0.0 };
             let account = &mut self.accounts[id.0 as usize];
+            // Once for each sequence: with its first share, and with its first that works.
+            let works = share.flops > 0.0 && account.worked.take_if(|at| *at == round).is_some();
+            let read = if works { joules_per_byte * weight_bytes / working } else { 0.0 };
+            let held = if account.held.take_if(|at| *at == round).is_some() { seconds / holding } else { 0.0 };
             let part = &mut account.pending[share.purpose as usize];
             part.weight += own + read;
-            part.slot_s += seconds / holding;
+            part.slot_s += held;
             pending.weight += own + read;
-            pending.slot_s += seconds / holding;
+            pending.slot_s += held;
             if !account.touched {
                 account.touched = true;
                 self.touched.push(id);
@@ -343,9 +367,6 @@ impl Ledger {
         };
         let active = best - idle;
         let fixed = self.coefficients.idle_w.map_or(0.0, |watts| watts * period.active_s);
-        if fixed > active && amounts.joules.is_some() {
-            self.clamps += 1;
-        }
         let fixed = fixed.min(active);
         let moving = active - fixed;
         self.split.idle_j += idle;
@@ -355,11 +376,8 @@ impl Ledger {
             Some(_) if period.idle_s == 0.0 => self.fit.add([period.active_s, period.flops, period.bytes], best),
             _ => {}
         }
-        // Without anybody to give it to, it is nobody's.
-        let (by_weight, by_slot) = (period.weight > 0.0, period.slot_s > 0.0);
-        let homeless = if by_weight { 0.0 } else { moving } + if by_slot { 0.0 } else { fixed };
-        let mut given = homeless;
-        if by_weight {
+        let mut given = 0.0;
+        if period.weight > 0.0 {
             let padding = moving * ratio(period.padding, period.weight);
             self.split.wasted_j += padding;
             given += padding;
@@ -394,16 +412,15 @@ impl Ledger {
             let before = used.bounds.or((used.prefill_j + used.decode_j + used.wasted_j == all).then_some((0.0, 0.0)));
             used.bounds = before.zip(around).map(|(b, (low, high))| (b.0 + all * low, b.1 + all * high));
             used.cpu_s += amounts.cpu_s * by_work;
-            let add = |sum: &mut Option<f64>, amount: Option<f64>| {
-                if let Some(amount) = amount {
-                    *sum = Some(sum.unwrap_or(0.0) + amount * by_work);
-                }
-            };
-            add(&mut used.core_s, amounts.core_s);
-            add(&mut used.util_s, amounts.util_s);
+            // A sum with a part unknown is unknown.
+            let sums = [(&mut used.core_s, amounts.core_s), (&mut used.util_s, amounts.util_s)];
+            for ((sum, amount), lost) in sums.into_iter().zip(&mut account.lost) {
+                *lost |= amount.is_none();
+                *sum = amount.filter(|_| !*lost).map(|amount| sum.unwrap_or(0.0) + amount * by_work);
+            }
         }
         // What closed accounts had pending, and what nobody can be given.
-        self.split.unattributed_j += (active - (given - homeless)).max(0.0);
+        self.split.unattributed_j += (active - given).max(0.0);
     }
 }
 

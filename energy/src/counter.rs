@@ -27,18 +27,21 @@ impl Counter {
         Counter { modulus: Some(modulus.max(1)), safe_s, ..Counter::endless() }
     }
 
-    /// Takes a value in. `Err` on a reset: what was counted around it is unknown, and counting goes on from there.
+    /// Takes a value in. `Err` on a reset (a fall that no wrap explains at the fastest rate): what was counted around it is unknown, and counting goes on from there.
     pub fn advance(&mut self, raw: u64, at_ns: u64) -> Result<(), Reset> {
         let last = self.last.replace((raw, at_ns));
         let Some((before, then)) = last else { return Ok(()) };
         if seconds(then, at_ns) > self.safe_s {
             self.ambiguous += 1;
         }
-        let added = match self.modulus {
+        let added = match self.modulus.filter(|modulus| raw <= *modulus) {
             _ if raw >= before => raw - before,
-            Some(modulus) if before < modulus => {
+            // A wrap takes its time; what falls faster than the source can count began again.
+            Some(modulus)
+                if before < modulus && self.possible(modulus, modulus - before + raw, seconds(then, at_ns)) =>
+            {
                 self.wraps += 1;
-                modulus - before + raw.min(modulus)
+                modulus - before + raw
             }
             _ => {
                 self.holes += 1;
@@ -47,6 +50,11 @@ impl Counter {
         };
         self.total += u128::from(added);
         Ok(())
+    }
+
+    /// Whether so many steps fit into so many seconds at the fastest.
+    fn possible(&self, modulus: u64, steps: u64, span_s: f64) -> bool {
+        steps as f64 <= modulus as f64 / self.safe_s * (span_s + UPDATE_SLACK_S)
     }
 
     /// Steps since the first value.
@@ -74,6 +82,9 @@ impl Counter {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reset;
 
+/// A value may be this much older than its reading.
+const UPDATE_SLACK_S: f64 = 0.01;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,7 +96,7 @@ mod tests {
         fn a_wrap_at_any_point_loses_nothing(
             modulus in 2u64..1 << 40, start in any::<u64>(), steps in prop::collection::vec(any::<u64>(), 1..50),
         ) {
-            let mut counter = Counter::wrapping(modulus, 10.0);
+            let mut counter = Counter::wrapping(modulus, 1.0);
             let mut raw = start % modulus;
             counter.advance(raw, 0).unwrap();
             let (mut sum, mut wraps) = (0u128, 0);
@@ -106,6 +117,17 @@ mod tests {
         counter.advance(10, 0).unwrap();
         counter.advance(20, 61_000_000_000).unwrap();
         assert_eq!((counter.total(), counter.ambiguous()), (10, 1));
+    }
+
+    /// At most 10 steps a second: 99 → 5 within a second is a wrap, 50 → 5 is none.
+    #[test]
+    fn a_fall_too_fast_for_a_wrap_is_a_reset() {
+        let mut counter = Counter::wrapping(100, 10.0);
+        counter.advance(99, 0).unwrap();
+        counter.advance(5, 1_000_000_000).unwrap();
+        counter.advance(50, 2_000_000_000).unwrap();
+        assert_eq!(counter.advance(5, 3_000_000_000), Err(Reset));
+        assert_eq!((counter.total(), counter.wraps(), counter.holes()), (51, 1, 1));
     }
 
     #[test]

@@ -4,9 +4,9 @@
 //! says why; every figure carries its [`Method`] and, where it is known, an interval; of overlapping meters one side counts.
 //!
 //! ```
-//! use njoule_energy::{Meters, Root, Wanted, Window};
+//! use njoule_energy::{Meters, Wanted, Window};
 //!
-//! let mut meters = Meters::open(&Wanted::all(Root::from_environment()));
+//! let mut meters = Meters::open(&Wanted::from_environment());
 //! let start = meters.snapshot();
 //! let sum: u64 = (0..1_000_000).sum();
 //! let window = Window::between(&start, &meters.snapshot()).expect("two snapshots of one session, in order");

@@ -4,6 +4,7 @@
 //! overlap say so by [`MeterInfo::parent`] and [`MeterInfo::counts_in_total`], and are never summed.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +69,13 @@ pub struct MeterInfo {
     pub excluded: Option<String>,
 }
 
+impl MeterInfo {
+    /// Whether it is a meter outside that has every accelerator of the machine behind it.
+    pub fn covers_accelerators(&self) -> bool {
+        self.domain == feed::DOMAIN && self.scope == Scope::Accelerator
+    }
+}
+
 /// A running total.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Reading {
@@ -90,6 +98,11 @@ pub trait Meter: Send {
 
     /// Whether it counts, and under whom: written once, when the set is put together.
     fn info_mut(&mut self) -> &mut MeterInfo;
+
+    /// The command that a reading of it runs, if there is one.
+    fn command(&self) -> Option<Arc<feed::SharedCommand>> {
+        None
+    }
 
     /// The total by now. After an error it may be asked again.
     fn read(&mut self, now: Now) -> Result<Reading, MeterError>;

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use crate::clock::{Clock, Now, SystemClock, seconds};
 use crate::host::Host;
 use crate::load::{MachineTime, Part, thread_cpu_s};
-use crate::meter::feed::{Feed, FeedSource};
+use crate::meter::feed::{Feed, FeedSource, SharedCommand};
 use crate::meter::instance::InstanceModel;
 use crate::meter::neuron::NeuronPower;
 use crate::meter::{self, Meter, MeterError, Reading, Scope};
 use crate::nvml::Nvml;
-use crate::perf::{Kernel, PerfOpen};
+use crate::perf::{Elsewhere, Kernel, PerfOpen};
 use crate::profile::NeuronWatts;
 use crate::root::Root;
 use crate::snapshot::{Absent, MeterState, Overhead, SCHEMA, Snapshot};
@@ -35,6 +35,12 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// Everything that the environment points at: `NJOULE_SYSFS_ROOT` and `NJOULE_NVML`.
+    pub fn from_environment() -> Wanted {
+        let nvml = std::env::var_os("NJOULE_NVML").filter(|path| !path.is_empty()).map(PathBuf::from);
+        Wanted { nvml, ..Wanted::all(Root::from_environment()) }
+    }
+
     /// Everything that the machine has.
     pub fn all(root: Root) -> Wanted {
         Wanted { root, feed: None, neuron_watts: None, instance: None, part: None, nvml: None }
@@ -70,7 +76,9 @@ struct Track {
 impl Meters {
     /// The machine's meters by the machine's clocks.
     pub fn open(wanted: &Wanted) -> Meters {
-        Meters::open_with(wanted, &Kernel, Box::new(SystemClock))
+        // The kernel's counters are the machine's: they have no place in another tree.
+        let perf: &dyn PerfOpen = if wanted.root.is_machine() { &Kernel } else { &Elsewhere };
+        Meters::open_with(wanted, perf, Box::new(SystemClock))
     }
 
     /// With other means of opening counters, and other clocks.
@@ -153,6 +161,12 @@ impl Meters {
         }
     }
 
+    /// The commands of feeds. Who shares the meters among threads runs these before a poll or a snapshot and without their
+    /// lock: after that no reading runs a command.
+    pub fn commands(&self) -> Vec<Arc<SharedCommand>> {
+        self.tracks.iter().filter_map(|track| track.meter.command()).collect()
+    }
+
     /// Reads every meter once.
     pub fn poll(&mut self) {
         let before = thread_cpu_s();
@@ -167,22 +181,22 @@ impl Meters {
         self.overhead.cpu_s += (thread_cpu_s() - before).max(0.0);
     }
 
-    /// Takes counters that never move out of the total, and back in if they do: under a hypervisor there are such. The model
-    /// of the host, if there is one, stands in for them.
+    /// Takes the host's counters out of the total if not one of them moves, and back in if one does: under a hypervisor
+    /// there are such. The model of the host, if there is one, stands in for them. One that stands still beside others that
+    /// move stays in the total and makes it unknown: what it should have counted is missing.
     fn retire(&mut self) {
+        let host = |track: &Track| {
+            let info = track.meter.info();
+            let place = matches!(info.scope, Scope::Cpu | Scope::Dram) || info.domain == "psys";
+            place && (info.counts_in_total || track.retired)
+        };
+        let dead = self.tracks.iter().filter(|track| host(track)).all(Track::stands_still);
         let mut changed = false;
-        for track in &mut self.tracks {
-            let (Some(first), Some(last)) = (track.first_ns, track.last) else { continue };
+        for track in self.tracks.iter_mut().filter(|track| host(track) && track.retired != dead) {
             let info = track.meter.info_mut();
-            let host = matches!(info.scope, Scope::Cpu | Scope::Dram) || info.domain == "psys";
-            let still = last.total.best() == 0.0 && seconds(first, last.at_ns) >= STANDS_STILL_S;
-            if host && still && info.counts_in_total {
-                (info.counts_in_total, info.excluded) = (false, Some("the counter stands still".into()));
-                (track.retired, changed) = (true, true);
-            } else if track.retired && last.total.best() > 0.0 {
-                (info.counts_in_total, info.excluded) = (true, None);
-                (track.retired, changed) = (false, true);
-            }
+            info.counts_in_total = !dead;
+            info.excluded = dead.then(|| "the counter stands still".into());
+            (track.retired, changed) = (dead, true);
         }
         if !changed {
             return;
@@ -217,11 +231,6 @@ impl Meters {
             overhead: self.overhead,
         }
     }
-
-    /// Whether anything here gives joules or utilisation.
-    pub fn is_empty(&self) -> bool {
-        self.tracks.is_empty() && self.neuron.is_empty()
-    }
 }
 
 impl Track {
@@ -244,6 +253,12 @@ impl Track {
                 self.trouble = Some(error);
             }
         }
+    }
+
+    /// Whether it has been seen not to move for long enough.
+    fn stands_still(&self) -> bool {
+        let (Some(first), Some(last)) = (self.first_ns, self.last) else { return false };
+        last.total.best() == 0.0 && seconds(first, last.at_ns) >= STANDS_STILL_S
     }
 
     fn state(&self) -> MeterState {
@@ -273,7 +288,8 @@ fn model(root: &Root, host: &Host) -> Result<InstanceModel, String> {
 
 /// Decides who counts: of overlapping meters exactly one side.
 ///
-/// A meter at the plug, or of the node, includes everything and counts alone. Else packages, memories and boards count
+/// A meter at the plug, or of the node, includes everything and counts alone. A feed of the accelerators includes every board
+/// and device. Else packages, memories and boards count
 /// beside each other; psys only where no package is seen; the model of the host only where nothing of the host is metered.
 fn arrange(found: &mut [Box<dyn Meter>]) {
     let has = |found: &[Box<dyn Meter>], test: &dyn Fn(&meter::MeterInfo) -> bool| {
@@ -284,6 +300,7 @@ fn arrange(found: &mut [Box<dyn Meter>]) {
             .map(|i| i.id.clone())
     };
     let psys = |i: &meter::MeterInfo| i.domain == "psys";
+    let devices = has(found, &meter::MeterInfo::covers_accelerators);
     let whole = has(found, &|i| i.scope == Scope::Wall).or_else(|| has(found, &|i| i.scope == Scope::Node && !psys(i)));
     let package = has(found, &|i| i.scope == Scope::Cpu);
     let platform = has(found, &psys);
@@ -293,6 +310,7 @@ fn arrange(found: &mut [Box<dyn Meter>]) {
             () if whole.as_ref() == Some(&info.id) => None,
             () if whole.is_some() => whole.clone(),
             () if info.scope == Scope::Host => package.clone().or(platform.clone()),
+            () if info.scope == Scope::Accelerator && devices.as_ref() != Some(&info.id) => devices.clone(),
             () => None,
         };
         if psys(info) && whole.is_none() && package.is_some() {

@@ -1,6 +1,6 @@
 //! NVIDIA's management library, found and opened at run time: five of its functions.
 //!
-//! `NJOULE_NVML` names a library and then nothing else is tried. An opened library stays mapped until the process ends.
+//! An opened library stays mapped until the process ends.
 
 #[cfg(not(unix))]
 use std::path::Path;
@@ -40,7 +40,7 @@ pub use unix::Nvml;
 #[cfg(unix)]
 mod unix {
     use std::ffi::{c_int, c_uint, c_ulonglong, c_void};
-    use std::path::{Path, PathBuf};
+    use std::path::Path;
     use std::ptr::null_mut;
 
     use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW, Symbol};
@@ -70,12 +70,9 @@ mod unix {
     }
 
     impl Nvml {
-        /// `NJOULE_NVML`, else the loader's library.
+        /// The loader's library.
         pub fn open() -> Result<Nvml, NvmlError> {
-            match std::env::var_os("NJOULE_NVML").filter(|path| !path.is_empty()) {
-                Some(path) => Nvml::open_at(&PathBuf::from(path)),
-                None => Nvml::open_at(Path::new("libnvidia-ml.so.1")),
-            }
+            Nvml::open_at(Path::new("libnvidia-ml.so.1"))
         }
 
         /// This file.

@@ -16,6 +16,16 @@ pub trait PerfOpen {
     fn open(&self, kind: u32, config: u64, cpu: u32) -> io::Result<Box<dyn PerfCounter>>;
 }
 
+/// Another tree than the machine's, which has no kernel behind it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Elsewhere;
+
+impl PerfOpen for Elsewhere {
+    fn open(&self, _: u32, _: u64, _: u32) -> io::Result<Box<dyn PerfCounter>> {
+        Err(io::Error::other("not opened for another tree than the machine's"))
+    }
+}
+
 /// The kernel.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Kernel;

@@ -8,14 +8,18 @@ use serde_json::{Map, Value, json};
 
 use crate::bound::LimitConstants;
 use crate::joules::Joules;
-use crate::window::{Flag, MeterWindow, NeuronWindow, Window};
+use crate::window::{ENOUGH_MINUTES, Flag, MeterWindow, NeuronWindow, Window};
 
 /// The published form.
 pub const JSON_SCHEMA: &str = include_str!("../schema/njoule.energy-1.schema.json");
 
 /// What the work was, as far as it is known.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Work {
+    /// What it is called.
+    pub name: Option<String>,
+    /// What its random choices came from.
+    pub seed: Option<u64>,
     /// Requests answered.
     pub requests: Option<u64>,
     /// Sequences at once.
@@ -141,7 +145,9 @@ impl Report {
         let window = self.window.as_ref();
         let flags: Vec<Flag> = window.map(|w| w.flags.iter().copied().collect()).unwrap_or_default();
         let joules = self.joules();
-        let util: f64 = window.into_iter().flat_map(|w| &w.neuron).map(|n| n.util_seconds).sum();
+        let devices = window.into_iter().flat_map(|w| &w.neuron).map(|n| (n.minutes, n.util_seconds, n.covered_s));
+        let util = extended_util_s(devices, self.duration_s);
+        let flags = with_extrapolated(flags, self.work.output_tokens.is_some() && util.is_some_and(|u| u.extended));
         json!({
             "schema": SCHEMA,
             "run_id": self.run_id,
@@ -170,7 +176,7 @@ impl Report {
             },
             "client": self.client,
             "energy": self.energy(joules),
-            "metrics": self.metrics(joules, self.duration_s, util),
+            "metrics": self.metrics(joules, self.duration_s, util.map(|u| u.seconds)),
             "stats": {
                 "repeats": 1,
                 "output_tokens_per_joule": {"mean": null, "ci95": null, "cv": null},
@@ -182,12 +188,28 @@ impl Report {
 
     /// Puts what this side knows (run, subject, work, client, baseline) into a report that an agent made, and works the
     /// figures out anew from the agent's joules.
-    pub fn complete(&self, theirs: &mut Value) {
+    /// `Err` says what of the published form it lacks; it is left as it is then.
+    pub fn complete(&self, theirs: &mut Value) -> Result<(), String> {
+        if theirs["schema"] != SCHEMA {
+            return Err(format!("schema is {}, not {SCHEMA:?}", theirs["schema"]));
+        }
+        if let Some(path) = lacking(&self.json(), theirs, String::new()) {
+            return Err(format!("{path} is missing"));
+        }
         let number = |value: &Value, path: &str| value.pointer(path).and_then(Value::as_f64);
         let joules = number(theirs, "/energy/total_j").and_then(Joules::new);
         let duration_s = number(theirs, "/window/duration_s").unwrap_or(0.0);
-        let util: f64 =
-            theirs["neuron_power"].as_array().into_iter().flatten().filter_map(|n| n["util_seconds"].as_f64()).sum();
+        let devices = theirs["neuron_power"].as_array().into_iter().flatten().map(|n| {
+            let minutes = n["minutes"].as_u64().and_then(|minutes| u32::try_from(minutes).ok());
+            let of = |key: &str| n[key].as_f64().unwrap_or(0.0);
+            (minutes.unwrap_or(0), of("util_seconds"), of("covered_s"))
+        });
+        let util = extended_util_s(devices, duration_s);
+        if self.work.output_tokens.is_some() && util.is_some_and(|u| u.extended) {
+            let flags = theirs.pointer_mut("/validity/flags").and_then(Value::as_array_mut);
+            let flag = json!(Flag::Extrapolated);
+            flags.into_iter().filter(|flags| !flags.contains(&flag)).for_each(|flags| flags.push(flag.clone()));
+        }
         let energy = (self.idle_baseline_w, self.net_j(joules, duration_s));
         let mut put = |key: &str, value: Value| {
             if let Some(object) = theirs.as_object_mut() {
@@ -198,11 +220,15 @@ impl Report {
         put("subject", json!(self.subject));
         put("workload", json!(self.work));
         put("client", json!(self.client));
-        put("metrics", self.metrics(joules, duration_s, util));
+        put("metrics", self.metrics(joules, duration_s, util.map(|u| u.seconds)));
+        if let Some(object) = theirs.get_mut("window").and_then(Value::as_object_mut) {
+            object.insert("kind".into(), json!(self.kind));
+        }
         if let Some(object) = theirs.get_mut("energy").and_then(Value::as_object_mut) {
             object.insert("idle_baseline_w".into(), json!(energy.0));
             object.insert("net_j".into(), json!(energy.1));
         }
+        Ok(())
     }
 
     fn net_j(&self, joules: Option<Joules>, duration_s: f64) -> Option<f64> {
@@ -227,7 +253,7 @@ impl Report {
         })
     }
 
-    fn metrics(&self, joules: Option<Joules>, duration_s: f64, util: f64) -> Value {
+    fn metrics(&self, joules: Option<Joules>, duration_s: f64, util_s: Option<f64>) -> Value {
         let known = joules.map(Joules::best).filter(|j| *j > 0.0);
         let output = self.work.output_tokens.filter(|n| *n > 0).map(|n| n as f64);
         let all = output.zip(self.work.input_tokens).map(|(out, input)| out + input as f64);
@@ -242,7 +268,7 @@ impl Report {
             "joules_per_request": per(known, requests),
             "prefill_joules_per_input_token": per(self.buckets.prefill_j, self.work.input_tokens.map(|n| n as f64)),
             "decode_joules_per_output_token": per(self.buckets.decode_j, output),
-            "output_tokens_per_util_second": per(output, Some(util)),
+            "output_tokens_per_util_second": per(output, util_s),
             "output_tokens_per_s": per(output, Some(duration_s)),
             "mean_power_w": per(known, Some(duration_s)),
             "ttft_s": quantiles(),
@@ -290,12 +316,63 @@ fn amount(best: f64, bounds: Option<(f64, f64)>, method: &str) -> String {
     }
 }
 
+/// Utilisation-seconds of a whole window.
+#[derive(Clone, Copy)]
+struct Util {
+    seconds: f64,
+    /// Whether some of its time has no line, and was taken to be as the rest.
+    extended: bool,
+}
+
+/// Tokens come from all of a window, so the utilisation must as well: each device's counted minutes stand for the time beside
+/// them. `None` without a device, or where fewer minutes were counted than a figure needs.
+fn extended_util_s(devices: impl Iterator<Item = (u32, f64, f64)>, duration_s: f64) -> Option<Util> {
+    let mut sum: Option<Util> = None;
+    for (minutes, util_seconds, covered_s) in devices {
+        if minutes < ENOUGH_MINUTES || !(covered_s > 0.0) {
+            return None;
+        }
+        let before = sum.unwrap_or(Util { seconds: 0.0, extended: false });
+        let stretch = (duration_s / covered_s).max(1.0);
+        sum = Some(Util {
+            seconds: before.seconds + util_seconds * stretch,
+            extended: before.extended || covered_s < duration_s,
+        });
+    }
+    sum
+}
+
+fn with_extrapolated(mut flags: Vec<Flag>, extended: bool) -> Vec<Flag> {
+    if extended && !flags.contains(&Flag::Extrapolated) {
+        flags.push(Flag::Extrapolated);
+    }
+    flags
+}
+
+/// The path of the first key that `shape` has and `value` lacks.
+fn lacking(shape: &Value, value: &Value, path: String) -> Option<String> {
+    shape.as_object()?.iter().find_map(|(key, inner)| {
+        let path = format!("{path}/{key}");
+        match value.get(key) {
+            Some(value) => lacking(inner, value, path),
+            None => Some(path),
+        }
+    })
+}
+
 fn quantiles() -> Value {
     json!({"p50": null, "p95": null, "p99": null})
 }
 
 fn host(window: &Window) -> Value {
-    let accelerators: Vec<Value> = window.neuron.iter().map(|n| json!({"kind": "neuron", "index": n.device})).collect();
+    let accelerators: Vec<Value> = window
+        .neuron
+        .iter()
+        .map(|n| {
+            let kind = n.name.as_ref().map_or_else(|| "neuron".to_owned(), |name| name.to_ascii_lowercase());
+            json!({"kind": kind, "index": n.device, "dies": n.dies, "driver": n.driver})
+        })
+        .collect();
     let mut host = match serde_json::to_value(&window.host) {
         Ok(Value::Object(host)) => host,
         _ => Map::new(),

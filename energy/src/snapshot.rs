@@ -96,13 +96,6 @@ impl Snapshot {
         }
         self
     }
-
-    /// Total joules so far over the meters that count, and their weakest method; `None` if any is unknown.
-    pub fn counted(&self) -> Option<Joules> {
-        let mut counted = self.meters.iter().filter(|m| m.info.counts_in_total).peekable();
-        counted.peek()?;
-        counted.try_fold(Joules::ZERO, |sum, meter| Some(sum.plus(meter.total?)))
-    }
 }
 
 /// The form's name.

@@ -75,6 +75,12 @@ pub struct MeterWindow {
 pub struct NeuronWindow {
     /// Its number.
     pub device: u32,
+    /// Its name, such as `Inferentia2`.
+    pub name: Option<String>,
+    /// Dies behind its one figure.
+    pub dies: Option<u32>,
+    /// Version of the driver.
+    pub driver: Option<String>,
     /// Utilisation integrated over the covered time.
     pub util_seconds: f64,
     /// Time of the minutes that lie whole in the window and count.
@@ -180,7 +186,8 @@ impl Window {
         if let Some(trouble) = &b.part_trouble {
             total = Total { method: None, joules: None, reasons: vec![trouble.clone()], ..total };
         } else if b.part_cpu_s.is_some() {
-            total = part(total, &cpu, duration_s, &neuron);
+            let accelerated = !neuron.is_empty() || meters.iter().any(|m| m.info.scope == Scope::Accelerator);
+            total = part(total, &cpu, duration_s, accelerated);
         }
         Ok(Window {
             start_ns: a.mono_ns,
@@ -275,6 +282,7 @@ fn neuron(a: &Snapshot, b: &Snapshot, device: &NeuronState, flags: &mut BTreeSet
     let last = touched.next_back().map(|m| m.verdict);
     let status = match (minutes, last, &device.trouble) {
         (1.., _, _) => "valid",
+        _ if device.stalled => "stalled",
         (_, Some(Verdict::NoData), _) => "no_data",
         (_, Some(Verdict::Invalid), _) => "invalid",
         (_, _, Some(_)) => "unreadable",
@@ -297,6 +305,9 @@ fn neuron(a: &Snapshot, b: &Snapshot, device: &NeuronState, flags: &mut BTreeSet
     };
     NeuronWindow {
         device: device.device,
+        name: device.name.clone(),
+        dies: device.dies,
+        driver: device.driver.clone(),
         util_seconds,
         covered_s,
         minutes,
@@ -352,8 +363,8 @@ fn total(meters: &[MeterWindow], neuron: &[NeuronWindow], absent: &[Absent]) -> 
     for meter in &counted {
         add(meter.joules, meter.info.method, meter.info.id.clone(), &meter.reason);
     }
-    // A meter of the whole machine has the devices in it.
-    if whole.is_none() {
+    // A meter of the whole machine, or of all accelerators, has the devices in it.
+    if whole.is_none() && !counted.iter().any(|m| m.info.covers_accelerators()) {
         for device in neuron {
             add(device.joules, Method::Derived, format!("neuron{}", device.device), &device.reason);
         }
@@ -370,7 +381,7 @@ fn total(meters: &[MeterWindow], neuron: &[NeuronWindow], absent: &[Absent]) -> 
 
 /// The share of a process or group. Its CPU time over all CPUs' time is what it caused at least (the idle machine is
 /// nobody's); over the busy CPUs' time, at most (the idle machine is theirs who work).
-fn part(total: Total, cpu: &CpuWindow, duration_s: f64, neuron: &[NeuronWindow]) -> Total {
+fn part(total: Total, cpu: &CpuWindow, duration_s: f64, accelerated: bool) -> Total {
     let unknown = |reason: &str| Total {
         method: None,
         joules: None,
@@ -378,8 +389,9 @@ fn part(total: Total, cpu: &CpuWindow, duration_s: f64, neuron: &[NeuronWindow])
         boundary: total.boundary.clone(),
     };
     let Some(joules) = total.joules else { return total };
-    if !neuron.is_empty() || total.boundary.contains("accelerator") {
-        return unknown("an accelerator's energy cannot be divided by CPU time");
+    // Whether it is counted apart or lies in a meter of the whole machine.
+    if accelerated {
+        return unknown("what an accelerator used cannot be divided by CPU time");
     }
     let (Some(busy), Some(vcpus), Some(own)) = (cpu.busy_s, cpu.vcpus, cpu.part_s) else {
         return unknown("its CPU time is unknown");
@@ -395,7 +407,7 @@ fn part(total: Total, cpu: &CpuWindow, duration_s: f64, neuron: &[NeuronWindow])
 }
 
 /// Minutes below which no joules are derived from a Neuron device.
-const ENOUGH_MINUTES: u32 = 3;
+pub(crate) const ENOUGH_MINUTES: u32 = 3;
 
 /// Dies of the chips whose driver is known, where a device does not say what it is.
 const MOST_DIES: u32 = 2;

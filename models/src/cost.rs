@@ -3,9 +3,13 @@
 //! Counts are of the model's mathematics: an operation is a multiplication or an addition, elementwise work and norms are
 //! left out (below 1 % of any model's). They serve rooflines and the split of energy over requests.
 
+mod rates;
+
 use std::ops::AddAssign;
 
 use crate::program::{CacheInfo, Op, Program, RowSet, Val, WeightDecl, WeightId, WeightUse};
+
+pub use rates::Rates;
 
 /// One sequence's share of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

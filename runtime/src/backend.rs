@@ -10,6 +10,7 @@ pub mod cpu;
 pub mod neuron;
 mod step;
 
+use njoule_models::cost::{Rates, Span};
 use njoule_models::program::Program;
 use njoule_models::weights::{WeightError, WeightSource};
 use serde::{Deserialize, Serialize};
@@ -180,17 +181,54 @@ impl Cost {
         for s in &batch.seqs {
             let outputs = batch.outputs.iter().filter(|o| s.rows.contains(&(**o as usize))).count();
             let rows = s.rows.len();
-            cost += njoule_models::cost::Span { rows, context: s.context - rows, outputs }.cost(program);
+            cost += Span { rows, context: s.context - rows, outputs }.cost(program);
         }
-        let caches = || program.caches.iter();
-        let bytes: usize = caches().map(|c| c.kv_heads * (kv.bytes(c.k_dim) + kv.bytes(c.v_dim))).sum();
-        let bytes_per_value = bytes as f64 / program.kv_values_per_token() as f64;
         Cost {
             flops: cost.flops() as f64,
             weight_bytes: streamed,
-            kv_bytes: bytes_per_value * (cost.kv_values_read + cost.kv_values_written) as f64,
+            kv_bytes: bytes_per_value(program, kv) * (cost.kv_values_read + cost.kv_values_written) as f64,
         }
     }
+}
+
+/// The same for one sequence, from a few numbers: what the engine splits energy by at every step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CostModel {
+    rates: Rates,
+    weight_bytes: f64,
+    bytes_per_value: f64,
+}
+
+impl Default for CostModel {
+    /// Of an executor that says nothing: every row costs the same, and weights nothing.
+    fn default() -> CostModel {
+        CostModel { rates: Rates::rows_alone(), weight_bytes: 0.0, bytes_per_value: 0.0 }
+    }
+}
+
+impl CostModel {
+    /// Of a program whose steps read `weight_bytes` of weights and cache as `kv`.
+    pub(crate) fn new(program: &Program, weight_bytes: f64, kv: KvType) -> CostModel {
+        CostModel { rates: Rates::of(program), weight_bytes, bytes_per_value: bytes_per_value(program, kv) }
+    }
+
+    /// Bytes of weights that a step reads, whatever its rows: of experts, all.
+    pub fn weight_bytes(&self) -> f64 {
+        self.weight_bytes
+    }
+
+    /// Work of `rows` rows behind `context` cached tokens of their sequence, `outputs` of which have logits; weights apart.
+    pub fn cost(&self, context: usize, rows: usize, outputs: usize) -> Cost {
+        let cost = self.rates.cost(Span { rows, context, outputs });
+        let values = cost.kv_values_read.saturating_add(cost.kv_values_written);
+        Cost { flops: cost.flops() as f64, weight_bytes: 0.0, kv_bytes: self.bytes_per_value * values as f64 }
+    }
+}
+
+/// Bytes of a cached value, scales included.
+fn bytes_per_value(program: &Program, kv: KvType) -> f64 {
+    let bytes: usize = program.caches.iter().map(|c| c.kv_heads * (kv.bytes(c.k_dim) + kv.bytes(c.v_dim))).sum();
+    bytes as f64 / program.kv_values_per_token() as f64
 }
 
 /// A way to run programs.
@@ -220,6 +258,16 @@ pub trait Executor: Send {
 
     /// Work of `batch`.
     fn cost(&self, batch: &Batch) -> Cost;
+
+    /// Work of a sequence's rows, for those who ask at every step.
+    fn cost_model(&self) -> CostModel {
+        CostModel::default()
+    }
+
+    /// Accelerator cores that a step occupies; `None` where it has none, or they cannot be counted.
+    fn cores(&self) -> Option<usize> {
+        None
+    }
 
     /// What it holds.
     fn memory(&self) -> MemoryUse;

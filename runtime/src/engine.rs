@@ -19,9 +19,12 @@ use crate::policy::Objective;
 use crate::request::{CancelToken, EventSink, Request, RequestError, RequestHandle, SubmitError};
 
 mod doorbell;
+mod energy;
 mod inbox;
 mod job;
+mod metering;
 mod outputs;
+mod sampler;
 mod stats;
 mod stop;
 mod worker;
@@ -33,7 +36,9 @@ mod tests;
 
 pub use crate::scheduler::{MOST_DRAFTS, Speculate};
 pub(crate) use doorbell::Doorbell;
+pub use energy::{EnergySource, EnergyStats, Metered, Reading, RequestEnergy};
 use inbox::{Inbox, lock};
+use metering::Metering;
 pub use stats::EngineStats;
 
 /// How an engine schedules.
@@ -59,6 +64,8 @@ pub struct EngineConfig {
     pub speculate: Speculate,
     /// Whether steps wait for company.
     pub objective: Objective,
+    /// How long the end of a request that wants its energy waits for the meters.
+    pub energy_wait: Duration,
     /// What the backend can do.
     pub limits: Limits,
 }
@@ -78,6 +85,7 @@ impl EngineConfig {
             prefix_cache: true,
             speculate: Speculate::Off,
             objective: Objective::Latency,
+            energy_wait: Duration::from_millis(250),
             limits: Limits::paged(capacity.block_len),
         }
     }
@@ -180,11 +188,15 @@ pub struct Engine {
     owner: Arc<Owner>,
 }
 
+/// Where the newest description of the meters is.
+type Describe = dyn Fn() -> Option<Arc<serde_json::Value>> + Send + Sync;
+
 /// What all handles share; its drop closes the engine.
 struct Owner {
     shared: Arc<Shared>,
     config: EngineConfig,
     vocab: usize,
+    meters: Box<Describe>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -197,8 +209,18 @@ struct Shared {
 }
 
 impl Engine {
-    /// Starts the thread that owns `executor`, a model with a vocabulary of `vocab` tokens.
+    /// Starts the thread that owns `executor`, a model with a vocabulary of `vocab` tokens. Joules are unknown.
     pub fn start(executor: Box<dyn Executor>, vocab: usize, config: EngineConfig) -> Result<Engine, StartError> {
+        Engine::start_metered(executor, vocab, config, None)
+    }
+
+    /// The same with what knows the energy that the engine uses.
+    pub fn start_metered(
+        executor: Box<dyn Executor>,
+        vocab: usize,
+        config: EngineConfig,
+        source: Option<Box<dyn EnergySource>>,
+    ) -> Result<Engine, StartError> {
         config.validate(vocab)?;
         let shared = Arc::new(Shared {
             inbox: Mutex::new(Inbox::new(config.max_queue, config.max_queued_tokens)),
@@ -206,13 +228,18 @@ impl Engine {
             stats: Mutex::new(EngineStats::new(config.capacity.blocks)),
             ended: Doorbell::default(),
         });
+        let metering = {
+            let (costs, cores) = (executor.cost_model(), executor.cores());
+            Metering::begin(costs, cores, source, shared.doorbell.clone(), config.energy_wait)?
+        };
+        let meters = Box::new(metering.description());
         let thread = {
             let (shared, config) = (shared.clone(), config.clone());
             std::thread::Builder::new()
                 .name("njoule-engine".into())
-                .spawn(move || worker::run(executor, vocab, config, &shared))?
+                .spawn(move || worker::run(executor, vocab, config, metering, &shared))?
         };
-        Ok(Engine { owner: Arc::new(Owner { shared, config, vocab, thread: Mutex::new(Some(thread)) }) })
+        Ok(Engine { owner: Arc::new(Owner { shared, config, vocab, meters, thread: Mutex::new(Some(thread)) }) })
     }
 
     /// Queues a request; never blocks.
@@ -240,6 +267,11 @@ impl Engine {
         stats.queued = inbox.queued() + stats.preempted;
         stats.queued_tokens = inbox.queued_tokens();
         stats
+    }
+
+    /// The meters behind [`EngineStats::energy`] as their source describes them; `None` before the first reading.
+    pub fn meters(&self) -> Option<Arc<serde_json::Value>> {
+        (self.owner.meters)()
     }
 
     /// Requests of `client` that wait for their first step.

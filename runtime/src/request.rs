@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::engine::RequestEnergy;
 use crate::sampler::{SamplingError, SamplingParams, TokenLogprob};
 
 mod handle;
@@ -58,6 +59,8 @@ pub struct Request {
     pub client: u64,
     /// When to give up.
     pub deadline: Option<Instant>,
+    /// Whether its end waits (for a quarter of a second at most) until its energy is known: [`Usage::energy`].
+    pub energy: bool,
 }
 
 impl Request {
@@ -82,6 +85,7 @@ impl Request {
             priority: 0,
             client: 0,
             deadline: None,
+            energy: false,
         }
     }
 }
@@ -164,7 +168,7 @@ pub enum StopMatch {
 }
 
 /// Figures of one request.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Usage {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
@@ -182,6 +186,8 @@ pub struct Usage {
     pub cached_tokens: usize,
     /// Times its cache was given up and recomputed.
     pub preemptions: u32,
+    /// Energy and CPU time, where the request [asked](Request::energy) for them and a row of it was run.
+    pub energy: Option<Box<RequestEnergy>>,
 }
 
 /// Why a request was not accepted.

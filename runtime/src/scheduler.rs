@@ -146,6 +146,16 @@ impl<J> Sequence<J> {
         self.chunk > 0 && self.computed + self.chunk == self.tokens.len() + self.drafts.len() && self.samples()
     }
 
+    /// Rows of this step that need not be run again, once their outputs were looked at: those of drafts that were not accepted
+    /// are written again.
+    pub fn kept_rows(&self) -> usize {
+        match self.drafts.is_empty() {
+            true => self.chunk,
+            // The newest token has not been run.
+            false => self.chunk.min((self.tokens.len() - self.computed - 1).max(1)),
+        }
+    }
+
     /// The outputs of this step that are sampled, if it has any: that of its newest token, then those of drafts.
     pub fn sampled(&self) -> Range<usize> {
         self.outputs.end - 1 - self.drafts.len()..self.outputs.end
@@ -399,13 +409,8 @@ impl<J> Scheduler<J> {
     /// Marks the rows of the step as done, and lists the blocks that they filled.
     pub fn commit(&mut self) {
         for sequence in &mut self.running {
-            if !sequence.drafts.is_empty() {
-                // Rows of drafts that were not accepted are written again; the newest token has not been run.
-                let run = sequence.tokens.len() - sequence.computed - 1;
-                sequence.chunk = sequence.chunk.min(run.max(1));
-                sequence.drafts.clear();
-            }
-            sequence.computed += sequence.chunk;
+            sequence.computed += sequence.kept_rows();
+            sequence.drafts.clear();
             sequence.chunk = 0;
             let generated = sequence.generated();
             self.waiting.clients.charge(sequence.client, 0, generated - sequence.charged);

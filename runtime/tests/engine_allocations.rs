@@ -9,9 +9,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use njoule_energy::{Joules, Method};
 use njoule_runtime::backend::{
     Batch, Capacity, Cost, Executor, Limits, MemoryUse, Returned, RowClass, StepError, StepOutput,
 };
+use njoule_runtime::engine::{EnergySource, Metered, Reading};
 use njoule_runtime::request::{EventSink, MaskError, MaskStream, SinkClosed, TokenMask};
 use njoule_runtime::{Engine, EngineConfig, Event, Request, SamplingParams, Speculate};
 
@@ -136,6 +138,20 @@ fn a_steady_decode_step_allocates_nothing() {
     steady_steps(rows, Some(64), None, limits);
 }
 
+/// Tells a joule at every reading, so that steps are booked and periods settled.
+struct Meter;
+
+impl EnergySource for Meter {
+    fn read(&mut self) -> Reading {
+        let energy = Metered::Known(Joules::new(1.0).unwrap(), Method::Measured);
+        Reading { cpu_s: 0.1, core_s: Some(0.1), util_s: None, energy }
+    }
+
+    fn describe(&self) -> serde_json::Value {
+        serde_json::Value::Null
+    }
+}
+
 /// Allows the same tokens always.
 struct Half;
 
@@ -157,7 +173,7 @@ fn steady_steps(capacity: Capacity, candidates: Option<usize>, period: Option<u3
     let executor = Flat { candidates, period, outputs: Vec::with_capacity(64), counts: counts.clone(), last: 0 };
     let speculate = if period.is_some() { Speculate::UpTo(3) } else { Speculate::Off };
     let config = EngineConfig { limits, speculate, ..EngineConfig::new(capacity) };
-    let engine = Engine::start(Box::new(executor), VOCAB, config).unwrap();
+    let engine = Engine::start_metered(Box::new(executor), VOCAB, config, Some(Box::new(Meter))).unwrap();
     let tokens = Arc::new(AtomicU64::new(0));
     let cases = [
         SamplingParams::default(),

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::app::App;
 use crate::chat::{Answered, call_id, looks};
+use crate::energy::Energy;
 use crate::error::ApiError;
 use crate::fields::{Field, Fields, wrong_type};
 use crate::generation::{Generation, Work};
@@ -92,11 +93,19 @@ impl Messages {
             let input: Value = serde_json::from_str(&call.arguments).unwrap_or_default();
             all.push(json!({"type": "tool_use", "id": tool_id(&id, i), "name": call.name, "input": input}));
         }
-        let usage = json!({"input_tokens": prompt_tokens, "output_tokens": part.tokens});
-        Ok(Reply::json(
-            &Message { id: &id, model: model.name(), content: all, stop_reason, stop_sequence, usage }.json(),
-        ))
+        let used = part.energy().map(Energy::from);
+        let usage = usage(json!({"input_tokens": prompt_tokens, "output_tokens": part.tokens}), used);
+        let message = Message { id: &id, model: model.name(), content: all, stop_reason, stop_sequence, usage };
+        Ok(Reply::metered(&message.json(), used))
     }
+}
+
+/// `usage` with what was used, where that is asked for.
+fn usage(mut tokens: Value, used: Option<Energy>) -> Value {
+    if let Some(used) = used {
+        tokens["energy"] = json!(used);
+    }
+    tokens
 }
 
 /// `count_tokens`.

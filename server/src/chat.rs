@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::app::App;
+use crate::energy;
 use crate::error::ApiError;
 use crate::fields::{Field, Fields};
 use crate::generation::{Generation, Work};
@@ -128,10 +129,11 @@ impl Chat {
         }
         let parts = Generation::start(app, &model, work, usize::MAX)?.finish().await?;
         let mut prompt_logprobs = None;
-        let (mut completion_tokens, mut cached) = (0, 0);
+        let (mut completion_tokens, mut cached, mut used) = (0, 0, None);
         let mut choices = Vec::new();
         for (sequence, part) in parts.iter().enumerate() {
             completion_tokens += part.tokens * layout.copies;
+            energy::add(&mut used, part.energy());
             cached += if layout.is_first(sequence) { part.cached() } else { 0 };
             if params.prompt_logprobs.is_some() && sequence == 0 {
                 prompt_logprobs = Some(PromptLogprobs::new(&model, &part.prompt_logprobs));
@@ -146,8 +148,8 @@ impl Chat {
                 });
             }
         }
-        let usage = Usage::new(prompt_tokens, completion_tokens).cached(cached);
-        Ok(Reply::json(&Completion { head, choices, usage, prompt_logprobs }))
+        let usage = Usage::new(prompt_tokens, completion_tokens).cached(cached).used(used);
+        Ok(Reply::metered(&Completion { head, choices, usage, prompt_logprobs }, used))
     }
 }
 

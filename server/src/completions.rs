@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::app::App;
+use crate::energy;
 use crate::error::ApiError;
 use crate::fields::{Field, Fields, token_id, wrong_type};
 use crate::generation::{Generation, Layout, Work};
@@ -107,9 +108,10 @@ impl Completions {
         }
         let parts = Generation::start(app, &model, work, usize::MAX)?.finish().await?;
         let mut choices = Vec::new();
-        let (mut completion_tokens, mut cached) = (0, 0);
+        let (mut completion_tokens, mut cached, mut used) = (0, 0, None);
         for (sequence, mut part) in parts.into_iter().enumerate() {
             completion_tokens += part.tokens * layout.copies;
+            energy::add(&mut used, part.energy());
             cached += if layout.is_first(sequence) { part.cached() } else { 0 };
             let prompt_logprobs = params.prompt_logprobs.map(|_| PromptLogprobs::new(&model, &part.prompt_logprobs));
             let mut state = State::default();
@@ -123,8 +125,8 @@ impl Completions {
             };
             choices.extend(layout.choices(sequence).map(|index| Choice { index, ..choice.clone() }));
         }
-        let usage = Usage::new(writer.prompt_tokens(), completion_tokens).cached(cached);
-        Ok(Reply::json(&Answer { head, choices, usage }))
+        let usage = Usage::new(writer.prompt_tokens(), completion_tokens).cached(cached).used(used);
+        Ok(Reply::metered(&Answer { head, choices, usage }, used))
     }
 }
 

@@ -51,6 +51,8 @@ pub struct ServerConfig {
     pub metric_names: Names,
     /// Whether it answers for a server that forwards to it: streams begin with their first token then.
     pub is_replica: bool,
+    /// Whether every answer carries what it has used, and not only those whose request asks by `x-njoule-energy: true`.
+    pub usage_energy: bool,
     /// Whether requests may bring their own chat template.
     pub trust_request_chat_template: bool,
 }
@@ -79,6 +81,7 @@ impl Default for ServerConfig {
             ping_interval: Duration::from_secs(15),
             metric_names: Names::Vllm,
             is_replica: false,
+            usage_energy: false,
             trust_request_chat_template: false,
         }
     }

@@ -14,6 +14,7 @@ use crate::error::ApiError;
 pub struct Fields {
     map: Map<String, Value>,
     owner: Option<usize>,
+    metered: bool,
 }
 
 #[cfg(test)]
@@ -38,12 +39,22 @@ impl Fields {
 
     /// The fields of a nested object.
     pub fn of_object(map: Map<String, Value>) -> Fields {
-        Fields { map, owner: None }
+        Fields { map, owner: None, metered: false }
     }
 
     /// The same, sent by the owner of this API key.
     pub fn owned_by(self, owner: Option<usize>) -> Fields {
         Fields { owner, ..self }
+    }
+
+    /// The same, of a request that wants to know what it uses.
+    pub fn metered(self, metered: bool) -> Fields {
+        Fields { metered, ..self }
+    }
+
+    /// Whether the answer says what it has used.
+    pub fn is_metered(&self) -> bool {
+        self.metered
     }
 
     /// The API key that they came with.

@@ -16,6 +16,7 @@ mod chat;
 mod completions;
 pub mod config;
 mod connection;
+mod energy;
 pub mod error;
 mod fields;
 mod generation;

@@ -80,15 +80,18 @@ impl Local {
         self.app.phase() == Phase::Dead || self.engine.failure().is_some()
     }
 
-    /// Ends the engine and what it still runs, and returns its figures.
-    pub fn finish(self) -> EngineStats {
+    /// Ends the engine and what it still runs, and returns its figures and why joules are unknown, if they are.
+    pub fn finish(self) -> (EngineStats, Vec<String>) {
         let lost = self.is_lost();
         self.app.advance(Phase::Ending);
         self.runtime.shutdown_timeout(LAST_TASKS);
         if !lost && let Err(error) = self.engine.shutdown(Duration::ZERO) {
             tracing::warn!(%error, "the engine did not end");
         }
-        self.engine.stats()
+        let meters = self.engine.meters();
+        let reasons = meters.as_deref().and_then(|meters| meters.get("reasons")?.as_array());
+        let reasons = reasons.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+        (self.engine.stats(), reasons)
     }
 }
 
@@ -106,7 +109,11 @@ async fn answer(app: &Arc<App>, url: &str, body: Map<String, Value>) -> Result<V
     let model = app.open()?.clone();
     let work = {
         let app = app.clone();
-        aside(move || prepare(&app, &model, route, Fields::of_object(body))).await?
+        aside(move || {
+            let metered = app.config.usage_energy;
+            prepare(&app, &model, route, Fields::of_object(body).metered(metered))
+        })
+        .await?
     };
     let reply = match work {
         Prepared::Chat(chat) => Box::pin(chat.run(app)).await,
@@ -114,7 +121,7 @@ async fn answer(app: &Arc<App>, url: &str, body: Map<String, Value>) -> Result<V
         Prepared::Messages(messages) => Box::pin(messages.run(app)).await,
     };
     match reply {
-        Ok(Reply::Json(body)) => Ok(body),
+        Ok(Reply::Json(body) | Reply::Metered(body, _)) => Ok(body),
         Ok(_) => Err(ApiError::engine("internal_error", "the answer is no JSON", false)),
         Err(_) if app.phase() == Phase::Dead => Err(lost()),
         Err(error) => Err(error),

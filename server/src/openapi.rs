@@ -13,6 +13,7 @@ use std::sync::OnceLock;
 
 use serde_json::{Map, Value, json};
 
+use crate::energy::HEADER;
 use crate::respond::Dialect;
 use crate::routes::{PATHS, Route};
 
@@ -97,6 +98,7 @@ fn operation(route: Route, method: &str) -> Value {
         Route::Ready => ("Whether new requests are taken", None, Answer::Empty, false),
         Route::Health => ("Whether the model is loaded and the engine alive", None, Answer::Empty, false),
         Route::Metrics => ("Figures in Prometheus' format", None, Answer::Text, false),
+        Route::Energy => ("Energy and CPU time so far, by which meters", None, Answer::Json("Energy"), false),
         Route::Version => ("The version of the server", None, Answer::Json("Version"), false),
         Route::OpenApi => ("This document", None, Answer::Json("OpenApi"), false),
     };
@@ -125,6 +127,11 @@ fn operation(route: Route, method: &str) -> Value {
         responses.insert(status.to_string(), error);
     }
     let mut operation = json!({"summary": summary, "responses": responses});
+    if streamed {
+        operation["parameters"] = json!([{"name": HEADER, "in": "header", "required": false,
+            "description": "true or 1: usage.energy says what the answer has used, and where it is not streamed this header as well",
+            "schema": {"type": "string"}}]);
+    }
     if let Some(name) = body {
         operation["requestBody"] =
             json!({"required": true, "content": {"application/json": {"schema": reference(name)}}});

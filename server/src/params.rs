@@ -43,6 +43,8 @@ pub struct Params {
     include_stop: bool,
     skip_special: bool,
     priority: i64,
+    /// Whether the answer says what it has used.
+    metered: bool,
     /// Tokens that may come, whatever a grammar says.
     masks: Vec<Arc<dyn TokenMask>>,
 }
@@ -95,6 +97,7 @@ impl Params {
             include_stop: fields.flag("include_stop_str_in_output")?,
             skip_special: fields.boolean("skip_special_tokens")?.unwrap_or(true),
             priority: fields.integer("priority", i64::MIN..=i64::MAX)?.unwrap_or(0),
+            metered: fields.is_metered(),
             masks: token_masks(fields, model)?,
         })
     }
@@ -117,6 +120,7 @@ impl Params {
             include_stop: false,
             skip_special: true,
             priority: 0,
+            metered: fields.is_metered(),
             masks: Vec::new(),
         }
     }
@@ -178,6 +182,7 @@ impl Params {
             client: self.client,
             mask: masks::all(self.masks.iter().cloned().chain(ask.mask).collect()),
             deadline,
+            energy: self.metered,
             ..Request::new(prompt.to_vec(), max_new)
         };
         let sequences = self.n / self.layout().copies;

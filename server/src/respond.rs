@@ -5,6 +5,7 @@ use hyper::{Response, StatusCode};
 use serde::Serialize;
 
 use crate::body::Body;
+use crate::energy::{Energy, HEADER};
 use crate::error::ApiError;
 use crate::sse::EventStream;
 
@@ -14,6 +15,8 @@ pub enum Reply {
     Empty,
     /// JSON text.
     Json(Vec<u8>),
+    /// JSON text, and what it has used.
+    Metered(Vec<u8>, Energy),
     /// Prometheus' text format.
     Metrics(String),
     /// An answer as it is made.
@@ -27,6 +30,14 @@ impl Reply {
     pub fn json(value: &impl Serialize) -> Reply {
         // Our own types have string keys, and a vector takes everything.
         Reply::Json(serde_json::to_vec(value).unwrap_or_default())
+    }
+
+    /// `value` as JSON, with a header that says what it has used where that is asked for.
+    pub fn metered(value: &impl Serialize, energy: Option<Energy>) -> Reply {
+        match (Reply::json(value), energy) {
+            (Reply::Json(json), Some(energy)) => Reply::Metered(json, energy),
+            (reply, _) => reply,
+        }
     }
 }
 
@@ -47,6 +58,13 @@ pub fn response(result: Result<Reply, ApiError>, dialect: Dialect) -> Response<B
         Ok(Reply::Empty) => return Response::new(Body::whole("")),
         Ok(Reply::Made(response)) => return response,
         Ok(Reply::Json(json)) => ("application/json", Body::whole(json)),
+        Ok(Reply::Metered(json, energy)) => {
+            let mut response = response(Ok(Reply::Json(json)), dialect);
+            if let Ok(value) = HeaderValue::from_str(&energy.header()) {
+                response.headers_mut().insert(HeaderName::from_static(HEADER), value);
+            }
+            return response;
+        }
         Ok(Reply::Metrics(text)) => ("text/plain; version=0.0.4; charset=utf-8", Body::whole(text)),
         Ok(Reply::Events(events)) => {
             let mut response = Response::new(Body::stream(Box::new(events)));

@@ -13,6 +13,7 @@ use crate::app::{App, InFlight, Phase, lost};
 use crate::body::{self, Body};
 use crate::chat::Chat;
 use crate::completions::Completions;
+use crate::energy;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::model::{Model, shorten};
@@ -69,6 +70,7 @@ pub enum Route {
     Metrics,
     Models,
     OneModel,
+    Energy,
     Chat,
     Completions,
     Tokenize,
@@ -79,13 +81,14 @@ pub enum Route {
 }
 
 /// Every path; `{model}` is a name, which may hold slashes.
-pub const PATHS: [(&str, Route); 17] = [
+pub const PATHS: [(&str, Route); 18] = [
     ("/v1/chat/completions", Route::Chat),
     ("/v1/completions", Route::Completions),
     ("/v1/messages", Route::Messages),
     ("/v1/messages/count_tokens", Route::CountTokens),
     ("/v1/models", Route::Models),
     ("/v1/models/{model}", Route::OneModel),
+    ("/v1/energy", Route::Energy),
     ("/tokenize", Route::Tokenize),
     ("/detokenize", Route::Detokenize),
     ("/invocations", Route::Invocations),
@@ -135,7 +138,7 @@ impl Route {
     pub fn methods(self) -> &'static str {
         use Route::*;
         match self {
-            Live | Ready | Health | Version | OpenApi | Metrics | Models | OneModel => "GET, HEAD",
+            Live | Ready | Health | Version | OpenApi | Metrics | Models | OneModel | Energy => "GET, HEAD",
             Ping => "GET, HEAD, POST",
             _ => "POST",
         }
@@ -209,6 +212,10 @@ async fn answer(
             let data: Vec<_> = model.names().iter().map(|name| model.describe(name)).collect();
             Ok(Reply::json(&json!({"object": "list", "data": data})))
         }
+        Route::Energy => {
+            let engine = loaded(app)?.engine();
+            Ok(Reply::json(&energy::totals(&engine.stats(), engine.meters().as_deref())))
+        }
         Route::OneModel => {
             let model = loaded(app)?;
             let name = request.uri().path().strip_prefix(MODELS).unwrap_or_default();
@@ -234,13 +241,14 @@ async fn answer(
         Route::Chat | Route::Completions | Route::Invocations | Route::Messages => {
             // Looked at before the body is read: a server that goes away says so at once.
             app.open()?;
+            let metered = app.config.usage_energy || asks_for_energy(&request);
             let (body, room) = body::read(request, app).await?;
             let (model, preparing) = app.admit(owner)?;
             let work = {
                 let app = app.clone();
                 aside(move || {
                     let _room = room;
-                    prepare(&app, &model, route, Fields::of_body(&body)?.owned_by(owner))
+                    prepare(&app, &model, route, Fields::of_body(&body)?.owned_by(owner).metered(metered))
                 })
                 .await?
             };
@@ -269,6 +277,12 @@ async fn counted<T>(run: impl Future<Output = T>, preparing: crate::app::Prepari
         polled
     })
     .await
+}
+
+/// Whether the client wants to know what its answer uses.
+fn asks_for_energy(request: &Request<Incoming>) -> bool {
+    let asked = request.headers().get(energy::HEADER).and_then(|value| value.to_str().ok());
+    asked.is_some_and(|value| value == "1" || value.eq_ignore_ascii_case("true"))
 }
 
 /// A request that is ready to run.

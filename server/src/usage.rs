@@ -2,8 +2,10 @@
 
 use serde::Serialize;
 
+use crate::energy::Energy;
+
 /// Tokens of a request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Usage {
     /// Of its prompts, each once.
     pub prompt_tokens: usize,
@@ -12,6 +14,8 @@ pub struct Usage {
     /// Both.
     pub total_tokens: usize,
     prompt_tokens_details: PromptDetails,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    energy: Option<Energy>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -24,13 +28,18 @@ impl Usage {
     /// Their sum.
     pub fn new(prompt_tokens: usize, completion_tokens: usize) -> Usage {
         let total_tokens = prompt_tokens + completion_tokens;
-        Usage { prompt_tokens, completion_tokens, total_tokens, prompt_tokens_details: PromptDetails::default() }
+        Usage { prompt_tokens, completion_tokens, total_tokens, ..Usage::default() }
     }
 
     /// The same, with what was in the cache.
     pub fn cached(mut self, tokens: usize) -> Usage {
         self.prompt_tokens_details.cached_tokens = tokens;
         self
+    }
+
+    /// The same, with what was used where the request asked for it.
+    pub fn used(self, energy: Option<Energy>) -> Usage {
+        Usage { energy, ..self }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::num::NonZero;
 
 use clap::{Args, ValueEnum};
+use njoule_energy::Wanted;
 use njoule_runtime::backend::{KvType, Quant};
 
 use super::backend::BackendArg;
@@ -147,6 +148,8 @@ pub struct RunOptions {
     pub schedule: Schedule,
     /// Processes that do the same on this machine.
     pub replicas: usize,
+    /// Meters that tell the energy; none is read without.
+    pub meters: Option<Wanted>,
     /// Where packed weights lie that they all read.
     #[cfg(target_os = "linux")]
     pub shared: Option<std::sync::Arc<njoule_runtime::backend::cpu::Shared>>,
@@ -188,6 +191,7 @@ impl RunArgs {
             batch_size: self.batch_size.map(NonZero::get),
             schedule: Schedule::default(),
             replicas: 1,
+            meters: None,
             #[cfg(target_os = "linux")]
             shared: None,
         };
@@ -215,6 +219,11 @@ impl RunOptions {
     /// The same, scheduled so.
     pub fn scheduled(self, schedule: Schedule) -> RunOptions {
         RunOptions { schedule, ..self }
+    }
+
+    /// The same, its energy read from these meters.
+    pub fn metered(self, meters: Wanted) -> RunOptions {
+        RunOptions { meters: Some(meters), ..self }
     }
 
     /// How many of `wanted` sequences run together.

@@ -31,6 +31,7 @@ use self::summary::Summary;
 use super::Context;
 use super::serve::{Defaults, EngineLost, OUTPUTS};
 use crate::args::{ModelArgs, UsageError};
+use crate::session::metering::MeteringArgs;
 use crate::session::{Interrupt, Interrupted, Model, RunArgs, ScheduleArgs, Size};
 
 /// Arguments of `batch`.
@@ -61,6 +62,8 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    metering: MeteringArgs,
+    #[command(flatten)]
     schedule: ScheduleArgs,
     #[command(flatten)]
     run: RunArgs,
@@ -70,7 +73,7 @@ impl Args {
     /// Answers what is not answered yet.
     pub fn run(self, context: &mut Context<'_>) -> anyhow::Result<()> {
         let started = Instant::now();
-        let options = self.run.options()?.scheduled(self.schedule.read()?);
+        let options = self.run.options()?.scheduled(self.schedule.read()?).metered(self.metering.wanted());
         let asked = self.model.resolve(&context.fetch.env)?;
         // The files come first: what is wrong with them is known before a model is loaded.
         let (input, bytes) = open(&self.input)?;
@@ -135,8 +138,8 @@ impl Args {
         let synced = output.sync().and_then(|()| errors.sync());
         drop(errors);
         let lost = local.is_lost();
-        let stats = local.finish();
-        let figures = summary.finish(started.elapsed(), &stats);
+        let (stats, reasons) = local.finish();
+        let figures = summary.finish(started.elapsed(), &stats, reasons);
         let failed = figures.failed();
         if self.json {
             writeln!(context.out, "{}", figures.json(&session.facts, &self.output, &errors_path))?;

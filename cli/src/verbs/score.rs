@@ -116,7 +116,7 @@ impl Args {
             file.finish()?;
         }
         let (stats, facts) = session.finish()?;
-        let usages: Vec<Usage> = scored.iter().map(|score| score.usage).collect();
+        let usages: Vec<Usage> = scored.iter().map(|score| score.usage.clone()).collect();
         let figures = Figures::new(&usages, &stats, facts.load);
         let total = Total::of(&scored);
         if self.json {

@@ -23,6 +23,7 @@ use self::replica::Replica;
 use self::supervise::Replication;
 use super::Context;
 use crate::args::{ModelArgs, UsageError};
+use crate::session::metering::MeteringArgs;
 use crate::session::operating::OperatingPoints;
 use crate::session::{Interrupted, Model, ObjectiveArgs, RunArgs, ScheduleArgs, Size};
 
@@ -87,6 +88,11 @@ pub struct Args {
     /// Devices that share a model; only 1 is possible on a CPU
     #[arg(long, value_name = "N", default_value = "1", hide_default_value = true)]
     tensor_parallel_size: NonZero<usize>,
+    /// Say in every answer what it has used, and not only where its request asks by `x-njoule-energy: true`
+    #[arg(long, env = "NJOULE_USAGE_ENERGY", value_parser = clap::builder::FalseyValueParser::new())]
+    usage_energy: bool,
+    #[command(flatten)]
+    metering: MeteringArgs,
     #[command(flatten)]
     schedule: ScheduleArgs,
     #[command(flatten)]
@@ -187,6 +193,10 @@ impl Args {
             context.note(&format!("as tuned: {} threads, at most {} sequences", point.threads, point.batch));
             options = self.run.tuned(options, point);
         }
+        options.meters = Some(match &replica {
+            Some(_) => self.metering.wanted_of_replica(),
+            None => self.metering.wanted(),
+        });
         let sequences = options.sequences(usize::MAX);
         let mut config = self.config(sequences)?;
         if let Some(replica) = &replica {
@@ -281,6 +291,7 @@ impl Args {
                 Compat::Vllm => Names::Vllm,
                 Compat::Off => Names::Off,
             },
+            usage_energy: self.usage_energy,
             trust_request_chat_template: self.trust_request_chat_template,
             ..ServerConfig::default()
         })

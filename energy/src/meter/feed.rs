@@ -5,17 +5,21 @@
 
 use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use super::{Meter, MeterError, MeterInfo, Reading, Scope};
 use crate::clock::{Now, seconds};
 use crate::joules::{Joules, Method};
 
+mod command;
+
+pub use command::SharedCommand;
+
 /// Where lines come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FeedSource {
-    /// A command of the shell, run for each reading; its last line counts.
+    /// A command of the shell, run for each reading and ended after 5 s; its last line counts.
     Command(String),
     /// A file that something appends to.
     Csv(PathBuf),
@@ -78,6 +82,7 @@ pub fn samples(text: &str) -> Result<Vec<Sample>, usize> {
 pub struct Feed {
     info: MeterInfo,
     source: FeedSource,
+    command: Option<Arc<SharedCommand>>,
     stream: Option<Stream>,
     base: Option<Sample>,
     last: Option<Sample>,
@@ -101,7 +106,7 @@ impl Feed {
         };
         let info = MeterInfo {
             id: "feed".into(),
-            domain: "feed".into(),
+            domain: DOMAIN.into(),
             scope,
             method: Method::Measured,
             source: shown,
@@ -113,7 +118,11 @@ impl Feed {
             counts_in_total: true,
             excluded: None,
         };
-        Feed { info, source, stream: None, base: None, last: None, before: 0.0, holes: 0 }
+        let command = match &source {
+            FeedSource::Command(command) => Some(SharedCommand::new(command.clone())),
+            FeedSource::Csv(_) | FeedSource::Socket(_) => None,
+        };
+        Feed { info, source, command, stream: None, base: None, last: None, before: 0.0, holes: 0 }
     }
 
     fn failed(&self, what: impl ToString) -> MeterError {
@@ -122,13 +131,8 @@ impl Feed {
 
     /// The newest complete line.
     fn newest(&mut self) -> Result<Option<Sample>, MeterError> {
-        if let FeedSource::Command(command) = &self.source {
-            let run = Command::new("sh").arg("-c").arg(command).stdin(Stdio::null()).stderr(Stdio::null()).output();
-            let output = run.map_err(|e| self.failed(e))?;
-            if !output.status.success() {
-                return Err(self.failed(format!("ended with {}", output.status)));
-            }
-            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if let Some(command) = &self.command {
+            let text = command.said().map_err(|e| self.failed(e))?;
             let line = text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or_default();
             return line.parse().map(Some).map_err(|()| self.unreadable(line));
         }
@@ -207,6 +211,10 @@ impl Meter for Feed {
         &mut self.info
     }
 
+    fn command(&self) -> Option<Arc<SharedCommand>> {
+        self.command.clone()
+    }
+
     fn read(&mut self, now: Now) -> Result<Reading, MeterError> {
         if let Some(sample) = self.newest()? {
             let base = *self.base.get_or_insert(sample);
@@ -232,6 +240,9 @@ impl Meter for Feed {
         Ok(Reading { at_ns, total, wraps: 0, holes: self.holes, ambiguous: 0 })
     }
 }
+
+/// What a feed calls its domain.
+pub(super) const DOMAIN: &str = "feed";
 
 /// Bytes at the end of a file that is opened.
 const TAIL: u64 = 4096;

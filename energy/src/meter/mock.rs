@@ -33,7 +33,7 @@ impl Mock {
             counts_in_total: true,
             excluded: None,
         };
-        let counter = modulus.map_or_else(Counter::endless, |modulus| Counter::wrapping(modulus, 60.0));
+        let counter = modulus.map_or_else(Counter::endless, |modulus| Counter::wrapping(modulus, 1.0));
         let last = Err(MeterError::Silent("mock".into()));
         Mock { info, counter, script: script.into_iter().collect(), last }
     }

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::clock::Now;
+use crate::clock::{Now, seconds};
 use crate::profile::NeuronWatts;
 use crate::root::{Root, text};
 
@@ -20,6 +20,8 @@ pub struct NeuronPower {
     state: NeuronState,
     file: PathBuf,
     last: Option<(u64, f64)>,
+    /// When the stamp was new, monotonic.
+    renewed_ns: u64,
 }
 
 /// What is known of a device.
@@ -31,10 +33,16 @@ pub struct NeuronState {
     pub name: Option<String>,
     /// Dies, of which the largest value is shown; `None` is unknown.
     pub dies: Option<u32>,
+    /// Version of the driver.
+    #[serde(default)]
+    pub driver: Option<String>,
     /// Declared watts.
     pub profile: Option<NeuronWatts>,
     /// Why there is no figure now, if there is none.
     pub trouble: Option<String>,
+    /// Whether the file says the same line for ever.
+    #[serde(default)]
+    pub stalled: bool,
     /// The last line as it stands in the file.
     pub raw: Option<String>,
     /// Utilisation-seconds of all minutes that counted.
@@ -111,6 +119,7 @@ impl Line {
 
 /// All devices that the driver shows.
 pub fn open(root: &Root, profile: Option<&NeuronWatts>) -> Vec<NeuronPower> {
+    let driver = text(&root.join(DRIVER)).ok().filter(|version| !version.is_empty());
     let mut devices: Vec<NeuronPower> = vec![];
     for entry in root.names(CLASS) {
         let Some(device) = entry.strip_prefix("neuron").and_then(|n| n.parse().ok()) else { continue };
@@ -124,13 +133,15 @@ pub fn open(root: &Root, profile: Option<&NeuronWatts>) -> Vec<NeuronPower> {
             device,
             name,
             dies,
+            driver: driver.clone(),
             profile: profile.cloned(),
             trouble,
+            stalled: false,
             raw: None,
             util_seconds: 0.0,
             minutes: VecDeque::new(),
         };
-        devices.push(NeuronPower { state, file, last: None });
+        devices.push(NeuronPower { state, file, last: None, renewed_ns: 0 });
     }
     devices.sort_by_key(|d| d.state.device);
     devices
@@ -168,8 +179,18 @@ impl NeuronPower {
     fn take(&mut self, line: Line, now: Now) {
         let before = self.last;
         if before.is_some_and(|(stamp, _)| stamp == line.stamp) {
+            let still_s = seconds(self.renewed_ns, now.mono_ns);
+            if still_s >= STALLED_S {
+                self.state.stalled = true;
+                self.state.trouble = Some(format!(
+                    "{}: the stamp {} has not changed for {still_s:.0} s, and a line is due each minute: a dead sampler",
+                    self.file.display(),
+                    line.stamp
+                ));
+            }
             return;
         }
+        (self.renewed_ns, self.state.stalled) = (now.mono_ns, false);
         self.last = Some((line.stamp, now.offset_s()));
         let (seconds, verdict) = match before {
             None => (0.0, Verdict::First),
@@ -226,6 +247,11 @@ impl NeuronPower {
 }
 
 const CLASS: &str = "/sys/devices/virtual/neuron_device";
+
+const DRIVER: &str = "/sys/module/neuron/version";
+
+/// Three minutes without a new line: there will be none.
+const STALLED_S: f64 = 180.0;
 
 /// A line's span may be off by this much from a minute.
 const TOLERANCE_S: f64 = 2.0;

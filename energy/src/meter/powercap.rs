@@ -1,9 +1,10 @@
 //! RAPL through powercap's files: `intel-rapl:N[:M]/{name,energy_uj,max_energy_range_uj}`.
 //!
 //! The counter wraps and nobody extends it: it must be read more often than it can wrap. Some machines show one counter
-//! twice (several dies, or the mmio copy): a zone with the name and the value of an earlier one is not counted.
+//! twice (several dies, or the mmio copy): a zone with the name of an earlier one, and a value between two looks at it, is not
+//! counted.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::rapl::{Trust, UPDATE_S, place, reading};
 use super::{Meter, MeterError, MeterInfo, Reading};
@@ -22,14 +23,14 @@ pub struct Powercap {
 pub fn open(root: &Root) -> Result<Vec<Powercap>, MeterError> {
     let trust = Trust::of(root);
     let mut meters: Vec<Powercap> = vec![];
-    let mut seen: Vec<(String, u64)> = vec![];
+    let mut seen: Vec<(String, PathBuf)> = vec![];
     for zone in root.names(CLASS) {
         // `intel-rapl-mmio:N` shows the same counters again.
         let Some(numbers) = zone.strip_prefix("intel-rapl:") else { continue };
         let dir = root.join(CLASS).join(&zone);
         let name = text(&dir.join("name"))?;
         let energy = dir.join("energy_uj");
-        let value = number(&energy)?;
+        number(&energy)?;
         let range = number(&dir.join("max_energy_range_uj"))?;
         if range == 0 {
             return Err(MeterError::unreadable(&dir.join("max_energy_range_uj"), "0"));
@@ -37,7 +38,9 @@ pub fn open(root: &Root) -> Result<Vec<Powercap>, MeterError> {
         let socket = numbers.split(':').next().unwrap_or(numbers);
         let domain = if name.starts_with("package") { "package" } else { name.as_str() };
         let (scope, parent) = place(domain, &format!("powercap-{socket}"));
-        let twin = seen.contains(&(name.clone(), value)).then(|| "shows the counter of another zone".to_owned());
+        let mut alike = seen.iter().filter(|(other, _)| *other == name);
+        let twin = alike.any(|(_, other)| shows(&energy, other));
+        let twin = twin.then(|| "shows the counter of another zone".to_owned());
         // The whole range is its last value and one step of the 32-bit register behind it.
         let modulus = range.saturating_add(range / u64::from(u32::MAX));
         meters.push(Powercap {
@@ -56,13 +59,21 @@ pub fn open(root: &Root) -> Result<Vec<Powercap>, MeterError> {
                 excluded: twin,
             },
             counter: Counter::wrapping(modulus, range as f64 * 1e-6 / MOST_WATTS),
-            energy,
+            energy: energy.clone(),
         });
-        seen.push((name, value));
+        seen.push((name, energy));
     }
     match meters.is_empty() {
         true => Err(MeterError::Missing(root.join(CLASS).join("intel-rapl:*").display().to_string())),
         false => Ok(meters),
+    }
+}
+
+/// Whether a file shows the counter behind another. It counts on while it is read, so that equal values would be chance.
+fn shows(file: &Path, other: &Path) -> bool {
+    match (number(other), number(file), number(other)) {
+        (Ok(before), Ok(value), Ok(after)) => before <= value && value <= after,
+        _ => false,
     }
 }
 

@@ -127,6 +127,35 @@ fn shares_of_a_known_step() {
     assert!(!a.interpolated && a.known);
 }
 
+/// A sequence with a part to waste beside its token is one sequence: it reads the weights once and holds one slot.
+#[test]
+fn a_sequence_of_two_shares_is_one() {
+    let coefficients =
+        Coefficients { joules_per_flop: 0.0, joules_per_byte: 1e-9, idle_w: Some(10.0), calibrated: true };
+    let mut ledger = Ledger::new(coefficients);
+    let (a, b) = (ledger.open(), ledger.open());
+    let share = |account, purpose| Share { account: Some(account), purpose, flops: 1.0, kv_bytes: 0.0 };
+    ledger.step(0.2, 2e9, &[share(a, Purpose::Decode), share(a, Purpose::Waste), share(b, Purpose::Decode)]);
+    ledger.settle(&amounts(12.0));
+    let (a, b) = (ledger.close(a), ledger.close(b));
+    assert_eq!((a.joules().unwrap().best(), a.static_j), (6.0, 1.0));
+    assert_eq!((b.joules().unwrap().best(), b.static_j), (6.0, 1.0));
+}
+
+/// Cores whose seconds one period did not tell: their sum is unknown, not that of the others.
+#[test]
+fn a_sum_with_an_unknown_part_is_unknown() {
+    let mut ledger = Ledger::new(Coefficients::default());
+    let id = ledger.open();
+    let share = Share { account: Some(id), purpose: Purpose::Decode, flops: 1e9, kv_bytes: 1.0 };
+    for core_s in [Some(1.0), None, Some(2.0)] {
+        ledger.step(0.1, 1e9, &[share]);
+        ledger.settle(&Amounts { joules: Joules::new(1.0), cpu_s: 0.1, core_s, util_s: Some(0.5) });
+    }
+    let used = ledger.close(id);
+    assert_eq!((used.core_s, used.util_s), (None, Some(1.5)));
+}
+
 #[test]
 fn nobody_pays_for_idling_and_an_unknown_period_makes_a_request_unknown() {
     let mut ledger = Ledger::new(Coefficients::default());

@@ -2,7 +2,7 @@
 
 use njoule_energy::meter::neuron::Line;
 use njoule_energy::window::Flag;
-use njoule_energy::{Meters, Method, Snapshot};
+use njoule_energy::{Meters, Method, Report, Snapshot};
 use proptest::prelude::*;
 
 use crate::machine::{Machine, near, window};
@@ -119,6 +119,44 @@ fn nothing_but_no_data_says_what_that_means() {
     let w = window(&start, &end);
     assert_eq!((w.total.joules, w.neuron[0].status), (None, "no_data"));
     assert!(w.total.reasons[0].contains("firmware older than API 3"), "{:?}", w.total.reasons);
+}
+
+#[test]
+fn a_stamp_that_never_changes_is_the_reason() {
+    let m = Machine::new();
+    let mut minutes = Minutes::new(&m, &[(0, "Inferentia2")], Some("base=30,span=100"));
+    let start = minutes.start();
+    let end = (0..4).map(|_| minutes.minute(&[])).last().unwrap();
+    let w = window(&start, &end);
+    assert_eq!((w.total.joules, w.neuron[0].status), (None, "stalled"));
+    assert!(
+        w.total.reasons[0].contains(&format!("the stamp {FIRST} has not changed for 240 s")),
+        "{:?}",
+        w.total.reasons
+    );
+    // It goes on: nothing is held against it.
+    assert_eq!(minutes.minute(&[(0, "VALID", 5.0)]).neuron[0].trouble, None);
+}
+
+/// Tokens are of the whole window, utilisation of its counted minutes: one is stretched over the other, and that is said.
+#[test]
+fn tokens_per_util_second_are_of_one_and_the_same_time() {
+    let m = Machine::new();
+    let mut minutes = Minutes::new(&m, &[(0, "Inferentia2")], None);
+    let start = minutes.start();
+    let report = |end: &Snapshot| {
+        let mut report = Report::of("", "local", window(&start, end));
+        report.work.output_tokens = Some(2400);
+        report.json()
+    };
+    let three = (0..3).map(|_| minutes.minute(&[(0, "VALID", 50.0)])).last().unwrap();
+    // Two whole minutes: too few.
+    assert!(report(&three)["metrics"]["output_tokens_per_util_second"].is_null());
+    // 240 s, 180 of them counted at a half: 120 utilisation-seconds.
+    let four = report(&minutes.minute(&[(0, "VALID", 50.0)]));
+    near(four["metrics"]["output_tokens_per_util_second"].as_f64().unwrap(), 20.0);
+    assert!(four["validity"]["flags"].as_array().unwrap().contains(&"extrapolated".into()), "{four}");
+    assert_eq!(four["neuron_power"][0]["util_seconds"], 90.0);
 }
 
 #[test]

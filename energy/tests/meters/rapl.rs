@@ -222,6 +222,50 @@ fn a_counter_that_stands_still_is_not_zero_joules() {
 }
 
 #[test]
+fn one_dead_package_of_two_makes_the_total_unknown() {
+    let m = Machine::new().intel();
+    m.zone("0", "package-0", 0, RANGE);
+    m.zone("1", "package-1", 0, RANGE);
+    let mut meters = m.meters(&m.wanted());
+    let start = meters.snapshot();
+    for second in 1..=5 {
+        m.hands.pass(1.0);
+        m.zone("1", "package-1", second * 50_000_000, RANGE);
+        meters.poll();
+    }
+    let w = window(&start, &meters.snapshot());
+    assert_eq!(w.total.joules, None);
+    assert_eq!(w.total.reasons, ["powercap-0: the counter stands still"]);
+}
+
+#[test]
+fn a_counter_that_falls_faster_than_it_can_wrap_was_reset() {
+    let m = Machine::new().intel();
+    m.zone("0", "package-0", 100_000_000_000, RANGE);
+    let mut meters = m.meters(&m.wanted());
+    let start = meters.snapshot();
+    m.hands.pass(1.0);
+    m.zone("0", "package-0", 5_000_000, RANGE);
+    let w = window(&start, &meters.snapshot());
+    assert_eq!((w.total.joules, w.meters[0].wraps), (None, 0));
+    assert!(w.total.reasons[0].contains("the counter was reset"), "{:?}", w.total.reasons);
+}
+
+/// Its counters are none of the tree's, and this process may be allowed to open them.
+#[test]
+fn the_machines_own_perf_is_not_opened_for_another_tree() {
+    let m = Machine::new().intel();
+    perf_tree(&m);
+    // A unit that every kernel has, in the place of the power unit.
+    m.put("/sys/bus/event_source/devices/power/type", "1\n");
+    m.put("/sys/bus/event_source/devices/power/cpumask", "0\n");
+    m.put("/sys/bus/event_source/devices/power/events/energy-pkg", "event=0x00");
+    let absent = njoule_energy::Meters::open(&m.wanted()).snapshot().absent;
+    let perf = absent.iter().find(|a| a.meter == "rapl-perf").unwrap();
+    assert!(perf.reason.contains("another tree"), "{perf:?}");
+}
+
+#[test]
 fn garbage_is_an_error_that_names_the_file() {
     let m = Machine::new().intel();
     m.zone("0", "package-0", 0, RANGE);

@@ -87,6 +87,8 @@ fn reports() -> Vec<Value> {
     m.zone("0", "package-0", 0, 262_143_328_850);
     m.stat(2, 10);
     m.power_line(0, "POWER_STATUS_VALID,1726000000,1.00,3.00,2.00");
+    m.put("/sys/devices/virtual/neuron_device/neuron0/info/architecture/device_name", "Inferentia2\n");
+    m.put("/sys/module/neuron/version", "2.29\n");
     let mut meters = m.meters(&m.wanted());
     let start = meters.snapshot();
     m.hands.pass(30.0);
@@ -114,6 +116,25 @@ fn reports_have_the_published_form() {
             std::fs::write(format!("{dir}/{}.json", report["run_id"].as_str().unwrap()), report.to_string()).unwrap();
         }
     }
+}
+
+/// A report of an agent, completed by the side that did the work, has it too; what is no report is refused.
+#[test]
+fn completed_reports_have_the_published_form() {
+    let mut ours = Report::unknown("run", "http://there:1", None, 0.0, 0.0);
+    ours.work = Work { name: Some("chat".into()), seed: Some(7), output_tokens: Some(90), ..Work::default() };
+    (ours.kind, ours.idle_baseline_w) = ("steady", Some(1.0));
+    for mut theirs in reports() {
+        ours.complete(&mut theirs).unwrap();
+        assert_eq!(check(&theirs), Vec::<String>::new(), "{theirs:#}");
+        assert_eq!((theirs["workload"]["seed"].as_u64(), theirs["window"]["kind"].as_str()), (Some(7), Some("steady")));
+    }
+    assert!(ours.complete(&mut json!({})).unwrap_err().contains("schema is null"));
+    let mut poor = reports().remove(1);
+    poor["energy"].as_object_mut().unwrap().remove("low_j");
+    let before = poor.clone();
+    assert_eq!(ours.complete(&mut poor), Err("/energy/low_j is missing".into()));
+    assert_eq!(poor, before);
 }
 
 #[test]
@@ -153,6 +174,8 @@ fn figures_follow_from_the_energy() {
         ("limit_ratio", 5.0),
     ];
     figures.iter().for_each(|(key, value)| near(report["metrics"][key].as_f64().unwrap(), *value));
+    let device = &reports()[0]["host"]["accelerators"][0];
+    assert_eq!(*device, json!({"kind": "inferentia2", "index": 0, "dies": 1, "driver": "2.29"}));
     let unknown = &reports()[2];
     assert!(unknown["metrics"]["output_tokens_per_joule"].is_null() && unknown["energy"]["method"].is_null());
     assert_eq!(unknown["energy"]["reasons"], json!(["no meter there"]));

@@ -237,6 +237,81 @@ fn an_accelerator_cannot_be_divided_by_cpu_time() {
 }
 
 #[test]
+fn a_process_has_no_share_of_a_plug_with_an_accelerator_behind_it() {
+    let m = Machine::new();
+    let csv = m.path("/pdu.csv");
+    append(&csv, "1726000000,1");
+    m.put("/sys/class/hwmon/hwmon0/name", "amdgpu\n");
+    m.put("/sys/class/hwmon/hwmon0/power1_average", "9000000\n");
+    m.stat(4, 100);
+    process(&m, 5, 1);
+    let mut wanted = m.wanted();
+    wanted.part = Some(Part::Process(5));
+    wanted.feed = Some((FeedSource::Csv(csv.clone()), Scope::Wall, Some(0.0)));
+    let mut meters = m.meters(&wanted);
+    let start = meters.snapshot();
+    m.hands.pass(1.0);
+    append(&csv, "1726000001,90");
+    m.stat(4, 200);
+    process(&m, 5, 51);
+    let w = window(&start, &meters.snapshot());
+    assert!(w.total.joules.is_none() && w.total.reasons[0].contains("what an accelerator used"), "{:?}", w.total);
+}
+
+#[test]
+fn a_feed_of_the_accelerators_is_not_added_to_them() {
+    let m = Machine::new().intel();
+    m.zone("0", "package-0", 0, RANGE);
+    m.power_line(0, "POWER_STATUS_NO_DATA,0,0.00,0.00,0.00");
+    m.put("/sys/class/hwmon/hwmon0/name", "amdgpu\n");
+    m.put("/sys/class/hwmon/hwmon0/power1_average", "9000000\n");
+    let csv = m.path("/pdu.csv");
+    append(&csv, "1726000000,1");
+    let mut wanted = m.wanted();
+    wanted.feed = Some((FeedSource::Csv(csv.clone()), Scope::Accelerator, Some(0.0)));
+    let mut meters = m.meters(&wanted);
+    let start = meters.snapshot();
+    m.hands.pass(1.0);
+    append(&csv, "1726000001,51");
+    m.zone("0", "package-0", 7_000_000, RANGE);
+    let w = window(&start, &meters.snapshot());
+    assert_eq!((w.total.joules.unwrap().best(), w.total.boundary.as_str()), (57.0, "accelerator+cpu"));
+    let board = w.meters.iter().find(|m| m.info.id.contains("amdgpu")).unwrap();
+    assert_eq!((board.joules.unwrap().best(), board.info.parent.as_deref()), (9.0, Some("feed")));
+}
+
+/// Who runs a feed's command apart (`Meters::commands`) is not waited for by those who read the meters meanwhile.
+#[test]
+fn a_slow_command_holds_nobody_up() {
+    let m = Machine::new();
+    let pipe = m.path("/pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let mut wanted = m.wanted();
+    wanted.feed = Some((FeedSource::Command(format!("cat {}", pipe.display())), Scope::Wall, None));
+    let say = |text: &'static str| {
+        let pipe = pipe.clone();
+        std::thread::spawn(move || std::fs::write(pipe, text).unwrap())
+    };
+    let first = say("1726000000,5\n");
+    let mut meters = m.meters(&wanted);
+    first.join().unwrap();
+    let command = meters.commands().pop().unwrap();
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| command.run());
+        // It waits for a writer; a reading that ran it itself would, too.
+        while !command.is_apart() {
+            std::thread::yield_now();
+        }
+        let meanwhile = meters.snapshot();
+        assert!(meanwhile.meters[0].trouble.as_deref().unwrap().contains("not been run yet"), "{meanwhile:?}");
+        let second = say("1726000000,9\n");
+        running.join().unwrap();
+        second.join().unwrap();
+    });
+    assert_eq!(meters.snapshot().meters[0].total.unwrap().best(), 4.0);
+}
+
+#[test]
 fn sensors_that_do_not_say_what_they_cover_are_not_added() {
     let m = Machine::new().intel();
     m.zone("0", "package-0", 0, RANGE);

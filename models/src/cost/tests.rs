@@ -56,6 +56,16 @@ fn a_window_bounds_what_is_attended() {
 }
 
 proptest! {
+    /// The few numbers of a program give what a walk over its operations gives.
+    #[test]
+    fn rates_are_the_costs(rows in 0usize..40, context in 0usize..100, outputs in 0usize..40) {
+        for fixture in ["llama_plain", "mistral", "mixtral", "gemma3_text", "gpt2"] {
+            let program = program(fixture);
+            let span = Span { rows, context, outputs };
+            prop_assert_eq!(Rates::of(&program).cost(span), span.cost(&program), "{}", fixture);
+        }
+    }
+
     #[test]
     fn attended_keys_equal_the_count_query_by_query(
         rows in 0usize..40, context in 0usize..40, window in prop::option::of(1usize..50),

@@ -37,8 +37,8 @@ use njoule_models::weights::{WeightError, WeightSource};
 use self::attention::Cache;
 use self::weights::Weights;
 use super::{
-    Backend, Batch, Capacity, Cost, Executor, KvType, Limits, LoadError, MemoryUse, PREFIX_LEN, Quant, Routes,
-    StepError, StepOutput, rope_border,
+    Backend, Batch, Capacity, Cost, CostModel, Executor, KvType, Limits, LoadError, MemoryUse, PREFIX_LEN, Quant,
+    Routes, StepError, StepOutput, rope_border,
 };
 
 /// How to run with candle.
@@ -215,6 +215,10 @@ impl Executor for CandleExecutor {
 
     fn cost(&self, batch: &Batch) -> Cost {
         Cost::of_step(&self.program, batch, self.streamed as f64, self.kv)
+    }
+
+    fn cost_model(&self) -> CostModel {
+        CostModel::new(&self.program, self.streamed as f64, self.kv)
     }
 
     fn memory(&self) -> MemoryUse {

@@ -20,8 +20,8 @@ use njoule_models::program::{Op, Program, RowSet, WeightId};
 use njoule_models::weights::WeightSource;
 
 use super::{
-    Backend, Batch, Capacity, Cost, Executor, KvType, Limits, LoadError, MemoryUse, PREFIX_LEN, Quant, StepError,
-    StepOutput, rope_border,
+    Backend, Batch, Capacity, Cost, CostModel, Executor, KvType, Limits, LoadError, MemoryUse, PREFIX_LEN, Quant,
+    StepError, StepOutput, rope_border,
 };
 pub use store::StoredWeights;
 
@@ -182,6 +182,11 @@ impl Streamed {
         Streamed { always: always.map(|id| stored.bytes_of(id)).sum(), experts: experts.collect() }
     }
 
+    /// Of a step that needs every expert.
+    fn all(&self) -> f64 {
+        self.always as f64 + self.experts.iter().map(|e| e.bytes as f64).sum::<f64>()
+    }
+
     /// Of a step. Which experts its rows have is known only as they are computed: the figure is what is to be expected
     /// where every expert is as likely as any other.
     fn bytes(&self, batch: &Batch) -> f64 {
@@ -241,6 +246,10 @@ impl Executor for CpuExecutor {
 
     fn cost(&self, batch: &Batch) -> Cost {
         Cost::of_step(&self.program, batch, self.streamed.bytes(batch), self.kv)
+    }
+
+    fn cost_model(&self) -> CostModel {
+        CostModel::new(&self.program, self.streamed.all(), self.kv)
     }
 
     fn memory(&self) -> MemoryUse {

@@ -7,7 +7,9 @@ use std::hash::BuildHasher;
 use std::time::Instant;
 
 use super::EngineConfig;
+use super::energy::RequestEnergy;
 use super::inbox::Submission;
+use super::metering::Account;
 use super::stop::StopMatcher;
 use crate::backend::Masks;
 use crate::request::{Event, FinishReason, MaskError, MaskStream, Reply, RequestError, StopMatch, TextStream, Usage};
@@ -31,6 +33,9 @@ pub struct Job {
     pub prompt_logits: bool,
     pub deadline: Option<Instant>,
     pub end: Option<End>,
+    /// Its place in the books, from its first step on.
+    pub account: Option<Account>,
+    pub wants_energy: bool,
     pub started: Option<Instant>,
     first_token: Option<Instant>,
     last_token: Option<Instant>,
@@ -65,6 +70,7 @@ pub struct Spent {
     pub generated_tokens: usize,
     pub cached_tokens: usize,
     pub preemptions: u32,
+    pub energy: Option<RequestEnergy>,
 }
 
 impl<J> From<&Sequence<J>> for Spent {
@@ -74,6 +80,7 @@ impl<J> From<&Sequence<J>> for Spent {
             generated_tokens: sequence.generated(),
             cached_tokens: sequence.cached,
             preemptions: sequence.preemptions,
+            energy: None,
         }
     }
 }
@@ -122,6 +129,8 @@ impl Job {
             prompt_logits: request.prompt_logits,
             deadline: request.deadline,
             end: None,
+            account: None,
+            wants_energy: request.energy,
             started: None,
             first_token: None,
             last_token: None,
@@ -250,7 +259,7 @@ impl Job {
     /// Sends what is pending and the terminal event; `end` must have been set.
     pub fn finish(&mut self, spent: Spent, now: Instant) {
         self.deliver();
-        let Spent { prompt_tokens, generated_tokens, cached_tokens, preemptions } = spent;
+        let Spent { prompt_tokens, generated_tokens, cached_tokens, preemptions, energy } = spent;
         let event = match self.end.take() {
             None => Event::Failed(RequestError::ShutDown),
             Some(End::Failed(error)) => Event::Failed(error),
@@ -271,6 +280,7 @@ impl Job {
                         decode: first.map_or(Default::default(), |t| now.saturating_duration_since(t)),
                         preemptions,
                         cached_tokens,
+                        energy: energy.map(Box::new),
                     },
                 }
             }

@@ -4,6 +4,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::energy::EnergyStats;
+
 /// A snapshot of an engine's figures. The time of a step that holds both prefill and decode rows is split by rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EngineStats {
@@ -59,6 +61,8 @@ pub struct EngineStats {
     pub blocks_idle: usize,
     /// Cache blocks there are.
     pub blocks_total: usize,
+    /// Energy and CPU time, as of the last reading.
+    pub energy: EnergyStats,
     pub(super) step_started: Option<Instant>,
 }
 
@@ -91,6 +95,7 @@ impl EngineStats {
             blocks_used: 0,
             blocks_idle: 0,
             blocks_total,
+            energy: EnergyStats::default(),
             step_started: None,
         }
     }

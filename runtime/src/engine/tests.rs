@@ -10,6 +10,7 @@ use super::mock::{Fault, Gate, MockExecutor, logits_after};
 use super::*;
 
 mod device;
+mod energy;
 mod load;
 mod pace;
 use crate::request::{Event, FinishReason, SinkClosed, StopMatch, TextStream, TokenText};

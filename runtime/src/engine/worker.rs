@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use super::inbox::{Phase, Submission, lock};
 use super::job::{End, Job, Spent};
+use super::metering::{Metering, Rows, Wait};
 use super::outputs::{Row, check_output, prompt_outputs, roomy_batch, sample};
 use super::stats::EngineStats;
 use super::{EngineConfig, Shared};
@@ -20,7 +21,7 @@ use crate::sampler::Sampler;
 use crate::scheduler::{Key, Plan, Scheduler, Sequence, StepLimits};
 
 /// Body of the engine thread.
-pub fn run(executor: Box<dyn Executor>, vocab: usize, config: EngineConfig, shared: &Shared) {
+pub fn run(executor: Box<dyn Executor>, vocab: usize, config: EngineConfig, metering: Metering, shared: &Shared) {
     // Rings when all is over, whatever happens.
     struct Ended<'a>(&'a Shared);
     impl Drop for Ended<'_> {
@@ -29,7 +30,7 @@ pub fn run(executor: Box<dyn Executor>, vocab: usize, config: EngineConfig, shar
         }
     }
     let _ended = Ended(shared);
-    let mut worker = Worker::new(executor, vocab, config);
+    let mut worker = Worker::new(executor, vocab, config, metering);
     let result = catch_unwind(AssertUnwindSafe(|| worker.serve(shared)));
     let failure = match result {
         Ok(Ok(())) => None,
@@ -55,6 +56,9 @@ struct Worker {
     arrived: Vec<Submission>,
     #[allow(clippy::vec_box)] // the scheduler hands sequences over in the boxes it keeps them in
     ended: Vec<Box<Sequence<Job>>>,
+    metering: Metering,
+    /// Sequences that have ended and wait for their energy, with their ends.
+    settling: Vec<Settling>,
     /// No request's deadline is earlier.
     earliest: Option<Instant>,
     leaving: Vec<(Key, FinishReason)>,
@@ -64,8 +68,15 @@ struct Worker {
     pace: Pace,
 }
 
+/// A sequence that has ended, and what it waits for.
+struct Settling {
+    sequence: Box<Sequence<Job>>,
+    ended: Instant,
+    wait: Wait,
+}
+
 impl Worker {
-    fn new(executor: Box<dyn Executor>, vocab: usize, config: EngineConfig) -> Self {
+    fn new(executor: Box<dyn Executor>, vocab: usize, config: EngineConfig, metering: Metering) -> Self {
         let capacity = &config.capacity;
         let limits = StepLimits::new(capacity, config.token_budget, config.prefill_chunk, &config.limits);
         let kv = Kv::new(capacity, &config.limits, config.prefix_cache);
@@ -80,6 +91,8 @@ impl Worker {
             allowed: Vec::with_capacity(Masks::words_for(vocab)),
             arrived: Vec::new(),
             ended: Vec::new(),
+            metering,
+            settling: Vec::new(),
             earliest: None,
             leaving: Vec::new(),
             idle_since: None,
@@ -98,29 +111,39 @@ impl Worker {
                 return Ok(());
             }
             self.reap(shared, rung);
+            self.settle(shared);
             if phase == Phase::Open
                 && let Some(until) = self.hold()
             {
                 self.deliver(shared);
                 self.publish(shared);
                 self.idle_since = None;
-                let deadline = self.next_deadline();
-                shared.doorbell.wait(Some(deadline.map_or(until, |deadline| deadline.min(until))));
+                let until = self.next_wake().map_or(until, |wake| wake.min(until));
+                shared.doorbell.wait(Some(until));
                 continue;
             }
             let plan = self.plan(shared);
             if plan == Plan::default() {
                 self.deliver(shared);
                 self.publish(shared);
-                if phase == Phase::Closed && self.scheduler.is_empty() {
+                if phase == Phase::Closed && self.scheduler.is_empty() && self.settling.is_empty() {
+                    self.metering.end(&shared.doorbell, self.stats.generated_tokens);
+                    self.publish(shared);
                     return Ok(());
                 }
                 self.idle_since = None;
-                shared.doorbell.wait(self.next_deadline());
+                shared.doorbell.wait(self.next_wake());
+                self.metering.idle(Instant::now());
                 continue;
             }
             self.step(plan, shared)?;
         }
+    }
+
+    /// When somebody who waits has to be looked at without a ring.
+    fn next_wake(&self) -> Option<Instant> {
+        let settled = self.settling.iter().map(|s| s.wait.until());
+        settled.chain(self.next_deadline()).min()
     }
 
     /// When the next step should start, if it is to wait for company.
@@ -159,6 +182,22 @@ impl Worker {
         }
         if !self.ended.is_empty() {
             self.answer(shared, Instant::now());
+        }
+    }
+
+    /// Takes in what the meters say, and answers those who have waited for it.
+    fn settle(&mut self, shared: &Shared) {
+        self.metering.settle(self.stats.generated_tokens);
+        if self.settling.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        self.publish(shared);
+        for i in (0..self.settling.len()).rev() {
+            let Some(energy) = self.metering.take(&self.settling[i].wait, now) else { continue };
+            let Settling { mut sequence, ended, .. } = self.settling.remove(i);
+            let spent = Spent { energy: Some(energy), ..Spent::from(&*sequence) };
+            sequence.job.finish(spent, ended);
         }
     }
 
@@ -274,6 +313,7 @@ impl Worker {
                 self.advance(i, now);
             }
         }
+        self.account(now);
         self.scheduler.commit();
         for i in (0..self.scheduler.running().len()).rev() {
             let sequence = &mut self.scheduler.running_mut()[i];
@@ -402,7 +442,23 @@ impl Worker {
         }
     }
 
-    /// Sends the terminal events of `ended`, after the figures that they should be seen in.
+    /// Books the step's work, before its rows are committed.
+    fn account(&mut self, now: Instant) {
+        for sequence in self.scheduler.running_mut() {
+            let run = sequence.chunk;
+            if run == 0 {
+                continue;
+            }
+            let kept = sequence.kept_rows();
+            let Sequence { computed, prompt_len, outputs, .. } = &**sequence;
+            let rows = Rows { computed: *computed, run, kept, outputs: outputs.len(), prompt_len: *prompt_len };
+            self.metering.rows(&mut sequence.job.account, rows);
+        }
+        self.metering.step(now);
+    }
+
+    /// Sends the terminal events of `ended`, after the figures that they should be seen in; of those that want their energy,
+    /// when it is known.
     fn answer(&mut self, shared: &Shared, now: Instant) {
         for sequence in &self.ended {
             match sequence.job.end {
@@ -412,8 +468,16 @@ impl Worker {
         }
         self.publish(shared);
         for mut sequence in self.ended.drain(..) {
-            let spent = Spent::from(&*sequence);
-            sequence.job.finish(spent, now);
+            let job = &mut sequence.job;
+            // Nobody gets what these have made.
+            let wasted = !matches!(job.end, Some(End::Finished(reason, _)) if reason != FinishReason::Cancelled);
+            match self.metering.leave(job.account.take(), wasted, job.wants_energy, now) {
+                Some(wait) => self.settling.push(Settling { sequence, ended: now, wait }),
+                None => {
+                    let spent = Spent::from(&*sequence);
+                    sequence.job.finish(spent, now);
+                }
+            }
         }
     }
 
@@ -438,6 +502,7 @@ impl Worker {
         self.stats.running = self.scheduler.running().len();
         self.stats.blocks_used = self.scheduler.kv().used();
         self.stats.blocks_idle = self.scheduler.kv().idle();
+        self.stats.energy = self.metering.stats();
         *lock(&shared.stats) = self.stats;
     }
 
@@ -466,6 +531,11 @@ impl Worker {
         let mut ended: Vec<_> = self.ended.drain(..).chain(self.scheduler.drain()).collect();
         self.stats.failed += (ended.len() + arrived.len() + self.arrived.len()) as u64;
         self.publish(shared);
+        // These had their ends; their energy will not be known.
+        for Settling { mut sequence, ended, .. } in self.settling.drain(..) {
+            let spent = Spent::from(&*sequence);
+            sequence.job.finish(spent, ended);
+        }
         for sequence in &mut ended {
             // One that ended in the very step that failed keeps its own end.
             let failed = || End::Failed(error.clone());

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::{Message, event, stop_reason, tool_id};
+use super::{Message, event, stop_reason, tool_id, usage};
+use crate::energy::Energy;
 use crate::error::ApiError;
 use crate::mailbox::Part;
 use crate::output::{Delta, Looks, Parser};
@@ -122,7 +123,7 @@ impl Render for Stream {
             }
             let (stop_reason, stop_sequence) = stop_reason(&part, self.parser.calls());
             let delta = json!({"stop_reason": stop_reason, "stop_sequence": stop_sequence});
-            let usage = json!({"output_tokens": self.tokens});
+            let usage = usage(json!({"output_tokens": self.tokens}), part.energy().map(Energy::from));
             event(out, "message_delta", &json!({"type": "message_delta", "delta": delta, "usage": usage}));
         }
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::{ToolCall, finish_reason};
+use crate::energy::{self, Energy};
 use crate::error::ApiError;
 use crate::generation::Layout;
 use crate::logprobs::ChatLogprobs;
@@ -25,6 +26,7 @@ pub struct Stream {
     prompt_tokens: usize,
     completion_tokens: usize,
     cached: usize,
+    used: Option<Energy>,
     /// By sequence.
     sequences: Vec<Sequence>,
 }
@@ -77,7 +79,17 @@ impl Stream {
     ) -> Stream {
         let sequence = || Sequence { parser: Parser::new(looks.clone()), begun: false, tokens: 0 };
         let sequences = (0..layout.n / layout.copies).map(|_| sequence()).collect();
-        Stream { head, options, layout, logprobs, prompt_tokens, completion_tokens: 0, cached: 0, sequences }
+        Stream {
+            head,
+            options,
+            layout,
+            logprobs,
+            prompt_tokens,
+            completion_tokens: 0,
+            cached: 0,
+            used: None,
+            sequences,
+        }
     }
 
     fn send(
@@ -116,6 +128,7 @@ impl Render for Stream {
         }
         let begun = std::mem::replace(&mut state.begun, true);
         self.completion_tokens += part.tokens * self.layout.copies;
+        energy::add(&mut self.used, part.energy());
         self.cached += if self.layout.is_first(sequence) { part.cached() } else { 0 };
         if !begun {
             let first = |_| Delta { role: Some("assistant"), content: Some(""), ..Delta::default() };
@@ -151,7 +164,7 @@ impl Render for Stream {
 
     fn end(&mut self, out: &mut Vec<u8>) {
         if self.options.include_usage {
-            let usage = Usage::new(self.prompt_tokens, self.completion_tokens).cached(self.cached);
+            let usage = Usage::new(self.prompt_tokens, self.completion_tokens).cached(self.cached).used(self.used);
             sse::data(out, &Chunk { head: &self.head, choices: &[], usage: Some(Some(usage)) });
         }
         sse::done(out);

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::{Choice, State, Writer, finish_reason};
+use crate::energy::{self, Energy};
 use crate::error::ApiError;
 use crate::mailbox::Part;
 use crate::params::StreamOptions;
@@ -18,6 +19,7 @@ pub struct Stream {
     states: Vec<Sequence>,
     completion_tokens: usize,
     cached: usize,
+    used: Option<Energy>,
 }
 
 #[derive(Clone, Default)]
@@ -40,7 +42,15 @@ struct Chunk<'a> {
 impl Stream {
     pub fn new(writer: Writer, head: Head, options: StreamOptions) -> Stream {
         let sequences = writer.prompts.len() * writer.layout.n / writer.layout.copies;
-        Stream { writer, head, options, states: vec![Sequence::default(); sequences], completion_tokens: 0, cached: 0 }
+        Stream {
+            writer,
+            head,
+            options,
+            states: vec![Sequence::default(); sequences],
+            completion_tokens: 0,
+            cached: 0,
+            used: None,
+        }
     }
 
     fn usage(&self, sequence: usize) -> Option<Option<Usage>> {
@@ -55,6 +65,7 @@ impl Render for Stream {
         let state = &mut self.states[sequence];
         state.tokens += part.tokens;
         self.completion_tokens += part.tokens * self.writer.layout.copies;
+        energy::add(&mut self.used, part.energy());
         self.cached += if self.writer.layout.is_first(sequence) { part.cached() } else { 0 };
         if !state.state.echoed && self.writer.echo.is_some() {
             // The prompt goes out in one piece, before the first token.
@@ -78,7 +89,8 @@ impl Render for Stream {
 
     fn end(&mut self, out: &mut Vec<u8>) {
         if self.options.include_usage {
-            let usage = Usage::new(self.writer.prompt_tokens(), self.completion_tokens).cached(self.cached);
+            let usage =
+                Usage::new(self.writer.prompt_tokens(), self.completion_tokens).cached(self.cached).used(self.used);
             sse::data(out, &Chunk { head: &self.head, choices: &[], usage: Some(Some(usage)) });
         }
         sse::done(out);

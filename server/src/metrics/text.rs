@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use njoule_runtime::EngineStats;
+use njoule_runtime::engine::EnergyStats;
 
 use super::{Histogram, Metrics};
 
@@ -37,6 +38,35 @@ pub struct Scrape<'a> {
     pub ready: bool,
     /// What loading took.
     pub load_seconds: f64,
+}
+
+/// CPU time always, joules once they are known; never a 0 for what nobody measures.
+fn write_energy(out: &mut Text, energy: &EnergyStats) {
+    out.counter("njoule_cpu_seconds_total", "CPU time of the process, as of the last reading", &[("", energy.cpu_s)]);
+    let seconds = [
+        ("njoule_accelerator_core_seconds_total", "Time of accelerator cores", energy.core_s),
+        ("njoule_accelerator_utilization_seconds_total", "Utilisation of accelerators, integrated", energy.util_s),
+    ];
+    for (name, help, value) in seconds {
+        if let Some(value) = value {
+            out.counter(name, help, &[("", value)]);
+        }
+    }
+    let (Some(split), Some(method)) = (energy.split, energy.method) else { return };
+    let buckets = [
+        ("prefill", split.prefill_j),
+        ("decode", split.decode_j),
+        ("wasted", split.wasted_j),
+        ("idle", split.idle_j),
+        ("load", split.load_j),
+        ("unattributed", split.unattributed_j),
+    ];
+    let label = |phase: &str| format!("phase=\"{phase}\",method=\"{}\"", method.name());
+    let labels: Vec<(String, f64)> = buckets.iter().map(|(phase, joules)| (label(phase), *joules)).collect();
+    let samples: Vec<(&str, f64)> = labels.iter().map(|(label, joules)| (label.as_str(), *joules)).collect();
+    out.counter("njoule_energy_attributed_joules_total", "Energy by what it went for", &samples);
+    let unknown = [("", energy.unknown_s)];
+    out.counter("njoule_energy_unknown_seconds_total", "Time whose energy was not to be had", &unknown);
 }
 
 impl Metrics {
@@ -78,6 +108,9 @@ impl Metrics {
         let responses: Vec<(&str, f64)> =
             labels.iter().zip(&self.responses[1..]).map(|(label, n)| (label.as_str(), n.read() as f64)).collect();
         out.counter("njoule_http_responses_total", "HTTP responses by status", &responses);
+        if let Some(stats) = scrape.stats {
+            write_energy(&mut out, &stats.energy);
+        }
         for (name, help, histogram) in self.histograms() {
             out.histogram(&format!("njoule_{name}"), help, histogram);
             if vllm {

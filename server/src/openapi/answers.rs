@@ -38,8 +38,18 @@ pub fn schemas() -> Map<String, Value> {
         "Error": error(),
         "AnthropicError": closed(json!({"type": constant("error"),
             "error": closed(json!({"type": string(), "message": string()}))})),
-        "Usage": closed(json!({"prompt_tokens": count(), "completion_tokens": count(), "total_tokens": count(),
-            "prompt_tokens_details": {"type": "object", "required": ["cached_tokens"], "properties": {"cached_tokens": count()}}})),
+        "Usage": open(json!({"prompt_tokens": count(), "completion_tokens": count(), "total_tokens": count(),
+            "prompt_tokens_details": {"type": "object", "required": ["cached_tokens"], "properties": {"cached_tokens": count()}}}),
+            json!({"energy": reference("UsedEnergy")})),
+        "UsedEnergy": closed(json!({"joules": amount(), "low_j": amount(), "high_j": amount(), "method": method(),
+            "prefill_j": amount(), "decode_j": amount(), "wasted_j": amount(), "static_j": amount(),
+            "interpolated": {"type": "boolean"}, "cpu_s": {"type": "number", "minimum": 0}, "core_s": amount(), "util_s": amount()})),
+        "Energy": closed(json!({"joules": amount(), "method": method(), "by_bucket": {"anyOf": [{"type": "null"}, closed(json!({
+                "prefill_j": amount(), "decode_j": amount(), "wasted_j": amount(), "idle_j": amount(), "load_j": amount(),
+                "unattributed_j": amount()}))]},
+            "watts": amount(), "unknown_s": amount(), "output_tokens": count(), "output_tokens_per_joule": amount(),
+            "cpu_s": amount(), "core_s": amount(), "util_s": amount(),
+            "boundary": {"type": ["string", "null"]}, "meters": {"type": "array", "items": {"type": "object"}}, "reasons": {"type": "array", "items": string()}})),
         "Chat": open(head("chat.completion", reference("ChatChoice")), json!({"prompt_logprobs": {"type": "array"}})),
         "ChatChoice": closed(json!({"index": count(), "finish_reason": {"type": "string", "enum": ["stop", "length", "tool_calls"]},
             "message": open(json!({"role": constant("assistant"), "content": {"type": ["string", "null"]}, "refusal": {"type": "null"}}),
@@ -56,7 +66,7 @@ pub fn schemas() -> Map<String, Value> {
             "content": {"type": "array", "items": open(json!({"type": {"type": "string", "enum": ["text", "thinking", "tool_use"]}}), json!({}))},
             "stop_reason": {"type": "string", "enum": ["end_turn", "max_tokens", "stop_sequence", "tool_use"]},
             "stop_sequence": {"type": ["string", "null"]},
-            "usage": open(json!({"input_tokens": count(), "output_tokens": count()}), json!({}))})),
+            "usage": open(json!({"input_tokens": count(), "output_tokens": count()}), json!({"energy": reference("UsedEnergy")}))})),
         "TokenCount": closed(json!({"input_tokens": count()})),
         "Tokens": open(json!({"count": count(), "max_model_len": count(), "tokens": {"type": "array", "items": count()}}),
             json!({"token_strs": {"type": "array", "items": string()}})),
@@ -110,6 +120,15 @@ fn string() -> Value {
 
 fn count() -> Value {
     json!({"type": "integer", "minimum": 0})
+}
+
+/// A number that may be unknown.
+fn amount() -> Value {
+    json!({"type": ["number", "null"], "minimum": 0})
+}
+
+fn method() -> Value {
+    json!({"enum": ["measured", "hardware_model", "derived", "estimated", null]})
 }
 
 fn constant(value: &str) -> Value {

@@ -3,6 +3,7 @@
 mod answers;
 mod anthropic;
 mod constraints;
+mod energy;
 mod hostile;
 mod http;
 mod life;

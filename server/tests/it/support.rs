@@ -13,6 +13,7 @@ use njoule_models::checkpoint::Checkpoint;
 use njoule_models::tokenizer::Tokenizer;
 use njoule_runtime::backend::cpu::CpuBackend;
 use njoule_runtime::backend::{Backend, Batch, Capacity, Cost, Executor, MemoryUse, Quant, StepError, StepOutput};
+use njoule_runtime::engine::EnergySource;
 use njoule_runtime::{Engine, EngineConfig};
 use njoule_server::{ModelParts, Outcome, Server, ServerConfig, Stop};
 use serde_json::Value;
@@ -78,6 +79,17 @@ pub fn start(name: &str, max_seqs: usize, config: ServerConfig) -> Live {
 
 /// The same with another engine.
 pub fn start_with(name: &str, max_seqs: usize, config: ServerConfig, adjust: impl FnOnce(&mut EngineConfig)) -> Live {
+    start_metered(name, max_seqs, config, adjust, None)
+}
+
+/// The same with a meter.
+pub fn start_metered(
+    name: &str,
+    max_seqs: usize,
+    config: ServerConfig,
+    adjust: impl FnOnce(&mut EngineConfig),
+    source: Option<Box<dyn EnergySource>>,
+) -> Live {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata").join(name);
     let checkpoint = Checkpoint::open(&dir).expect("the fixture");
     let tokenizer = Arc::new(Tokenizer::from_files(&dir).expect("its tokenizer"));
@@ -99,7 +111,7 @@ pub fn start_with(name: &str, max_seqs: usize, config: ServerConfig, adjust: imp
     engine_config.max_queue = 1 << 14;
     adjust(&mut engine_config);
     let gated = Box::new(Gated(executor, gate.clone()));
-    let engine = Engine::start(gated, program.vocab(), engine_config).expect("an engine");
+    let engine = Engine::start_metered(gated, program.vocab(), engine_config, source).expect("an engine");
     let server = Server::start(ServerConfig { port: 0, ..config }).expect("it listens");
     server.serve(ModelParts {
         engine: engine.clone(),

@@ -4,12 +4,14 @@ use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use njoule_energy::Method;
 use njoule_runtime::EngineStats;
+use njoule_runtime::engine::EnergyStats;
 use njoule_server::local::Answered;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::session::{Facts, unknown_energy};
+use crate::session::Facts;
 
 /// Counts while a batch runs.
 #[derive(Debug)]
@@ -88,9 +90,10 @@ impl Summary {
         format!("{} answered, {} failed{skipped}, {rate:.0} tok/s", self.answered, self.failed)
     }
 
-    /// The whole.
-    pub fn finish(self, total: Duration, stats: &EngineStats) -> Figures {
-        Figures { run: self.started.elapsed(), total, steps: stats.steps, counts: self }
+    /// With the engine's figures, and why its energy is unknown if it is.
+    pub fn finish(self, total: Duration, stats: &EngineStats, reasons: Vec<String>) -> Figures {
+        let energy = stats.energy;
+        Figures { run: self.started.elapsed(), total, steps: stats.steps, energy, reasons, counts: self }
     }
 }
 
@@ -103,6 +106,8 @@ pub struct Figures {
     /// Loading included.
     total: Duration,
     steps: u64,
+    energy: EnergyStats,
+    reasons: Vec<String>,
 }
 
 impl Figures {
@@ -117,11 +122,28 @@ impl Figures {
         (self.counts.tokens.generated > 0 && seconds > 0.0).then(|| self.counts.tokens.generated as f64 / seconds)
     }
 
+    /// Joules of the whole run, loading included; unknown if a part of it is.
+    fn joules(&self) -> Option<(f64, &'static str)> {
+        let whole = self.energy.split.filter(|_| self.energy.unknown_s == 0.0);
+        whole.map(|split| split.total()).zip(self.energy.method.map(Method::name))
+    }
+
+    fn energy(&self) -> Value {
+        let joules = self.joules();
+        let generated = self.counts.tokens.generated;
+        json!({
+            "joules": joules.map(|(joules, _)| joules),
+            "method": joules.map(|(_, method)| method),
+            "by_bucket": joules.and(self.energy.split),
+            "output_tokens_per_joule": joules.filter(|(joules, _)| *joules > 0.0).map(|(joules, _)| generated as f64 / joules),
+            "cpu_s": self.energy.cpu_s,
+            "reasons": if joules.is_none() { &self.reasons[..] } else { &[] },
+        })
+    }
+
     /// As one object.
     pub fn json(&self, facts: &Facts, output: &Path, errors: &Path) -> Value {
         let Summary { answered, failed, skipped, tokens, .. } = self.counts;
-        let mut energy = unknown_energy();
-        energy["reason"] = NO_METER.into();
         json!({
             "model": facts.json(),
             "output": output,
@@ -132,7 +154,7 @@ impl Figures {
             "seconds": self.run.as_secs_f64(),
             "total_seconds": self.total.as_secs_f64(),
             "generated_tokens_per_s": self.rate(),
-            "energy": energy,
+            "energy": self.energy(),
         })
     }
 }
@@ -141,14 +163,16 @@ impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Summary { answered, failed, skipped, tokens, .. } = self.counts;
         let rate = self.rate().map_or("-".to_owned(), |rate| format!("{rate:.1}"));
+        let energy = match self.joules() {
+            Some((joules, method)) => format!("{joules:.3} J ({method})"),
+            None => format!("unknown ({})", self.reasons.first().map_or("no meter", String::as_str)),
+        };
         write!(
             f,
-            "{answered} answered, {failed} failed, {skipped} skipped | {} prompt + {} generated tokens in {:.3} s, {rate} tok/s | energy: unknown ({NO_METER})",
+            "{answered} answered, {failed} failed, {skipped} skipped | {} prompt + {} generated tokens in {:.3} s, {rate} tok/s | energy: {energy}",
             tokens.prompt,
             tokens.generated,
             self.run.as_secs_f64(),
         )
     }
 }
-
-const NO_METER: &str = "no meter read";

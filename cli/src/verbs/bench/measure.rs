@@ -5,13 +5,12 @@ use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use njoule_energy::meter::feed::FeedSource;
-use njoule_energy::profile::NeuronWatts;
 use serde_json::Value;
 
 use super::{plot, table};
+use crate::session::metering::MeteringArgs;
 use crate::verbs::energy::Required;
-use crate::verbs::energy::subject::{FeedScope, LocalArgs, MeterArgs, Source, Subject};
+use crate::verbs::energy::subject::{LocalArgs, MeterArgs, Source, Subject};
 
 /// Arguments about meters and reports.
 #[derive(clap::Args, Clone, Debug)]
@@ -21,15 +20,8 @@ pub struct MeasureArgs {
     /// server that is started here its process]
     #[arg(long, value_name = "WHOSE")]
     meter: Option<Subject>,
-    /// A meter outside: cmd:COMMAND, csv:FILE or unix:SOCKET that gives lines t_unix_s,joules
-    #[arg(long, value_name = "FEED")]
-    feed: Option<FeedSource>,
-    /// What that meter covers
-    #[arg(long, value_enum, default_value_t, requires = "feed")]
-    feed_scope: FeedScope,
-    /// Watts of a Neuron device: base=20..60,span=40..150 (at 0 %, and added at 100 %)
-    #[arg(long, value_name = "PROFILE", env = "NJOULE_NEURON_WATTS")]
-    neuron_watts: Option<NeuronWatts>,
+    #[command(flatten)]
+    metering: MeteringArgs,
     /// Write a report of every case, phase and repeat, one JSON object a line
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -63,13 +55,7 @@ pub struct Outputs {
 impl MeasureArgs {
     /// Opens the meters; `otherwise` is the subject where none was named.
     pub fn open(&self, otherwise: Subject, instance: Option<String>) -> anyhow::Result<Metered> {
-        let local = LocalArgs {
-            feed: self.feed.clone(),
-            feed_scope: self.feed_scope,
-            feed_uncertainty: None,
-            neuron_watts: self.neuron_watts.clone(),
-            instance,
-        };
+        let local = LocalArgs { metering: self.metering.clone(), instance };
         let meter = self.meter.clone().unwrap_or(otherwise);
         let args = MeterArgs { meter: meter.clone(), local };
         Ok(Metered { source: args.open()?, subject: meter })

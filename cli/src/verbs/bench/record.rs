@@ -65,7 +65,8 @@ pub fn of(metered: &Metered, mark: &Mark, run: &Run, model: &Value) -> Value {
         step.least_joules_per_token(&LimitConstants::default(), None)
     });
     let mut report = metered.source.since(mark, &name, &metered.subject, |report| {
-        report.work = run.work;
+        let (name, seed) = (Some(run.workload.to_owned()), Some(run.seed));
+        report.work = Work { name, seed, ..run.work.clone() };
         report.model = Some(model.clone());
         report.client = Client { own_cpu_s: run.client_cpu_s, ..Client::default() };
         report.limit_joules_per_token = limit.filter(|_| run.work.output_tokens.is_some());
@@ -80,8 +81,6 @@ pub fn of(metered: &Metered, mark: &Mark, run: &Run, model: &Value) -> Value {
     for (path, value) in [
         // An agent's report has its own model.
         ("/model", model.clone()),
-        ("/workload/name", json!(run.workload)),
-        ("/workload/seed", json!(run.seed)),
         ("/workload/prompt", json!(run.prompt)),
         ("/workload/generated", json!(run.generated)),
         ("/repeat", json!(run.repeat)),

@@ -101,17 +101,21 @@ async fn accept(listener: TcpListener, meters: Arc<Polled>) {
     }
 }
 
-async fn answer(request: Request<Incoming>, meters: &Polled) -> Response<String> {
+async fn answer(request: Request<Incoming>, meters: &Arc<Polled>) -> Response<String> {
     match (request.method(), request.uri().path()) {
-        (&Method::GET, "/v1/energy") => match serde_json::to_string(&meters.snapshot().brief()) {
-            Ok(snapshot) => text(StatusCode::OK, JSON, snapshot),
+        (&Method::GET, "/v1/energy") => match snapshot(meters).await.map(|s| serde_json::to_string(&s.brief())) {
+            Ok(Ok(snapshot)) => text(StatusCode::OK, JSON, snapshot),
+            Ok(Err(error)) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error),
             Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error),
         },
         (&Method::POST, "/v1/energy/report") => match body(request.into_body()).await {
-            Ok(body) => report(&body, meters),
+            Ok(body) => report(&body, meters).await,
             Err((status, error)) => refuse(status, error),
         },
-        (&Method::GET, "/metrics") => text(StatusCode::OK, PROMETHEUS, metrics(&meters.snapshot())),
+        (&Method::GET, "/metrics") => match snapshot(meters).await {
+            Ok(snapshot) => text(StatusCode::OK, PROMETHEUS, metrics(&snapshot)),
+            Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error),
+        },
         (&Method::GET, "/health") => text(StatusCode::OK, "text/plain", "ok\n".into()),
         (_, "/v1/energy" | "/v1/energy/report" | "/metrics" | "/health") => refuse(
             StatusCode::METHOD_NOT_ALLOWED,
@@ -123,14 +127,24 @@ async fn answer(request: Request<Incoming>, meters: &Polled) -> Response<String>
     }
 }
 
-fn report(body: &[u8], meters: &Polled) -> Response<String> {
+/// Apart from the thread that serves: a feed's command may take its time.
+async fn snapshot(meters: &Arc<Polled>) -> Result<Snapshot, tokio::task::JoinError> {
+    let meters = meters.clone();
+    tokio::task::spawn_blocking(move || meters.snapshot()).await
+}
+
+async fn report(body: &[u8], meters: &Arc<Polled>) -> Response<String> {
     let start: Snapshot = match serde_json::from_slice(body) {
         Ok(start) => start,
         Err(error) => {
             return refuse(StatusCode::BAD_REQUEST, format!("the body is no snapshot of GET /v1/energy: {error}"));
         }
     };
-    match Window::between(&start, &meters.snapshot()) {
+    let end = match snapshot(meters).await {
+        Ok(end) => end,
+        Err(error) => return refuse(StatusCode::INTERNAL_SERVER_ERROR, error),
+    };
+    match Window::between(&start, &end) {
         Ok(window) => text(StatusCode::OK, JSON, format!("{}\n", Report::of("agent", "local", window).json())),
         Err(error) => refuse(StatusCode::CONFLICT, error),
     }

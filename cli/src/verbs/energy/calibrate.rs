@@ -9,7 +9,7 @@ use njoule_energy::calibrate::{UtilMinute, calibrate};
 use njoule_energy::meter::feed::{self, FeedSource, Sample};
 use njoule_energy::meter::neuron::{Line, Verdict};
 use njoule_energy::profile::{NeuronWatts, Watts};
-use njoule_energy::{Root, Snapshot, Wanted};
+use njoule_energy::{Snapshot, Wanted};
 use serde_json::json;
 
 use super::subject::Polled;
@@ -113,8 +113,7 @@ impl Args {
 
     /// Live.
     fn watched(&self, context: &Context<'_>) -> anyhow::Result<Seen> {
-        let root = Root::from_environment();
-        let mut wanted = Wanted::all(root);
+        let mut wanted = Wanted::from_environment();
         wanted.feed = Some((self.feed.clone(), njoule_energy::meter::Scope::Wall, None));
         let meters = Polled::open(&wanted)?;
         let interrupt = Interrupt::install()?;

@@ -1,7 +1,9 @@
 //! `njoule energy record`: one report of the time that a command takes, or of some seconds.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
@@ -61,6 +63,8 @@ pub struct CommandEnded(pub u8);
 impl Args {
     /// Records.
     pub fn run(self, context: &mut Context<'_>) -> anyhow::Result<()> {
+        // Before the work, so that an hour of it is not lost on a wrong path.
+        let file = self.output.as_deref().map(open).transpose()?;
         let source = self.meters.open()?;
         let interrupt = Interrupt::install()?;
         let subject = &self.meters.meter;
@@ -101,18 +105,18 @@ impl Args {
             ..Work::default()
         };
         let report = source.since(&mark, &self.run, subject, |report| {
-            (report.client, report.work, report.idle_baseline_w) = (client, work, idle_w);
+            (report.client, report.work, report.idle_baseline_w) = (client, work.clone(), idle_w);
         });
-        self.give(&report, context)?;
+        self.give(&report, file, context)?;
         match code {
             Some(code) if code != 0 => Err(CommandEnded(code).into()),
             _ => self.require_energy.map_or(Ok(()), |required| required.check(&report)),
         }
     }
 
-    fn give(&self, report: &Value, context: &mut Context<'_>) -> anyhow::Result<()> {
-        if let Some(path) = &self.output {
-            std::fs::write(path, format!("{report}\n")).with_context(|| format!("{}: cannot write", path.display()))?;
+    fn give(&self, report: &Value, file: Option<File>, context: &mut Context<'_>) -> anyhow::Result<()> {
+        if let Some((path, file)) = self.output.as_deref().zip(file) {
+            write(file, report).with_context(|| format!("{}: cannot write", path.display()))?;
         }
         if self.json {
             writeln!(context.out, "{report}")?;
@@ -124,6 +128,20 @@ impl Args {
         }
         Ok(())
     }
+}
+
+/// Opens a report's file; what it holds stays until there is something in its place.
+fn open(path: &Path) -> anyhow::Result<File> {
+    let file = OpenOptions::new().write(true).create(true).truncate(false).open(path);
+    file.with_context(|| format!("{}: cannot write", path.display()))
+}
+
+fn write(mut file: File, report: &Value) -> std::io::Result<()> {
+    // A pipe or a terminal has no length.
+    if file.metadata()?.is_file() {
+        file.set_len(0)?;
+    }
+    writeln!(file, "{report}")
 }
 
 /// As a shell has it: the exit code, or 128 and the signal.

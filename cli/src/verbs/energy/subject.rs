@@ -1,6 +1,5 @@
 //! Whose energy is asked for, and by which meters.
 
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
@@ -8,11 +7,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use njoule_energy::load::Part;
-use njoule_energy::meter::Scope;
-use njoule_energy::meter::feed::FeedSource;
-use njoule_energy::profile::NeuronWatts;
-use njoule_energy::{Meters, Report, Root, Snapshot, Wanted, Window};
+use njoule_energy::meter::feed::SharedCommand;
+use njoule_energy::{Meters, Report, Snapshot, Wanted, Window};
 use serde_json::Value;
+
+use crate::args::UsageError;
+use crate::session::metering::MeteringArgs;
 
 /// Arguments that choose meters.
 #[derive(clap::Args, Clone, Debug)]
@@ -28,38 +28,12 @@ pub struct MeterArgs {
 /// Arguments about this machine's meters.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct LocalArgs {
-    /// A meter outside: cmd:COMMAND, csv:FILE or unix:SOCKET that gives lines t_unix_s,joules
-    #[arg(long, value_name = "FEED")]
-    pub feed: Option<FeedSource>,
-    /// What that meter covers
-    #[arg(long, value_enum, default_value_t, requires = "feed")]
-    pub feed_scope: FeedScope,
-    /// Its relative uncertainty, such as 0.02; unknown without
-    #[arg(long, value_name = "SHARE", requires = "feed", value_parser = uncertainty)]
-    pub feed_uncertainty: Option<f64>,
-    /// Watts of a Neuron device: base=20..60,span=40..150 (at 0 %, and added at 100 %)
-    #[arg(long, value_name = "PROFILE", env = "NJOULE_NEURON_WATTS")]
-    pub neuron_watts: Option<NeuronWatts>,
+    /// Which meters.
+    #[command(flatten)]
+    pub metering: MeteringArgs,
     /// The instance's type, where the machine does not say it
     #[arg(long, value_name = "TYPE")]
     pub instance: Option<String>,
-}
-
-/// What an outside meter covers.
-#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
-pub enum FeedScope {
-    /// The machine at the plug.
-    #[default]
-    Wall,
-    /// The machine behind its power supplies.
-    Node,
-    /// The accelerators.
-    Accelerator,
-}
-
-fn uncertainty(text: &str) -> Result<f64, String> {
-    let share = text.parse().ok().filter(|u: &f64| (0.0..=1.0).contains(u));
-    share.ok_or_else(|| format!("{text:?} is no share from 0 to 1"))
 }
 
 /// Whose energy.
@@ -102,28 +76,27 @@ impl std::fmt::Display for Subject {
 }
 
 impl LocalArgs {
+    /// A flag of these on the command line, if there is one; the environment's watts may stand for other commands.
+    fn first_given(&self) -> Option<&'static str> {
+        let watts = std::env::var("NJOULE_NEURON_WATTS").ok().and_then(|text| text.parse().ok());
+        let given = [
+            ("--feed", self.metering.feed.is_some()),
+            ("--neuron-watts", self.metering.neuron_watts.is_some() && self.metering.neuron_watts != watts),
+            ("--instance", self.instance.is_some()),
+        ];
+        given.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
+    }
+
     /// The meters of this machine.
     pub fn wanted(&self, part: Option<Part>) -> Wanted {
-        let scope = match self.feed_scope {
-            FeedScope::Wall => Scope::Wall,
-            FeedScope::Node => Scope::Node,
-            FeedScope::Accelerator => Scope::Accelerator,
-        };
-        let nvml = std::env::var_os("NJOULE_NVML").filter(|path| !path.is_empty()).map(PathBuf::from);
-        Wanted {
-            root: Root::from_environment(),
-            feed: self.feed.clone().map(|feed| (feed, scope, self.feed_uncertainty)),
-            neuron_watts: self.neuron_watts.clone(),
-            instance: self.instance.clone(),
-            part,
-            nvml,
-        }
+        Wanted { instance: self.instance.clone(), part, ..self.metering.wanted() }
     }
 }
 
 /// Meters that are read once a second, so that no counter wraps unseen and no minute is missed.
 pub struct Polled {
     meters: Arc<Mutex<Meters>>,
+    commands: Vec<Arc<SharedCommand>>,
     stop: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -131,7 +104,9 @@ pub struct Polled {
 impl Polled {
     /// Opens them.
     pub fn open(wanted: &Wanted) -> anyhow::Result<Polled> {
-        let meters = Arc::new(Mutex::new(Meters::open(wanted)));
+        let meters = Meters::open(wanted);
+        let commands = meters.commands();
+        let (meters, ours) = (Arc::new(Mutex::new(meters)), commands.clone());
         let (stop, stopped) = mpsc::channel::<()>();
         let polled = meters.clone();
         let body = move || {
@@ -141,17 +116,22 @@ impl Polled {
                 let jitter = 0.2 * (f64::from(round.wrapping_mul(2_654_435_769)) / f64::from(u32::MAX) * 2.0 - 1.0);
                 let due = start + Duration::from_secs_f64((f64::from(round) + jitter).max(0.0));
                 match stopped.recv_timeout(due.saturating_duration_since(Instant::now())) {
-                    Err(mpsc::RecvTimeoutError::Timeout) => lock(&polled).poll(),
+                    Err(mpsc::RecvTimeoutError::Timeout) => {
+                        commands.iter().for_each(|command| command.run());
+                        lock(&polled).poll();
+                    }
                     _ => return,
                 }
             }
         };
         let thread = std::thread::Builder::new().name("njoule-meters".into()).spawn(body);
-        Ok(Polled { meters, stop: Some(stop), thread: Some(thread.context("cannot start a thread for the meters")?) })
+        let thread = Some(thread.context("cannot start a thread for the meters")?);
+        Ok(Polled { meters, commands: ours, stop: Some(stop), thread })
     }
 
-    /// Where all stand.
+    /// Where all stand. Waits for the command of a feed, if there is one, and holds nobody else up meanwhile.
     pub fn snapshot(&self) -> Snapshot {
+        self.commands.iter().for_each(|command| command.run());
         lock(&self.meters).snapshot()
     }
 }
@@ -182,12 +162,25 @@ pub enum Source {
 pub struct Mark {
     at: Instant,
     unix_s: f64,
-    snapshot: Result<Value, String>,
+    snapshot: Result<Beginning, String>,
+}
+
+/// Where the meters stood.
+enum Beginning {
+    Here(Box<Snapshot>),
+    /// As the agent told it.
+    There(Value),
 }
 
 impl MeterArgs {
     /// Opens what was asked for.
     pub fn open(&self) -> anyhow::Result<Source> {
+        if matches!(self.meter, Subject::Agent(_))
+            && let Some(flag) = self.local.first_given()
+        {
+            let whose = &self.meter;
+            return Err(UsageError(format!("{flag} is about this machine's meters, and --meter {whose} asks another's agent: give it to `njoule energy serve` there")).into());
+        }
         Ok(match &self.meter {
             Subject::Local => Source::Here(Polled::open(&self.local.wanted(None))?),
             Subject::Part(part) => Source::Here(Polled::open(&self.local.wanted(Some(part.clone())))?),
@@ -199,16 +192,40 @@ impl MeterArgs {
 impl Source {
     /// A window begins.
     pub fn mark(&self) -> Mark {
-        let snapshot = match self {
-            Source::Here(meters) => serde_json::to_value(meters.snapshot()).map_err(|e| e.to_string()),
-            Source::There(url) => ask(url, None),
+        Mark::now(match self {
+            Source::Here(meters) => Ok(Beginning::Here(Box::new(meters.snapshot()))),
+            Source::There(url) => ask(url, None).map(Beginning::There),
+        })
+    }
+
+    /// The report since `mark`, which becomes its end. An agent's end is asked for right after its report.
+    pub fn lap(&self, mark: &mut Mark, run_id: &str, subject: &Subject) -> Value {
+        let end = match self {
+            Source::Here(meters) => Some(meters.snapshot()),
+            Source::There(_) => None,
         };
-        let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        Mark { at: Instant::now(), unix_s, snapshot }
+        let report = self.until(mark, end.as_ref(), run_id, subject, |_| {});
+        *mark = match end {
+            Some(end) => Mark::now(Ok(Beginning::Here(Box::new(end)))),
+            None => self.mark(),
+        };
+        report
     }
 
     /// The report since `mark`. What could not be asked is unknown, never this machine's in the place of another's.
     pub fn since(&self, mark: &Mark, run_id: &str, subject: &Subject, adjust: impl Fn(&mut Report)) -> Value {
+        self.until(mark, None, run_id, subject, adjust)
+    }
+
+    /// Until `end`, or now.
+    fn until(
+        &self,
+        mark: &Mark,
+        end: Option<&Snapshot>,
+        run_id: &str,
+        subject: &Subject,
+        adjust: impl Fn(&mut Report),
+    ) -> Value {
         let unknown = |reason: String| {
             let duration_s = mark.at.elapsed().as_secs_f64();
             let mut report = Report::unknown(run_id, subject.to_string(), Some(reason), mark.unix_s, duration_s);
@@ -219,30 +236,41 @@ impl Source {
             Ok(start) => start,
             Err(reason) => return unknown(reason.clone()),
         };
-        match self {
-            Source::Here(meters) => {
-                let start = serde_json::from_value::<Snapshot>(start.clone()).map_err(|e| e.to_string());
-                let window = start.and_then(|a| Window::between(&a, &meters.snapshot()).map_err(|e| e.to_string()));
+        match (self, start) {
+            (Source::Here(meters), Beginning::Here(start)) => {
+                let window = match end {
+                    Some(end) => Window::between(start, end),
+                    None => Window::between(start, &meters.snapshot()),
+                };
                 match window {
                     Ok(window) => {
                         let mut report = Report::of(run_id, subject.to_string(), window);
                         adjust(&mut report);
                         report.json()
                     }
-                    Err(reason) => unknown(reason),
+                    Err(reason) => unknown(reason.to_string()),
                 }
             }
-            Source::There(url) => match ask(url, Some(start)) {
-                Ok(mut theirs) => {
-                    // The work and the client are ours, and so are the figures of both.
-                    let mut ours = Report::unknown(run_id, subject.to_string(), None, mark.unix_s, 0.0);
-                    adjust(&mut ours);
-                    ours.complete(&mut theirs);
-                    theirs
-                }
-                Err(reason) => unknown(reason),
-            },
+            (Source::There(url), Beginning::There(start)) => {
+                // The work and the client are ours, and so are the figures of both.
+                let mut ours = Report::unknown(run_id, subject.to_string(), None, mark.unix_s, 0.0);
+                adjust(&mut ours);
+                let completed = ask(url, Some(start)).and_then(|mut theirs| {
+                    ours.complete(&mut theirs)
+                        .map_err(|what| format!("{url}: what answers there is no agent: {what}"))?;
+                    Ok(theirs)
+                });
+                completed.unwrap_or_else(unknown)
+            }
+            _ => unknown("the beginning is of other meters".into()),
         }
+    }
+}
+
+impl Mark {
+    fn now(snapshot: Result<Beginning, String>) -> Mark {
+        let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        Mark { at: Instant::now(), unix_s, snapshot }
     }
 }
 

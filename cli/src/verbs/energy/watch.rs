@@ -42,8 +42,7 @@ impl Args {
         for n in 1.. {
             wait(Duration::from_secs_f64(self.interval), &interrupt);
             let run = format!("watch-{n}");
-            let report = source.since(&mark, &run, &self.meters.meter, |_| {});
-            mark = source.mark();
+            let report = source.lap(&mut mark, &run, &self.meters.meter);
             match self.json {
                 true => writeln!(context.out, "{report}")?,
                 false => writeln!(context.out, "{}{}", report::text(&report), utilisation(&report))?,

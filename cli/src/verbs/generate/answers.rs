@@ -86,7 +86,7 @@ impl Printer {
 
     /// Figures of all answers.
     pub fn usages(&self) -> Vec<Usage> {
-        self.results.iter().map(|answer| answer.usage).collect()
+        self.results.iter().map(|answer| answer.usage.clone()).collect()
     }
 
     /// The report; its keys are a contract.

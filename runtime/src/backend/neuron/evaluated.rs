@@ -18,8 +18,8 @@ use super::interface::{CachePart, CacheShape, Input, ModelSpec, ModuleKind, Modu
 use super::shard::{Sharded, shard};
 use super::{Profile, lower, weights};
 use crate::backend::{
-    Backend, Batch, BlockId, Capacity, Cost, Executor, KvType, Limits, LoadError, MemoryUse, Quant, Routes, SeqSpan,
-    StepError, StepOutput,
+    Backend, Batch, BlockId, Capacity, Cost, CostModel, Executor, KvType, Limits, LoadError, MemoryUse, Quant, Routes,
+    SeqSpan, StepError, StepOutput,
 };
 
 /// How modules are lowered that the evaluator runs.
@@ -408,6 +408,10 @@ impl Executor for Evaluated {
 
     fn cost(&self, batch: &Batch) -> Cost {
         Cost::of_step(&self.sharded.whole, batch, self.memory.weights as f64, self.spec.kv)
+    }
+
+    fn cost_model(&self) -> CostModel {
+        CostModel::new(&self.sharded.whole, self.memory.weights as f64, self.spec.kv)
     }
 
     fn memory(&self) -> MemoryUse {

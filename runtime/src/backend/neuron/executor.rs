@@ -31,8 +31,8 @@ use self::step::{Io, Work};
 use super::artifact::{Artifact, Layout};
 use super::interface::Input;
 use crate::backend::{
-    Backend, Batch, Capacity, Cost, Executor, Limits, LoadError, MemoryUse, Returned, RowClass, StepError, StepOutput,
-    Wants, rope_border,
+    Backend, Batch, Capacity, Cost, CostModel, Executor, Limits, LoadError, MemoryUse, Returned, RowClass, StepError,
+    StepOutput, Wants, rope_border,
 };
 
 /// How to run an artifact on this machine.
@@ -286,6 +286,15 @@ impl Executor for NeuronExecutor {
 
     fn cost(&self, batch: &Batch) -> Cost {
         Cost::of_step(&self.program, batch, self.streamed, self.kv)
+    }
+
+    fn cost_model(&self) -> CostModel {
+        CostModel::new(&self.program, self.streamed, self.kv)
+    }
+
+    fn cores(&self) -> Option<usize> {
+        // One piece of work for each.
+        Some(self.works.len())
     }
 
     fn memory(&self) -> MemoryUse {

@@ -1,0 +1,307 @@
+//! The engine's books of energy: each step's work by request, each reading split over the work before it.
+//!
+//! Two ledgers get the same work: one of CPU and core seconds, which every reading tells, and one of joules, whose readings
+//! may be rarer. A request that wants its energy is answered when the readings reach beyond its end, or after
+//! [`EngineConfig::energy_wait`](super::EngineConfig::energy_wait) without. Invariant: a step allocates nothing here after warm-up, and what was settled is the sum of the
+//! buckets.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use njoule_energy::attribution::{AccountId, Amounts, Coefficients, Ledger, Purpose, Share};
+use njoule_energy::{Joules, Method};
+use serde_json::Value;
+
+use super::Doorbell;
+use super::energy::{CpuTime, EnergySource, EnergyStats, Metered, Reading, RequestEnergy};
+use super::sampler::{Sample, Sampler, Ticket};
+use crate::backend::CostModel;
+
+/// A request's place in the books.
+#[derive(Clone, Copy, Debug)]
+pub struct Account {
+    seconds: AccountId,
+    joules: Option<AccountId>,
+    /// Tokens whose keys and values have been in the cache: what is run of them again is in vain.
+    reached: usize,
+}
+
+/// A sequence's rows in a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows {
+    /// In the cache before.
+    pub computed: usize,
+    /// Rows run.
+    pub run: usize,
+    /// Of these, without refused guesses at their end.
+    pub kept: usize,
+    pub outputs: usize,
+    pub prompt_len: usize,
+}
+
+/// Until when a request waits for its energy.
+#[derive(Clone, Copy, Debug)]
+pub struct Wait {
+    account: Account,
+    ticket: Ticket,
+    until: Instant,
+}
+
+impl Wait {
+    /// When it ends at the latest.
+    pub fn until(&self) -> Instant {
+        self.until
+    }
+}
+
+/// The books.
+pub struct Metering {
+    costs: CostModel,
+    seconds: Ledger,
+    /// `None` where nothing could ever tell.
+    joules: Option<Ledger>,
+    /// Whether joules have been known.
+    known: bool,
+    sampler: Sampler,
+    patience: Duration,
+    /// The step in the making, for either ledger.
+    shares: [Vec<Share>; 2],
+    /// Of the ledger of joules, accounts that are closed at its next reading.
+    leaving: Vec<AccountId>,
+    answered: Option<Ticket>,
+    metered: Option<Ticket>,
+    /// End of what has been booked.
+    mark: Instant,
+    /// Accelerator cores of a step, and their seconds since the last reading.
+    cores: Option<usize>,
+    core_s: f64,
+    /// Seconds and generated tokens since the last reading of joules.
+    period_s: f64,
+    tokens_before: u64,
+    stats: EnergyStats,
+}
+
+impl Metering {
+    /// Books of an engine whose rows cost this and whose steps occupy so many accelerator cores, from `source`, or the process's CPU time alone.
+    pub fn begin(
+        costs: CostModel,
+        cores: Option<usize>,
+        source: Option<Box<dyn EnergySource>>,
+        doorbell: Arc<Doorbell>,
+        patience: Duration,
+    ) -> std::io::Result<Metering> {
+        let metered = source.is_some();
+        let source = source.unwrap_or_else(|| Box::new(CpuTime::begin()));
+        Ok(Metering {
+            costs,
+            seconds: Ledger::new(Coefficients::default()),
+            joules: metered.then(|| Ledger::new(Coefficients::default())),
+            known: false,
+            sampler: Sampler::start(source, metered, doorbell, patience)?,
+            patience,
+            shares: Default::default(),
+            leaving: Vec::new(),
+            answered: None,
+            metered: None,
+            mark: Instant::now(),
+            cores,
+            core_s: 0.0,
+            period_s: 0.0,
+            tokens_before: 0,
+            stats: EnergyStats::default(),
+        })
+    }
+
+    /// Where the meters' description will be.
+    pub fn description(&self) -> impl Fn() -> Option<Arc<Value>> + Send + Sync + use<> {
+        self.sampler.description()
+    }
+
+    /// As of the last reading.
+    pub fn stats(&self) -> EnergyStats {
+        self.stats
+    }
+
+    /// A sequence's part of the step that has been run; `account` is opened with its first.
+    pub fn rows(&mut self, account: &mut Option<Account>, rows: Rows) {
+        let account = account.get_or_insert_with(|| Account {
+            seconds: self.seconds.open(),
+            joules: self.joules.as_mut().map(Ledger::open),
+            reached: 0,
+        });
+        let whole = self.costs.cost(rows.computed, rows.run, rows.outputs);
+        let (end, kept_end) = (rows.computed + rows.run, rows.computed + rows.kept);
+        let again_end = account.reached.clamp(rows.computed, kept_end);
+        let prompt_end = rows.prompt_len.clamp(again_end, kept_end);
+        let parts = [
+            (Purpose::Waste, rows.computed, again_end),
+            (Purpose::Prefill, again_end, prompt_end),
+            (Purpose::Decode, prompt_end, kept_end),
+            (Purpose::Waste, kept_end, end),
+        ];
+        for (purpose, from, to) in parts {
+            if from == to {
+                continue;
+            }
+            // Outputs are those of the last rows.
+            let outputs = rows.outputs.saturating_sub(end - to).min(to - from);
+            let flops = self.costs.cost(from, to - from, outputs).flops;
+            let kv_bytes = whole.kv_bytes * (to - from) as f64 / rows.run as f64;
+            for (shares, id) in self.shares.iter_mut().zip([Some(account.seconds), account.joules]) {
+                if id.is_some() {
+                    shares.push(Share { account: id, purpose, flops, kv_bytes });
+                }
+            }
+        }
+        account.reached = account.reached.max(kept_end);
+    }
+
+    /// The step is over, of which [`Metering::rows`] has told. What lies between steps is theirs who run.
+    pub fn step(&mut self, now: Instant) {
+        let seconds = self.passed(now);
+        self.core_s += self.cores.map_or(0.0, |cores| cores as f64 * seconds);
+        let weights = self.costs.weight_bytes();
+        let [of_seconds, of_joules] = &mut self.shares;
+        self.seconds.step(seconds, weights, of_seconds);
+        of_seconds.clear();
+        if let Some(joules) = &mut self.joules {
+            joules.step(seconds, weights, of_joules);
+            of_joules.clear();
+        }
+    }
+
+    /// Nothing has run until now.
+    pub fn idle(&mut self, now: Instant) {
+        let seconds = self.passed(now);
+        self.seconds.idle(seconds);
+        if let Some(joules) = &mut self.joules {
+            joules.idle(seconds);
+        }
+    }
+
+    fn passed(&mut self, now: Instant) -> f64 {
+        let seconds = now.saturating_duration_since(self.mark).as_secs_f64();
+        self.mark = now;
+        self.period_s += seconds;
+        seconds
+    }
+
+    /// Takes in what was read since the last look; `generated` are the tokens so far.
+    pub fn settle(&mut self, generated: u64) {
+        let Some(Sample { reading, answered, metered }) = self.sampler.take() else { return };
+        let Reading { cpu_s, core_s, util_s, energy } = reading;
+        let held = std::mem::take(&mut self.core_s);
+        let core_s = core_s.or(self.cores.map(|_| held));
+        self.seconds.settle(&Amounts { joules: None, cpu_s, core_s, util_s });
+        self.answered = Some(answered);
+        self.stats.cpu_s += cpu_s;
+        let add = |sum: &mut Option<f64>, more: Option<f64>| *sum = more.map(|more| sum.unwrap_or(0.0) + more);
+        add(&mut self.stats.core_s, core_s);
+        add(&mut self.stats.util_s, util_s);
+        let joules = match energy {
+            Metered::NotYet => return,
+            Metered::Unknown => None,
+            Metered::Known(joules, method) => Some((joules, method)),
+        };
+        self.metered = Some(metered);
+        self.book(joules, generated);
+    }
+
+    /// Waits for a last reading, so that the figures are those of the whole time.
+    pub fn end(&mut self, doorbell: &Doorbell, generated: u64) {
+        if self.joules.is_none() {
+            return;
+        }
+        let (ticket, until) = (self.sampler.ask(), Instant::now() + self.patience);
+        loop {
+            doorbell.take();
+            self.settle(generated);
+            if self.metered >= Some(ticket) || !doorbell.wait(Some(until)) {
+                return;
+            }
+        }
+    }
+
+    fn book(&mut self, joules: Option<(Joules, Method)>, generated: u64) {
+        let seconds = std::mem::take(&mut self.period_s);
+        let tokens = generated - std::mem::replace(&mut self.tokens_before, generated);
+        let Some(ledger) = &mut self.joules else { return };
+        match joules {
+            // Before the first step the model was loaded.
+            Some((joules, _)) if !self.known && ledger.pending_steps() == 0 && generated == 0 => {
+                ledger.load(joules.best());
+            }
+            Some((joules, _)) => ledger.settle(&Amounts { joules: Some(joules), ..Amounts::default() }),
+            None => ledger.settle(&Amounts::default()),
+        }
+        match joules {
+            Some((joules, method)) => {
+                self.known = true;
+                self.stats.tokens += tokens;
+                self.stats.method = Some(self.stats.method.map_or(method, |before| before.weakest(method)));
+                self.stats.watts = (seconds > 0.0).then(|| joules.best() / seconds);
+            }
+            None => {
+                self.stats.unknown_s += seconds;
+                self.stats.watts = None;
+            }
+        }
+        // The idle power is that of this machine with this model, measured while nothing ran.
+        let idle_w = ledger.fit().idle_w();
+        if idle_w.is_some() {
+            let coefficients = Coefficients { idle_w, ..ledger.coefficients() };
+            ledger.set_coefficients(coefficients);
+        }
+        for id in self.leaving.drain(..) {
+            ledger.close(id);
+        }
+        self.stats.split = self.known.then(|| ledger.split());
+    }
+
+    /// A request has ended, in vain if `wasted`. `Some` if it `wants` its energy and has to wait for it.
+    pub fn leave(&mut self, account: Option<Account>, wasted: bool, wants: bool, now: Instant) -> Option<Wait> {
+        let account = account?;
+        if let Some((ledger, id)) = self.joules.as_mut().zip(account.joules)
+            && wasted
+        {
+            ledger.abort(id);
+        }
+        if wants && !wasted {
+            return Some(Wait { account, ticket: self.sampler.ask(), until: now + self.patience });
+        }
+        self.close(account);
+        None
+    }
+
+    fn close(&mut self, account: Account) {
+        self.seconds.close(account.seconds);
+        // What it has not been charged for yet is its own.
+        self.leaving.extend(account.joules);
+    }
+
+    /// What the request has used, once that is known or its patience is over.
+    pub fn take(&mut self, wait: &Wait, now: Instant) -> Option<RequestEnergy> {
+        let reached = |ticket: Option<Ticket>| ticket >= Some(wait.ticket);
+        let seconds = reached(self.answered);
+        let joules = wait.account.joules.is_none() || reached(self.metered);
+        if !(seconds && joules) && now < wait.until {
+            return None;
+        }
+        let used = self.seconds.used(wait.account.seconds);
+        let mut energy =
+            RequestEnergy { cpu_s: used.cpu_s, core_s: used.core_s, util_s: used.util_s, ..RequestEnergy::default() };
+        let books = self.joules.as_ref().zip(wait.account.joules);
+        if let Some((ledger, id)) = books.filter(|_| joules) {
+            let used = ledger.used(id);
+            energy.joules = used.joules();
+            if energy.joules.is_some() {
+                energy.method = self.stats.method;
+                energy.parts = Some([used.prefill_j, used.decode_j, used.wasted_j]);
+                energy.static_j = ledger.coefficients().idle_w.map(|_| used.static_j);
+                energy.interpolated = used.interpolated;
+            }
+        }
+        self.close(wait.account);
+        Some(energy)
+    }
+}

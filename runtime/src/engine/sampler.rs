@@ -1,0 +1,154 @@
+//! The thread that reads an [`EnergySource`], and what the engine sees of it.
+//!
+//! Invariant: the engine never waits for a reading: a look is one atomic load, and taking a reading an uncontended lock. A
+//! reading that nobody has taken is added to the next, so none is lost.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::Doorbell;
+use super::energy::{EnergySource, Metered, Reading};
+use super::inbox::lock;
+
+/// The engine's hold on the thread, which ends after it.
+pub struct Sampler {
+    shared: Arc<Shared>,
+    /// Readings taken.
+    taken: u64,
+}
+
+struct Shared {
+    slot: Mutex<Slot>,
+    changed: Condvar,
+    /// Readings made.
+    made: AtomicU64,
+}
+
+#[derive(Default)]
+struct Slot {
+    /// What was not taken yet.
+    untaken: Option<Reading>,
+    /// Readings that were asked for, and the last of them that began before a reading that is there.
+    asked: u64,
+    asked_at: Option<Instant>,
+    answered: u64,
+    /// The same of readings that had something of the energy to say.
+    metered: u64,
+    description: Option<Arc<Value>>,
+    ended: bool,
+}
+
+/// Readings up to a request's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(u64);
+
+/// What is new.
+pub struct Sample {
+    pub reading: Reading,
+    /// Up to where it holds CPU time, and energy.
+    pub answered: Ticket,
+    pub metered: Ticket,
+}
+
+impl Sampler {
+    /// Reads `source` at once and from time to time, and often for `patience` after somebody asked. Where it `wakes`, `doorbell` is rung at every reading, else at those that
+    /// were asked for.
+    pub fn start(
+        source: Box<dyn EnergySource>,
+        wakes: bool,
+        doorbell: Arc<Doorbell>,
+        patience: Duration,
+    ) -> std::io::Result<Sampler> {
+        let shared = Arc::new(Shared { slot: Mutex::default(), changed: Condvar::new(), made: AtomicU64::new(0) });
+        let theirs = shared.clone();
+        std::thread::Builder::new()
+            .name("njoule-energy".into())
+            .spawn(move || run(source, wakes, &doorbell, patience, &theirs))?;
+        Ok(Sampler { shared, taken: 0 })
+    }
+
+    /// Where the meters' description will be.
+    pub fn description(&self) -> impl Fn() -> Option<Arc<Value>> + Send + Sync + use<> {
+        let shared = self.shared.clone();
+        move || lock(&shared.slot).description.clone()
+    }
+
+    /// Asks for a reading from now on.
+    pub fn ask(&self) -> Ticket {
+        let mut slot = lock(&self.shared.slot);
+        slot.asked += 1;
+        slot.asked_at = Some(Instant::now());
+        let ticket = Ticket(slot.asked);
+        drop(slot);
+        self.shared.changed.notify_one();
+        ticket
+    }
+
+    /// What was read since the last look.
+    pub fn take(&mut self) -> Option<Sample> {
+        let made = self.shared.made.load(Ordering::Acquire);
+        if made == self.taken {
+            return None;
+        }
+        self.taken = made;
+        let mut slot = lock(&self.shared.slot);
+        let reading = slot.untaken.take()?;
+        Some(Sample { reading, answered: Ticket(slot.answered), metered: Ticket(slot.metered) })
+    }
+}
+
+impl Drop for Sampler {
+    fn drop(&mut self) {
+        lock(&self.shared.slot).ended = true;
+        self.shared.changed.notify_one();
+    }
+}
+
+fn run(mut source: Box<dyn EnergySource>, wakes: bool, doorbell: &Doorbell, patience: Duration, shared: &Shared) {
+    loop {
+        let began = Instant::now();
+        let asked = lock(&shared.slot).asked;
+        let reading = source.read();
+        let description = Arc::new(source.describe());
+        let mut slot = lock(&shared.slot);
+        slot.untaken = Some(slot.untaken.take().map_or(reading, |before| before.and(reading)));
+        let answers = asked > slot.answered;
+        slot.answered = asked;
+        let says = reading.energy != Metered::NotYet;
+        if says {
+            slot.metered = asked;
+        }
+        slot.description = Some(description);
+        shared.made.fetch_add(1, Ordering::Release);
+        if (wakes || answers) && !slot.ended {
+            doorbell.ring();
+        }
+        // Somebody waits for joules that were not there yet: look again soon, as long as they wait.
+        let waits = |slot: &Slot| slot.asked > slot.metered && slot.asked_at.is_some_and(|at| at.elapsed() < patience);
+        let due = began + if waits(&slot) { AGAIN } else { PERIOD };
+        loop {
+            if slot.ended {
+                return;
+            }
+            let now = Instant::now();
+            // Requests that end together share a reading.
+            let soon = began + LEAST;
+            let until = if slot.asked > slot.answered { soon.min(due) } else { due };
+            if now >= until {
+                break;
+            }
+            slot = shared.changed.wait_timeout(slot, until - now).unwrap_or_else(std::sync::PoisonError::into_inner).0;
+        }
+    }
+}
+
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// Between two readings, however many are asked for.
+const LEAST: Duration = Duration::from_millis(10);
+
+/// Between two readings while meters have nothing new.
+const AGAIN: Duration = Duration::from_millis(25);

@@ -1,0 +1,177 @@
+//! Energy through the engine: conserved, and unknown where nobody tells.
+
+use super::*;
+use crate::engine::{EnergySource, Metered, Reading, RequestEnergy};
+use njoule_energy::{Joules, Method};
+use serde_json::{Value, json};
+
+/// A meter that says what a test wants and adds up what it has said.
+struct Scripted {
+    says: Metered,
+    told: Arc<Mutex<Told>>,
+}
+
+#[derive(Default)]
+struct Told {
+    joules: f64,
+    cpu_s: f64,
+    /// Whether it has nothing more to say.
+    silent: bool,
+}
+
+impl EnergySource for Scripted {
+    fn read(&mut self) -> Reading {
+        let mut told = self.told.lock().unwrap();
+        if told.silent {
+            return Reading::default();
+        }
+        if let Metered::Known(joules, _) = self.says {
+            told.joules += joules.best();
+        }
+        told.cpu_s += 0.25;
+        Reading { cpu_s: 0.25, core_s: Some(0.5), util_s: None, energy: self.says }
+    }
+
+    fn describe(&self) -> Value {
+        json!({"meters": ["scripted"]})
+    }
+}
+
+fn metered(mut executor: MockExecutor, says: Metered, speculate: Speculate) -> (Engine, Arc<Gate>, Arc<Mutex<Told>>) {
+    let capacity = executor.capacity;
+    executor.loops = speculate != Speculate::Off;
+    let gate = executor.gate.clone();
+    let told = Arc::new(Mutex::new(Told::default()));
+    let source = Scripted { says, told: told.clone() };
+    let config = EngineConfig { speculate, energy_wait: Duration::from_secs(100), ..EngineConfig::new(capacity) };
+    let engine = Engine::start_metered(Box::new(executor), VOCAB, config, Some(Box::new(source))).unwrap();
+    (engine, gate, told)
+}
+
+fn known() -> Metered {
+    Metered::Known(Joules::within(2.7, 3.0, 3.3).unwrap(), Method::Measured)
+}
+
+/// Waits until the engine has taken in all that was told.
+fn settled(engine: &Engine, told: &Mutex<Told>) -> EngineStats {
+    told.lock().unwrap().silent = true;
+    let cpu_s = told.lock().unwrap().cpu_s;
+    let patience = Instant::now() + Duration::from_secs(100);
+    loop {
+        let stats = engine.stats();
+        if (stats.energy.cpu_s - cpu_s).abs() < 1e-9 {
+            return stats;
+        }
+        assert!(Instant::now() < patience, "{stats:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn near(value: f64, expected: f64) {
+    assert!((value - expected).abs() <= 1e-9 * expected.abs().max(1.0), "{value} is not {expected}");
+}
+
+/// Every joule that the meter told lies with a request or in a bucket that says why not; with preemption, guesses and a
+/// client that leaves.
+#[test]
+fn what_was_metered_is_what_requests_and_buckets_have() {
+    let tight = Capacity { blocks: 12, ..capacity() };
+    for (capacity, speculate) in
+        [(capacity(), Speculate::Off), (capacity(), Speculate::UpTo(3)), (tight, Speculate::Off)]
+    {
+        let (engine, gate, told) = metered(MockExecutor::new(capacity, VOCAB), known(), speculate);
+        gate.set(true);
+        let submit = |i: u32| engine.submit(Request { energy: true, ..Request::new(prompt(8, i), 30) }).unwrap();
+        let stays: Vec<_> = (0..5).map(submit).collect();
+        let mut leaves = submit(9);
+        gate.allow(None);
+        // It has run, and has cost something, before it goes.
+        while !matches!(leaves.next(), Some(Event::Token { .. })) {}
+        leaves.cancel();
+        assert_eq!(leaves.wait().unwrap().reason, FinishReason::Cancelled);
+        let used: Vec<RequestEnergy> =
+            stays.into_iter().map(|handle| *handle.wait().unwrap().usage.energy.unwrap()).collect();
+        let energy = settled(&engine, &told).energy;
+        let split = energy.split.unwrap();
+        near(split.total(), told.lock().unwrap().joules);
+        let joules: f64 = used.iter().map(|u| u.joules.unwrap().best()).sum();
+        let part = |i: usize| used.iter().map(|u| u.parts.unwrap()[i]).sum::<f64>();
+        near(joules, part(0) + part(1) + part(2));
+        near(part(0), split.prefill_j);
+        near(part(1), split.decode_j);
+        // What is in vain of those who stayed, and all of the one that left.
+        assert!(split.wasted_j >= part(2) * (1.0 - 1e-9), "{split:?}");
+        near(joules + split.idle_j + split.load_j + split.unattributed_j + (split.wasted_j - part(2)), split.total());
+        let again = capacity.blocks < 32 || speculate != Speculate::Off;
+        assert_eq!(part(2) > 0.0, again, "{speculate:?} {capacity:?}: {used:?}");
+        for used in &used {
+            assert_eq!((used.method, used.util_s), (Some(Method::Measured), None));
+            assert!(used.cpu_s > 0.0 && used.core_s.is_some());
+            let (low, high) = used.joules.unwrap().bounds().unwrap();
+            assert!(low < used.joules.unwrap().best() && used.joules.unwrap().best() < high);
+        }
+        assert_eq!(engine.meters().unwrap()["meters"], json!(["scripted"]));
+        engine.shutdown(Duration::from_secs(60)).unwrap();
+    }
+}
+
+/// One that was never run has used nothing; one that leaves while it runs is waste, and nobody else pays for it.
+#[test]
+fn a_request_that_leaves_is_waste() {
+    let (engine, gate, told) = metered(MockExecutor::new(capacity(), VOCAB), known(), Speculate::Off);
+    gate.allow(Some(3));
+    let mut leaves = engine.submit(Request::new(prompt(8, 1), 50)).unwrap();
+    while !matches!(leaves.next(), Some(Event::Token { .. })) {}
+    leaves.cancel();
+    gate.set(false);
+    assert_eq!(leaves.wait().unwrap().reason, FinishReason::Cancelled);
+    // The next reading brings what its steps have used.
+    let patience = Instant::now() + Duration::from_secs(100);
+    while engine.stats().energy.split.is_none_or(|split| split.wasted_j == 0.0) {
+        assert!(Instant::now() < patience, "{:?}", engine.stats().energy);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let split = settled(&engine, &told).energy.split.unwrap();
+    assert_eq!((split.prefill_j, split.decode_j), (0.0, 0.0));
+    near(split.total(), told.lock().unwrap().joules);
+}
+
+#[test]
+fn without_a_meter_joules_are_unknown_and_cpu_seconds_known() {
+    let executor = MockExecutor::new(capacity(), VOCAB);
+    let config = EngineConfig { energy_wait: Duration::from_secs(100), ..EngineConfig::new(capacity()) };
+    let bare = Engine::start(Box::new(executor), VOCAB, config).unwrap();
+    let (blind, _, _) = metered(MockExecutor::new(capacity(), VOCAB), Metered::Unknown, Speculate::Off);
+    for engine in [&bare, &blind] {
+        let request = Request { energy: true, ..Request::new(prompt(8, 1), 20) };
+        let used = engine.submit(request).unwrap().wait().unwrap().usage.energy.unwrap();
+        assert_eq!((used.joules, used.method, used.parts), (None, None, None));
+        assert!(used.cpu_s > 0.0, "{used:?}");
+        assert_eq!(engine.stats().energy.split, None);
+        // Who does not ask does not wait, and is told nothing.
+        let silent = engine.submit(Request::new(prompt(8, 1), 2)).unwrap().wait().unwrap();
+        assert_eq!(silent.usage.energy, None);
+    }
+}
+
+/// Meters that have nothing yet hold an answer up no longer than was said; CPU time is told anyway.
+#[test]
+fn a_slow_meter_delays_an_answer_for_a_bounded_time() {
+    let executor = MockExecutor::new(capacity(), VOCAB);
+    let told = Arc::default();
+    let source = Scripted { says: Metered::NotYet, told };
+    let config = EngineConfig { energy_wait: Duration::from_millis(20), ..EngineConfig::new(capacity()) };
+    let engine = Engine::start_metered(Box::new(executor), VOCAB, config, Some(Box::new(source))).unwrap();
+    let request = Request { energy: true, ..Request::new(prompt(8, 1), 20) };
+    let used = engine.submit(request).unwrap().wait().unwrap().usage.energy.unwrap();
+    assert_eq!((used.joules, used.method), (None, None));
+    engine.shutdown(Duration::from_secs(60)).unwrap();
+    // An engine that ends answers those who still wait.
+    let source = Scripted { says: Metered::NotYet, told: Arc::default() };
+    let config = EngineConfig { energy_wait: Duration::from_secs(1000), ..EngineConfig::new(capacity()) };
+    let executor = MockExecutor::new(capacity(), VOCAB);
+    let engine = Engine::start_metered(Box::new(executor), VOCAB, config, Some(Box::new(source))).unwrap();
+    let waits = engine.submit(Request { energy: true, ..Request::new(prompt(8, 1), 3) }).unwrap();
+    engine.shutdown(Duration::from_millis(100)).unwrap();
+    assert_eq!(waits.wait().unwrap().token_ids.len(), 3);
+}
