@@ -47,6 +47,7 @@ mod kv;
 pub mod request;
 pub mod sampler;
 mod scheduler;
+pub mod supported;
 
 pub use engine::{Engine, EngineConfig, EngineStats, Speculate};
 pub use request::{Event, FinishReason, Request, RequestHandle};
