@@ -31,6 +31,8 @@ mod smollm3;
 mod stablelm;
 mod starcoder2;
 
+use serde_json::json;
+
 use crate::config::{ConfigError, Defaults, Keys, ModelConfig};
 use crate::program::{Program, Val};
 use crate::tracer::Tracer;
@@ -153,6 +155,19 @@ impl Family {
     /// `model_type` in config.json.
     pub fn name(self) -> &'static str {
         self.definition().name
+    }
+
+    /// The model that its configuration class describes where a config says nothing more.
+    pub fn usual(self) -> ModelConfig {
+        let Definition { part_of, defaults, .. } = self.definition();
+        let mut json = json!({"model_type": self.name()});
+        if self == Family::DeepseekV2 {
+            json["num_experts_per_tok"] = 6.into(); // the one key without a default
+        }
+        if let Some(part) = part_of {
+            json[part.key] = json!({"vocab_size": defaults.vocab});
+        }
+        ModelConfig::from_hf_json(&json).expect("a class's own defaults make a model") // a test makes every one
     }
 
     pub(crate) fn definition(self) -> &'static Definition {

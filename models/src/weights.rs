@@ -21,6 +21,9 @@ use self::parts::Parts;
 use crate::config::Quantization;
 use crate::program::WeightDecl;
 
+/// Element types of safetensors files that can be read, beside those of quantised matrices.
+pub const SAFETENSORS_TYPES: &str = "F32, F16, BF16";
+
 /// A plain element type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {

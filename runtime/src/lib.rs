@@ -48,6 +48,7 @@ pub mod policy;
 pub mod request;
 pub mod sampler;
 mod scheduler;
+pub mod supported;
 
 pub use engine::{Engine, EngineConfig, EngineStats, Speculate};
 pub use request::{Event, FinishReason, Request, RequestHandle};

@@ -1,6 +1,7 @@
-//! The README's table of what each backend can do, from the code: [`Limits`], and stored types by loading a model in each.
+//! The README's tables, from the code: what each backend can do ([`Limits`], and stored types by loading a model in each), and
+//! which families there are ([`supported`]), each of which is loaded in each backend.
 //!
-//! Invariant: nothing in the table is written by hand.
+//! Invariant: nothing in the tables is written by hand.
 
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
@@ -8,25 +9,27 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use njoule_conformance::steps::CAPACITY;
 use njoule_models::checkpoint::Checkpoint;
+use njoule_models::config::Family;
 use njoule_runtime::backend::candle::CandleBackend;
 use njoule_runtime::backend::cpu::CpuBackend;
 use njoule_runtime::backend::neuron::artifact::Layout;
 use njoule_runtime::backend::neuron::plan::{Instances, Lengths, Wish, plan};
 use njoule_runtime::backend::neuron::{Profile, lower, shard};
 use njoule_runtime::backend::{Backend, KvType, Limits, Quant};
+use njoule_runtime::supported::{self, BACKENDS, Supported};
 
-/// Writes the table into the README.
+/// Writes the tables into the README.
 pub fn write() -> anyhow::Result<()> {
     let (path, text) = readme()?;
-    let new = replaced(&text, &table()?)?;
+    let new = replaced(&text)?;
     std::fs::write(&path, new).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Says whether the README has it.
+/// Says whether the README has them.
 pub fn check() -> anyhow::Result<()> {
     let (path, text) = readme()?;
-    if replaced(&text, &table()?)? != text {
-        bail!("the table of backends in {} is not the code's: run `cargo xtask features`", path.display());
+    if replaced(&text)? != text {
+        bail!("the tables in {} are not the code's: run `cargo xtask features`", path.display());
     }
     Ok(())
 }
@@ -37,10 +40,49 @@ fn readme() -> anyhow::Result<(PathBuf, String)> {
     Ok((path, text))
 }
 
-fn replaced(text: &str, table: &str) -> anyhow::Result<String> {
-    let parts = text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
-    let (before, after) = parts.with_context(|| format!("the README lacks {BEGIN} and {END}"))?;
-    Ok(format!("{before}{BEGIN}\n{table}{END}{after}"))
+fn replaced(text: &str) -> anyhow::Result<String> {
+    let mut text = text.to_owned();
+    for (begin, table) in [(BEGIN, table()?), (FAMILIES, families()?)] {
+        let parts = text.split_once(begin).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
+        let (before, after) = parts.with_context(|| format!("the README lacks {begin} and {END}"))?;
+        text = format!("{before}{begin}\n{table}{END}{after}");
+    }
+    Ok(text)
+}
+
+/// The families; an error where a backend does not do with a fixture's model what it says of the family.
+fn families() -> anyhow::Result<String> {
+    let testdata = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("testdata");
+    let mut text = format!("| family | in GGUF | {} |\n|---|---|---|---|---|\n", BACKENDS.join(" | "));
+    for Supported { family, gguf, refusals, one_core } in supported::families() {
+        let fixture = match family {
+            Family::Llama => "llama_plain",
+            Family::Gemma3 => "variants/gemma3_images",
+            other => other.name(),
+        };
+        let checkpoint = Checkpoint::open(&testdata.join(fixture))?;
+        let (program, source) = (checkpoint.config.program(), checkpoint.weights.as_ref());
+        let cpu = CpuBackend::new(NonZero::<usize>::MIN, Quant::None)?.load(&program, source, CAPACITY);
+        let candle = CandleBackend::on_cpu(Quant::None).load(&program, source, CAPACITY);
+        let does = [cpu.is_ok(), candle.is_ok(), shard(&program, 1).is_ok()];
+        for ((backend, does), refusal) in BACKENDS.iter().zip(does).zip(&refusals) {
+            if does != refusal.is_none() {
+                bail!("{backend} says {refusal:?} of {}, and of {fixture} loads: {does}", family.name());
+            }
+        }
+        let cell = |(backend, refusal): (&&str, &Option<String>)| match (refusal, &one_core) {
+            (Some(why), _) => format!("no: {why}"),
+            (None, Some(why)) if *backend == "neuron" => format!("on one core: {why}"),
+            (None, _) => "yes".to_owned(),
+        };
+        let cells: Vec<_> = BACKENDS.iter().zip(&refusals).map(cell).collect();
+        let gguf = if gguf.is_empty() { "none".to_owned() } else { gguf.join(", ") };
+        text += &format!("| {} | {gguf} | {} |\n", family.name(), cells.join(" | "));
+    }
+    for (file, types) in supported::stored_types() {
+        text += &format!("\nTypes of {file}: {types}.\n");
+    }
+    Ok(text)
 }
 
 fn table() -> anyhow::Result<String> {
@@ -133,4 +175,5 @@ const QUANTS: [(Quant, &str); 4] =
 const KVS: [(KvType, &str); 4] =
     [(KvType::F32, "f32"), (KvType::Bf16, "bf16"), (KvType::F16, "f16"), (KvType::Int8, "int8")];
 const BEGIN: &str = "<!-- made by `cargo xtask features` -->";
+const FAMILIES: &str = "<!-- families, made by `cargo xtask features` -->";
 const END: &str = "<!-- until here -->";

@@ -69,8 +69,8 @@ cargo xtask TASK
   check-clients [NAME...]
                     outside clients against live servers, each installed into target/clients: openai-python openai-js
                     anthropic manifests vllm-router ray-serve ray-data (or ray) guidellm, and by its name alone lm-eval
-  features          write the README's table of backends from what they say they can do
-  features --check  only say whether it is the code's
+  features          write the README's tables of backends and families from what the code says
+  features --check  only say whether they are the code's
   schemas FILE [MODEL]
                     answer each JSON schema of a file (lines of name and schema) by a live server, validate what it completed
                     with Python's jsonschema, and tell what the grammar costs per token (NJOULE_BIN names a build)

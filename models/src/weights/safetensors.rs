@@ -166,7 +166,7 @@ impl WeightSource for SafetensorsSource {
             name: name.clone(),
             path: path(),
             dtype: info.dtype.to_string(),
-            supported: "F32, F16, BF16",
+            supported: super::SAFETENSORS_TYPES,
         })?;
         let (planes, rows, cols) = planes(&info.shape, decl);
         let tensor = Stored {
