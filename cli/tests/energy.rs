@@ -282,13 +282,14 @@ fn a_server_tells_the_joules_of_its_answers() {
         command.args(["-s", "--noproxy", "*", &format!("{}{path}", server.1)]).args(more);
         ran(command.output().unwrap()).stdout
     };
+    const JSON: &str = "content-type: application/json";
     let body = r#"{"prompt": "Hi", "max_tokens": 8, "temperature": 0}"#;
     let patience = std::time::Instant::now() + std::time::Duration::from_secs(120);
     let mut joules = 1;
     let energy = loop {
         joules += 7;
         machine.joules(joules);
-        let answer: Value = serde_json::from_str(&curl("/v1/completions", &["--data", body])).unwrap();
+        let answer: Value = serde_json::from_str(&curl("/v1/completions", &["-H", JSON, "--data", body])).unwrap();
         let energy = answer["usage"]["energy"].clone();
         assert!(energy["cpu_s"].as_f64().unwrap() > 0.0, "{answer}");
         // Null where the counter stood still while it ran.

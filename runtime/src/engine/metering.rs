@@ -188,7 +188,13 @@ impl Metering {
 
     /// Takes in what was read since the last look; `generated` are the tokens so far.
     pub fn settle(&mut self, generated: u64) {
-        let Some(Sample { reading, answered, metered }) = self.sampler.take() else { return };
+        while let Some(sample) = self.sampler.take() {
+            self.take_in(&sample, generated);
+        }
+    }
+
+    fn take_in(&mut self, sample: &Sample, generated: u64) {
+        let Sample { reading, first, answered, metered } = *sample;
         let Reading { cpu_s, core_s, util_s, energy } = reading;
         let held = std::mem::take(&mut self.core_s);
         let core_s = core_s.or(self.cores.map(|_| held));
@@ -204,7 +210,7 @@ impl Metering {
             Metered::Known(joules, method) => Some((joules, method)),
         };
         self.metered = Some(metered);
-        self.book(joules, generated);
+        self.book(joules, generated, first);
     }
 
     /// Waits for a last reading, so that the figures are those of the whole time.
@@ -222,13 +228,13 @@ impl Metering {
         }
     }
 
-    fn book(&mut self, joules: Option<(Joules, Method)>, generated: u64) {
+    fn book(&mut self, joules: Option<(Joules, Method)>, generated: u64, first: bool) {
         let seconds = std::mem::take(&mut self.period_s);
         let tokens = generated - std::mem::replace(&mut self.tokens_before, generated);
         let Some(ledger) = &mut self.joules else { return };
         match joules {
             // Before the first step the model was loaded.
-            Some((joules, _)) if !self.known && ledger.pending_steps() == 0 && generated == 0 => {
+            Some((joules, _)) if first && ledger.pending_steps() == 0 => {
                 ledger.load(joules.best());
             }
             Some((joules, _)) => ledger.settle(&Amounts { joules: Some(joules), ..Amounts::default() }),

@@ -29,7 +29,9 @@ struct Shared {
 
 #[derive(Default)]
 struct Slot {
-    /// What was not taken yet.
+    /// The first reading, of the time before the engine, until it is taken.
+    first: Option<Reading>,
+    /// What else was not taken yet.
     untaken: Option<Reading>,
     /// Readings that were asked for, and the last of them that began before a reading that is there.
     asked: u64,
@@ -48,6 +50,8 @@ pub struct Ticket(u64);
 /// What is new.
 pub struct Sample {
     pub reading: Reading,
+    /// Whether it is the first.
+    pub first: bool,
     /// Up to where it holds CPU time, and energy.
     pub answered: Ticket,
     pub metered: Ticket,
@@ -93,10 +97,13 @@ impl Sampler {
         if made == self.taken {
             return None;
         }
-        self.taken = made;
         let mut slot = lock(&self.shared.slot);
-        let reading = slot.untaken.take()?;
-        Some(Sample { reading, answered: Ticket(slot.answered), metered: Ticket(slot.metered) })
+        let first = slot.first.take();
+        let reading = first.or_else(|| slot.untaken.take());
+        // What came behind the first is for the next look.
+        self.taken = if slot.untaken.is_some() { made - 1 } else { made };
+        let (reading, first) = (reading?, first.is_some());
+        Some(Sample { reading, first, answered: Ticket(slot.answered), metered: Ticket(slot.metered) })
     }
 }
 
@@ -108,13 +115,18 @@ impl Drop for Sampler {
 }
 
 fn run(mut source: Box<dyn EnergySource>, wakes: bool, doorbell: &Doorbell, patience: Duration, shared: &Shared) {
+    let mut first = true;
     loop {
         let began = Instant::now();
         let asked = lock(&shared.slot).asked;
         let reading = source.read();
         let description = Arc::new(source.describe());
         let mut slot = lock(&shared.slot);
-        slot.untaken = Some(slot.untaken.take().map_or(reading, |before| before.and(reading)));
+        if std::mem::take(&mut first) {
+            slot.first = Some(reading);
+        } else {
+            slot.untaken = Some(slot.untaken.take().map_or(reading, |before| before.and(reading)));
+        }
         let answers = asked > slot.answered;
         slot.answered = asked;
         let says = reading.energy != Metered::NotYet;

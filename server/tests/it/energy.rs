@@ -69,7 +69,9 @@ fn who_asks_is_told_what_the_answer_used_and_nobody_else() {
         if path != "/v1/messages" {
             streamed["stream_options"] = json!({"include_usage": true});
         }
-        let events = ask(&live, path, &streamed).events();
+        let text = ask(&live, path, &streamed).text();
+        let data = text.lines().filter_map(|line| line.strip_prefix("data: ")).filter(|data| *data != "[DONE]");
+        let events: Vec<Value> = data.map(|data| serde_json::from_str(data).unwrap()).collect();
         let usage = events.iter().rev().find_map(|event| event.get("usage").filter(|usage| !usage.is_null())).unwrap();
         told(&usage["energy"]);
     }

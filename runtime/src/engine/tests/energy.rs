@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 /// A meter that says what a test wants and adds up what it has said.
 struct Scripted {
     says: Metered,
+    /// What it says the first time, if that is something else.
+    first: Option<Metered>,
     told: Arc<Mutex<Told>>,
 }
 
@@ -25,11 +27,12 @@ impl EnergySource for Scripted {
         if told.silent {
             return Reading::default();
         }
-        if let Metered::Known(joules, _) = self.says {
+        let energy = self.first.take().unwrap_or(self.says);
+        if let Metered::Known(joules, _) = energy {
             told.joules += joules.best();
         }
         told.cpu_s += 0.25;
-        Reading { cpu_s: 0.25, core_s: Some(0.5), util_s: None, energy: self.says }
+        Reading { cpu_s: 0.25, core_s: Some(0.5), util_s: None, energy }
     }
 
     fn describe(&self) -> Value {
@@ -42,7 +45,7 @@ fn metered(mut executor: MockExecutor, says: Metered, speculate: Speculate) -> (
     executor.loops = speculate != Speculate::Off;
     let gate = executor.gate.clone();
     let told = Arc::new(Mutex::new(Told::default()));
-    let source = Scripted { says, told: told.clone() };
+    let source = Scripted { says, first: None, told: told.clone() };
     let config = EngineConfig { speculate, energy_wait: Duration::from_secs(100), ..EngineConfig::new(capacity) };
     let engine = Engine::start_metered(Box::new(executor), VOCAB, config, Some(Box::new(source))).unwrap();
     (engine, gate, told)
@@ -75,10 +78,8 @@ fn near(value: f64, expected: f64) {
 /// client that leaves.
 #[test]
 fn what_was_metered_is_what_requests_and_buckets_have() {
-    let tight = Capacity { blocks: 12, ..capacity() };
-    for (capacity, speculate) in
-        [(capacity(), Speculate::Off), (capacity(), Speculate::UpTo(3)), (tight, Speculate::Off)]
-    {
+    let (roomy, tight) = (Capacity { blocks: 80, ..capacity() }, Capacity { blocks: 12, ..capacity() });
+    for (capacity, speculate) in [(roomy, Speculate::Off), (roomy, Speculate::UpTo(3)), (tight, Speculate::Off)] {
         let (engine, gate, told) = metered(MockExecutor::new(capacity, VOCAB), known(), speculate);
         gate.set(true);
         let submit = |i: u32| engine.submit(Request { energy: true, ..Request::new(prompt(8, i), 30) }).unwrap();
@@ -102,7 +103,8 @@ fn what_was_metered_is_what_requests_and_buckets_have() {
         // What is in vain of those who stayed, and all of the one that left.
         assert!(split.wasted_j >= part(2) * (1.0 - 1e-9), "{split:?}");
         near(joules + split.idle_j + split.load_j + split.unattributed_j + (split.wasted_j - part(2)), split.total());
-        let again = capacity.blocks < 32 || speculate != Speculate::Off;
+        // Rows run again after a preemption, or refused guesses.
+        let again = capacity == tight || speculate != Speculate::Off;
         assert_eq!(part(2) > 0.0, again, "{speculate:?} {capacity:?}: {used:?}");
         for used in &used {
             assert_eq!((used.method, used.util_s), (Some(Method::Measured), None));
@@ -136,6 +138,23 @@ fn a_request_that_leaves_is_waste() {
     near(split.total(), told.lock().unwrap().joules);
 }
 
+/// The first reading, before any step, is of loading; later ones without steps are of idling, also where that was unknown.
+#[test]
+fn loading_is_told_from_idling() {
+    for (first, load_j) in [(None, 3.0), (Some(Metered::Unknown), 0.0)] {
+        let told = Arc::new(Mutex::new(Told::default()));
+        let source = Scripted { says: known(), first, told: told.clone() };
+        let config = EngineConfig { energy_wait: Duration::from_secs(100), ..EngineConfig::new(capacity()) };
+        let executor = Box::new(MockExecutor::new(capacity(), VOCAB));
+        let engine = Engine::start_metered(executor, VOCAB, config, Some(Box::new(source))).unwrap();
+        // The end brings a last reading.
+        engine.shutdown(Duration::from_secs(100)).unwrap();
+        let split = engine.stats().energy.split.unwrap();
+        assert_eq!(split.load_j, load_j, "{split:?}");
+        near(split.idle_j, told.lock().unwrap().joules - load_j);
+    }
+}
+
 #[test]
 fn without_a_meter_joules_are_unknown_and_cpu_seconds_known() {
     let executor = MockExecutor::new(capacity(), VOCAB);
@@ -159,7 +178,7 @@ fn without_a_meter_joules_are_unknown_and_cpu_seconds_known() {
 fn a_slow_meter_delays_an_answer_for_a_bounded_time() {
     let executor = MockExecutor::new(capacity(), VOCAB);
     let told = Arc::default();
-    let source = Scripted { says: Metered::NotYet, told };
+    let source = Scripted { says: Metered::NotYet, first: None, told };
     let config = EngineConfig { energy_wait: Duration::from_millis(20), ..EngineConfig::new(capacity()) };
     let engine = Engine::start_metered(Box::new(executor), VOCAB, config, Some(Box::new(source))).unwrap();
     let request = Request { energy: true, ..Request::new(prompt(8, 1), 20) };
@@ -167,7 +186,7 @@ fn a_slow_meter_delays_an_answer_for_a_bounded_time() {
     assert_eq!((used.joules, used.method), (None, None));
     engine.shutdown(Duration::from_secs(60)).unwrap();
     // An engine that ends answers those who still wait.
-    let source = Scripted { says: Metered::NotYet, told: Arc::default() };
+    let source = Scripted { says: Metered::NotYet, first: None, told: Arc::default() };
     let config = EngineConfig { energy_wait: Duration::from_secs(1000), ..EngineConfig::new(capacity()) };
     let executor = MockExecutor::new(capacity(), VOCAB);
     let engine = Engine::start_metered(Box::new(executor), VOCAB, config, Some(Box::new(source))).unwrap();
