@@ -92,7 +92,6 @@ pub fn run(file: &Path, model: Option<&str>) -> anyhow::Result<()> {
         bail!("no output was completed: nothing was validated");
     }
     let invalid = validate(&python, &cases, &answers)?;
-    overhead(&live.url, &cases)?;
     if !invalid.is_empty() {
         bail!("outputs that their schema does not allow:\n{}", invalid.join("\n"));
     }
@@ -100,7 +99,7 @@ pub fn run(file: &Path, model: Option<&str>) -> anyhow::Result<()> {
         bail!("refused after more than {REFUSAL:?}: {slow:?}");
     }
     println!("every completed output is valid");
-    Ok(())
+    overhead(&live.url, &cases)
 }
 
 fn read(file: &Path) -> anyhow::Result<Vec<Case>> {
