@@ -113,7 +113,6 @@ fn what_was_metered_is_what_requests_and_buckets_have() {
             assert!(low < used.joules.unwrap().best() && used.joules.unwrap().best() < high);
         }
         assert_eq!(engine.meters().unwrap()["meters"], json!(["scripted"]));
-        engine.shutdown(Duration::from_secs(60)).unwrap();
     }
 }
 
