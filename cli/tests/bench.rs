@@ -1,5 +1,7 @@
 //! `njoule bench` and `njoule inspect`: the shape of what they print.
 
+#[path = "../../energy/tests/meters/form.rs"]
+mod form;
 mod support;
 
 use support::*;
@@ -135,6 +137,7 @@ fn reports_have_a_line_per_case_phase_and_repeat_and_are_compared() {
     let reports = dir.reports("a.jsonl");
     assert_eq!(reports.len(), 2 * 2 * 2);
     for report in &reports {
+        assert_eq!(form::check(report), Vec::<String>::new(), "{report:#}");
         let workload = &report["workload"];
         let decode = workload["name"] == "decode";
         let at_once = workload["concurrency"].as_u64().unwrap();
@@ -220,6 +223,7 @@ fn a_server_is_started_loaded_and_ended() {
     let reports = dir.reports("r.jsonl");
     assert_eq!(reports.iter().map(|r| r["workload"]["output_tokens"].as_u64().unwrap()).collect::<Vec<_>>(), [10, 30]);
     for report in &reports {
+        assert_eq!(form::check(report), Vec::<String>::new(), "{report:#}");
         assert!(report["metrics"]["ttft_s"]["p50"].as_f64().unwrap() > 0.0 && report["cpu_s"].as_f64().is_some());
         assert!(report["client"]["own_cpu_s"].as_f64().unwrap() > 0.0);
     }

@@ -156,11 +156,6 @@ pub struct RunOptions {
 }
 
 impl RunArgs {
-    /// The instance type that was named.
-    pub fn instance(&self) -> Option<&str> {
-        self.instance.as_deref()
-    }
-
     /// Whether threads were named.
     pub fn names_threads(&self) -> bool {
         self.threads.is_some()

@@ -76,7 +76,7 @@ impl Args {
         let options = self.run.options()?;
         let asked = self.model.resolve(&context.fetch.env)?;
         let outputs = self.measure.outputs()?;
-        let metered = self.measure.open(Subject::Local, self.run.instance().map(str::to_owned))?;
+        let metered = self.measure.open(Subject::Local)?;
         let mut points = vec![];
         let mut reports = vec![];
         let quants: Vec<Option<QuantArg>> =

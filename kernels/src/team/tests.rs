@@ -158,7 +158,12 @@ fn a_team_can_be_dropped_unused_or_while_its_workers_rest() {
     let ids = worker_threads(&mut team);
     wait_until_parked(&ids);
     drop(team);
-    assert!(ids.iter().all(|id| state(*id).is_none()), "threads are joined");
+    // The system lists a thread a moment longer than it can be joined.
+    let start = Instant::now();
+    while ids.iter().any(|id| state(*id).is_some()) {
+        assert!(start.elapsed() < Duration::from_secs(10), "threads are joined");
+        std::thread::yield_now();
+    }
 }
 
 #[test]

@@ -131,7 +131,7 @@ impl LoadArgs {
             Some(server) => Subject::Part(Part::Process(server.0.id())),
             None => Subject::Local,
         };
-        let metered = measure.open(otherwise, None)?;
+        let metered = measure.open(otherwise)?;
         let name = endpoint.model().map_err(anyhow::Error::msg)?;
         let model = record::model(&[("id", json!(name)), ("endpoint", json!(url))]);
 

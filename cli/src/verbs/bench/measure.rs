@@ -54,8 +54,9 @@ pub struct Outputs {
 
 impl MeasureArgs {
     /// Opens the meters; `otherwise` is the subject where none was named.
-    pub fn open(&self, otherwise: Subject, instance: Option<String>) -> anyhow::Result<Metered> {
-        let local = LocalArgs { metering: self.metering.clone(), instance };
+    pub fn open(&self, otherwise: Subject) -> anyhow::Result<Metered> {
+        // The machine says itself what it is: an instance that modules are built for need not be this one.
+        let local = LocalArgs { metering: self.metering.clone(), instance: None };
         let meter = self.meter.clone().unwrap_or(otherwise);
         let args = MeterArgs { meter: meter.clone(), local };
         Ok(Metered { source: args.open()?, subject: meter })

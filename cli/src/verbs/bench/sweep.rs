@@ -110,7 +110,7 @@ impl SweepArgs {
                 max_len: longest,
             }
         };
-        let metered = self.measure.open(Subject::Local, self.run.instance().map(str::to_owned))?;
+        let metered = self.measure.open(Subject::Local)?;
         let Loaded { capacity, mut executor, backend, reason } = options.load(&model, capacity, context)?;
         timing::mark("weights packed, plan made");
         if backend.name() == "neuron" && self.min_seconds < NEURON_SECONDS && self.measure.wants_energy() {
