@@ -33,30 +33,33 @@ class Njoule:
     def __init__(self, model: str, arguments: tuple = ()):
         self.model, self.arguments = model, arguments
         self.lock = asyncio.Lock()
-        self.process, self.client = None, None
         self._start()
 
     def _start(self):
-        self.process, url = start(self.model, self.arguments)
-        self.client = httpx.AsyncClient(base_url=url, timeout=None)
+        process, url = start(self.model, self.arguments)
+        # In one assignment: whoever reads it has a process and its own client.
+        self.server = process, httpx.AsyncClient(base_url=url, timeout=None)
 
     async def _restart(self, seen: subprocess.Popen):
         """Another process in the place of `seen`, made by whoever misses it first."""
         async with self.lock:
-            if self.process is seen:
+            process, client = self.server
+            if process is seen:
                 await asyncio.to_thread(lambda: (seen.kill(), seen.wait()))
                 await asyncio.to_thread(self._start)
+                await client.aclose()
 
     async def check_health(self):
-        if self.process.poll() is None:
-            (await self.client.get("/live", timeout=5)).raise_for_status()
+        process, client = self.server
+        if process.poll() is None:
+            (await client.get("/live", timeout=5)).raise_for_status()
 
     async def __call__(self, request: Request):
         body = await request.body()
         headers = {k: v for k, v in request.headers.items() if k.lower() not in HOP}
         target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         for attempt in range(3):
-            process, client = self.process, self.client
+            process, client = self.server
             try:
                 sent = client.build_request(request.method, target, content=body, headers=headers)
                 answer = await client.send(sent, stream=True)

@@ -2,8 +2,8 @@
 //!
 //! Two ledgers get the same work: one of CPU and core seconds, which every reading tells, and one of joules, whose readings
 //! may be rarer. A request that wants its energy is answered when the readings reach beyond its end, or after
-//! [`EngineConfig::energy_wait`](super::EngineConfig::energy_wait) without. Invariant: a step allocates nothing here after warm-up, and what was settled is the sum of the
-//! buckets.
+//! [`EngineConfig::energy_wait`](super::EngineConfig::energy_wait) without. Invariant: a step allocates nothing here after
+//! warm-up, and what was settled is the sum of the buckets.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -82,7 +82,8 @@ pub struct Metering {
 }
 
 impl Metering {
-    /// Books of an engine whose rows cost this and whose steps occupy so many accelerator cores, from `source`, or the process's CPU time alone.
+    /// Books of an engine whose rows cost this and whose steps occupy so many accelerator cores, from `source`, or the process's
+    /// CPU time alone.
     pub fn begin(
         costs: CostModel,
         cores: Option<usize>,

@@ -58,8 +58,8 @@ pub struct Sample {
 }
 
 impl Sampler {
-    /// Reads `source` at once and from time to time, and often for `patience` after somebody asked. Where it `wakes`, `doorbell` is rung at every reading, else at those that
-    /// were asked for.
+    /// Reads `source` at once and from time to time, and often for `patience` after somebody asked. Where it `wakes`, `doorbell`
+    /// is rung at every reading, else at those that were asked for.
     pub fn start(
         source: Box<dyn EnergySource>,
         wakes: bool,
