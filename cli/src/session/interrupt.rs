@@ -1,7 +1,7 @@
 //! Ctrl-C: the first stops what is being generated or built, the second the program.
 //!
 //! Invariant: a signal that somebody took for a while has its default action again afterwards, unless it is taken by others;
-//! one that was ignored stays ignored.
+//! one that was ignored is ignored again.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -25,12 +25,13 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// Takes the signals over, but for those that this process ignores (`nohup`).
+    /// Takes the signals over, but for a SIGHUP that this process ignores (`nohup`). A shell without job control lets what it
+    /// starts in the background ignore Ctrl-C: somebody who sends that to this process still means it.
     pub fn install() -> io::Result<Stop> {
         let mut stop = Stop { asked: Arc::default(), hooks: vec![], taken: vec![] };
         for signal in [SIGINT, SIGTERM, SIGHUP] {
             let action = Action::of(signal)?;
-            if action == Action::Ignore {
+            if action == Action::Ignore && signal == SIGHUP {
                 continue;
             }
             stop.hooks.push(flag::register(signal, stop.asked.clone())?);

@@ -106,6 +106,21 @@ fn a_signal_that_is_ignored_asks_for_nothing() {
 }
 
 #[test]
+fn ctrl_c_counts_where_a_shell_has_put_the_process_in_the_background() {
+    let output = child("trap '' INT", || {
+        let stop = Stop::install().unwrap();
+        raise(Signal::INT);
+        until("the flag", || stop.flag().load(Ordering::Relaxed));
+        drop(stop);
+        // Ignored again.
+        raise(Signal::INT);
+    });
+    if let Some(output) = output {
+        assert!(output.status.success(), "{output:?}");
+    }
+}
+
+#[test]
 fn a_second_press_ends_the_process_and_every_compiler() {
     let dir = tempfile::tempdir().unwrap();
     let before = format!("cd {}", dir.path().display());
