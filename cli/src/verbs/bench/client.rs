@@ -60,7 +60,9 @@ impl Endpoint {
             .http_status_as_error(false)
             .timeout_connect(Some(Duration::from_secs(10)))
             .timeout_recv_response(Some(PATIENCE))
-            .max_idle_connections_per_host(64)
+            // Servers close idle connections when they like, and a request that meets such an end cannot be sent again.
+            .max_idle_connections(0)
+            .max_idle_connections_per_host(0)
             .build()
             .into();
         let url = url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
