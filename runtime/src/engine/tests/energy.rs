@@ -85,10 +85,16 @@ fn what_was_metered_is_what_requests_and_buckets_have() {
         let submit = |i: u32| engine.submit(Request { energy: true, ..Request::new(prompt(8, i), 30) }).unwrap();
         let stays: Vec<_> = (0..5).map(submit).collect();
         let mut leaves = submit(9);
-        gate.allow(None);
-        // It has run, and has cost something, before it goes.
-        while !matches!(leaves.next(), Some(Event::Token { .. })) {}
+        // It has run, and has cost something, before it goes; a step at a time, so that it cannot end by itself before that.
+        loop {
+            match leaves.recv_timeout(Duration::from_millis(2)) {
+                Ok(Event::Token { .. }) => break,
+                Ok(other) => panic!("{other:?}"),
+                Err(_) => gate.allow(Some(1)),
+            }
+        }
         leaves.cancel();
+        gate.allow(None);
         assert_eq!(leaves.wait().unwrap().reason, FinishReason::Cancelled);
         let used: Vec<RequestEnergy> =
             stays.into_iter().map(|handle| *handle.wait().unwrap().usage.energy.unwrap()).collect();
