@@ -14,7 +14,8 @@
 //! serving everybody only moves deadlines later); what is lost against one that knows the future is the margin of the
 //! prediction alone. [`simulate`] measures that.
 //!
-//! Expected time: `t(rows) = c0 + c1·rows` by least squares of recent steps.
+//! Expected time: `t(rows) = c0 + c1·rows` by least squares of recent steps; rows beyond the longest of them are taken to cost what
+//! a row of them costs on average, which is never less.
 //!
 //! Invariant: nothing here changes a token or the order of requests; with the other objectives nothing ever waits.
 
@@ -92,12 +93,12 @@ impl Pace {
         self.costs.observe(rows as f64, seconds);
     }
 
-    /// Takes note of the longest time between two tokens that ended with a step: where the promise was broken, because
-    /// somebody with a long prompt joined at the last moment, later steps start earlier for a while.
-    pub fn observe_gap(&mut self, seconds: f64) {
+    /// Takes note of the longest time between two tokens that ended with a step, and of the longest to a first token: where a
+    /// promise was broken, because somebody with a long prompt joined at the last moment, later steps start earlier for a while.
+    pub fn observe_waits(&mut self, gap: f64, first: f64) {
         let Objective::TokensPerJoule(bounds) = self.objective else { return };
-        let tpot = bounds.tpot.as_secs_f64();
-        self.reserve = match seconds - tpot {
+        let (tpot, ttft) = (bounds.tpot.as_secs_f64(), bounds.ttft.as_secs_f64());
+        self.reserve = match (gap - tpot).max(first - ttft) {
             over if over > 0.0 => (self.reserve + over).min(tpot / 2.0),
             _ => RESERVE_FADE * self.reserve,
         };
@@ -139,7 +140,9 @@ impl Pace {
         }
         // A step of everything that is there now; prompts beyond the budget take several.
         let steps = rows.div_ceil(budget.max(1)) as f64;
-        let expected = MARGIN * (steps * fixed + per_row * rows as f64) + self.reserve;
+        let beyond = (rows as f64 - self.costs.most).max(0.0);
+        let within = steps * fixed + per_row * (rows as f64 - beyond);
+        let expected = MARGIN * (within + self.costs.average() * beyond) + self.reserve;
         let expected = Duration::from_secs_f64(expected) + SLACK;
         let due = promised.and_then(|promised| promised.checked_sub(expected));
         due.filter(|due| *due > now)
@@ -155,16 +158,24 @@ struct Costs {
     xx: f64,
     y: f64,
     xy: f64,
+    /// Rows of the longest step.
+    most: f64,
 }
 
 impl Costs {
     fn observe(&mut self, x: f64, y: f64) {
+        self.most = self.most.max(x);
         let fade = |sum: &mut f64, new: f64| *sum = FADE * *sum + new;
         fade(&mut self.n, 1.0);
         fade(&mut self.x, x);
         fade(&mut self.xx, x * x);
         fade(&mut self.y, y);
         fade(&mut self.xy, x * y);
+    }
+
+    /// Seconds of a row, its share of the steps' fixed part included.
+    fn average(&self) -> f64 {
+        self.y / self.x
     }
 
     /// Seconds of a step and of a row; `None` before anything was measured.
@@ -208,7 +219,7 @@ mod tests {
     /// Steps take 10 ms and 1 ms a row.
     fn pace() -> Pace {
         let mut pace = Pace::new(Objective::TokensPerJoule(BOUNDS));
-        for rows in [1, 2, 8, 4, 16] {
+        for rows in [1, 2, 8, 4, 32] {
             pace.observe(rows, 0.010 + 0.001 * rows as f64);
         }
         pace
@@ -239,6 +250,21 @@ mod tests {
         // Once that is near it starts.
         let late = now + Duration::from_millis(1970);
         assert_eq!(pace.hold(late, [start].into_iter(), 4, 512), None);
+    }
+
+    #[test]
+    fn prompts_longer_than_any_step_so_far_are_not_taken_for_cheap() {
+        let mut pace = Pace::new(Objective::TokensPerJoule(BOUNDS));
+        (0..5).for_each(|_| pace.observe(1, 0.003));
+        let now = Instant::now();
+        let due = pace.hold(now, [waiter(now, 300, Waiting::Start)].into_iter(), 4, 512);
+        // 2 s less 1.2 times 300 times 3 ms, and 2 ms.
+        assert!((ms(now, due) - (1998.0 - 1.2 * 900.0)).abs() < 0.1, "{due:?}");
+        // A broken promise of either kind lets later steps start earlier.
+        let before = pace.hold(now, [waiter(now, 1, Waiting::Token)].into_iter(), 4, 512);
+        pace.observe_waits(0.0, 2.05);
+        let after = pace.hold(now, [waiter(now, 1, Waiting::Token)].into_iter(), 4, 512);
+        assert!((ms(now, before) - ms(now, after) - 50.0).abs() < 0.1, "{before:?} {after:?}");
     }
 
     #[test]

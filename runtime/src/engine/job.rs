@@ -202,11 +202,6 @@ impl Job {
         self.last_token.unwrap_or(self.submitted)
     }
 
-    /// Seconds from its last token to `now`.
-    pub fn gap(&self, now: Instant) -> Option<f64> {
-        self.last_token.map(|last| now.saturating_duration_since(last).as_secs_f64())
-    }
-
     /// Whether the client or the clock has ended it.
     pub fn given_up(&self, now: Instant) -> Option<FinishReason> {
         if self.reply.control().is_cancelled() {

@@ -305,7 +305,12 @@ impl Worker {
         self.count(plan, (now - start).as_secs_f64());
         if self.pace.may_wait() {
             let sampled = self.scheduler.running().iter().filter(|s| s.samples_now());
-            self.pace.observe_gap(sampled.filter_map(|s| s.job.gap(now)).fold(0.0, f64::max));
+            let (mut gap, mut first) = (0.0, 0.0);
+            for sequence in sampled {
+                let longest = if sequence.generated() > 0 { &mut gap } else { &mut first };
+                *longest = f64::max(*longest, now.saturating_duration_since(sequence.job.since()).as_secs_f64());
+            }
+            self.pace.observe_waits(gap, first);
         }
         check_output(&self.output, &self.batch, self.vocab)?;
         for i in 0..self.scheduler.running().len() {

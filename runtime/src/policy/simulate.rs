@@ -188,16 +188,17 @@ fn step(
     *now += seconds;
     outcome.busy_s += seconds;
     outcome.steps += 1;
-    let mut longest = 0.0f64;
+    let (mut gap, mut first) = (0.0f64, 0.0f64);
     for (sequence, _) in running.iter_mut().zip(&done).filter(|(_, done)| **done) {
         let waited = *now - sequence.since;
-        longest = longest.max(if sequence.first { 0.0 } else { waited });
+        let longest = if sequence.first { &mut first } else { &mut gap };
+        *longest = longest.max(waited);
         if sequence.first { &mut outcome.ttft } else { &mut outcome.gaps }.push(waited);
         (sequence.since, sequence.first) = (*now, false);
         sequence.output_left -= 1;
         outcome.tokens += 1;
     }
-    pace.observe_gap(longest);
+    pace.observe_waits(gap, first);
     running.retain(|s| s.output_left > 0);
 }
 
