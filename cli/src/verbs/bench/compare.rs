@@ -29,6 +29,9 @@ pub struct Args {
     /// USD per hour of the second machine
     #[arg(long, value_name = "USD", value_parser = price)]
     price_b: Option<f64>,
+    /// Both ran the same file: servers do not say which types they store
+    #[arg(long)]
+    same_types: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -108,7 +111,8 @@ impl Args {
     /// Compares.
     pub fn run(self, context: &mut Context<'_>) -> anyhow::Result<()> {
         let (a, b) = (read(&self.a)?, read(&self.b)?);
-        let cases = cases(&a, &b, [self.price_a, self.price_b]);
+        let given = Given { prices: [self.price_a, self.price_b], same_types: self.same_types };
+        let cases = cases(&a, &b, given);
         let verdict = Verdict::overall(&cases.iter().map(|case| case.verdict).collect::<Vec<_>>());
         if self.json {
             let cases: Vec<Value> = cases.iter().map(Case::json).collect();
@@ -139,6 +143,15 @@ fn keys(reports: &[Value]) -> String {
     keys.into_iter().map(|key| format!("\"{key}\"")).collect::<Vec<_>>().join(", ")
 }
 
+/// What the command line says beside the reports.
+#[derive(Clone, Copy, Debug, Default)]
+struct Given {
+    /// USD per hour.
+    prices: [Option<f64>; 2],
+    /// That stored types are the same where reports do not say.
+    same_types: bool,
+}
+
 /// A case that both runs have.
 struct Case {
     key: String,
@@ -163,7 +176,7 @@ impl Case {
     }
 }
 
-fn cases(a: &[Value], b: &[Value], prices: [Option<f64>; 2]) -> Vec<Case> {
+fn cases(a: &[Value], b: &[Value], given: Given) -> Vec<Case> {
     let group = |reports: &[Value]| {
         let mut groups: BTreeMap<String, Vec<Value>> = BTreeMap::new();
         for report in reports {
@@ -172,7 +185,7 @@ fn cases(a: &[Value], b: &[Value], prices: [Option<f64>; 2]) -> Vec<Case> {
         groups
     };
     let (a, b) = (group(a), group(b));
-    a.iter().filter_map(|(key, a)| b.get(key).map(|b| case(key, a, b, prices))).collect()
+    a.iter().filter_map(|(key, a)| b.get(key).map(|b| case(key, a, b, given))).collect()
 }
 
 /// An amount per token of every repeat; `None` if one is unknown.
@@ -196,7 +209,7 @@ fn used(report: &Value) -> Option<f64> {
     }
 }
 
-fn case(key: &str, a: &[Value], b: &[Value], prices: [Option<f64>; 2]) -> Case {
+fn case(key: &str, a: &[Value], b: &[Value], given: Given) -> Case {
     let ratio = |amount: &dyn Fn(&Value) -> Option<f64>| paired_ratio(&per_token(a, amount)?, &per_token(b, amount)?);
     let (time, used_ratio, energy) = (ratio(&seconds), ratio(&used), ratio(&joules));
     let what = if a[0]["neuron_power"].as_array().is_some_and(|d| !d.is_empty()) {
@@ -212,14 +225,16 @@ fn case(key: &str, a: &[Value], b: &[Value], prices: [Option<f64>; 2]) -> Case {
     };
     let (first, second) = (&a[0], &b[0]);
     let same = |path: &str| first.pointer(path) == second.pointer(path);
-    let one_machine =
-        ["/host/cpu", "/host/vcpus", "/host/instance_type", "/host/accelerators"].iter().all(|path| same(path));
+    // A machine that could not be asked may be any.
+    let one_machine = first["host"].is_object()
+        && ["/host/cpu", "/host/vcpus", "/host/instance_type", "/host/accelerators"].iter().all(|path| same(path));
     let mut say = |line: String| case.lines.push(line);
 
     let known = a.iter().chain(b).all(|r| joules(r).is_some());
     let mut verdict = if known {
-        match (same("/energy/boundary"), same("/energy/method")) {
-            (true, true) => {
+        let alike = |path: &str| a.iter().chain(b).all(|r| r.pointer(path) == first.pointer(path));
+        match alike("/energy/boundary") && alike("/energy/method") {
+            true => {
                 say(format!(
                     "tokens per joule, B over A: {} ({}, {})",
                     shown(energy.map(|i| Interval { mean: -i.mean, ..i })),
@@ -228,9 +243,10 @@ fn case(key: &str, a: &[Value], b: &[Value], prices: [Option<f64>; 2]) -> Case {
                 ));
                 Verdict::of(energy)
             }
-            _ => {
+            false => {
                 let of = |r: &Value| format!("{} of {}", r["energy"]["method"], r["energy"]["boundary"]);
-                say(format!("the energies are of two kinds: {} and {}", of(first), of(second)));
+                let kinds: std::collections::BTreeSet<String> = a.iter().chain(b).map(of).collect();
+                say(format!("the energies are of two kinds: {}", kinds.into_iter().collect::<Vec<_>>().join(" and ")));
                 Verdict::NotComparable
             }
         }
@@ -252,7 +268,7 @@ fn case(key: &str, a: &[Value], b: &[Value], prices: [Option<f64>; 2]) -> Case {
         across(a, b, time, &mut say);
     }
     if let [Some(a_usd), Some(b_usd)] =
-        [(first, prices[0]), (second, prices[1])].map(|(r, usd)| usd.or_else(|| list_price(r)))
+        [(first, given.prices[0]), (second, given.prices[1])].map(|(r, usd)| usd.or_else(|| list_price(r)))
     {
         let million = |reports: &[Value], usd: f64| {
             per_token(reports, seconds).map(|s| 1e6 * usd / 3600.0 * s.iter().sum::<f64>() / s.len() as f64)
@@ -261,19 +277,8 @@ fn case(key: &str, a: &[Value], b: &[Value], prices: [Option<f64>; 2]) -> Case {
             say(format!("price per million tokens: A {a:.3} USD, B {b:.3} USD"));
         }
     }
-    if !(same("/model/stored_bytes") && same("/model/kv_type")) {
-        let quality = |r: &Value| r["quality"]["perplexity"].as_f64();
-        match quality(first).zip(quality(second)) {
-            Some((a, b)) => {
-                say(format!("stored types differ: perplexity A {a:.4}, B {b:.4} ({:+.2} %)", 100.0 * (b / a - 1.0)))
-            }
-            None => {
-                say("stored types differ and there is no figure of quality on both sides (--perplexity FILE): neither is called better".to_owned());
-                verdict = Verdict::NotComparable;
-            }
-        }
-    } else if !same("/quality/output_sha256") {
-        say("outputs differ".to_owned());
+    if !alike(first, second, given.same_types, &mut say) {
+        verdict = Verdict::NotComparable;
     }
     for (name, reports) in [("A", a), ("B", b)] {
         let flags: std::collections::BTreeSet<&str> = reports
@@ -286,6 +291,39 @@ fn case(key: &str, a: &[Value], b: &[Value], prices: [Option<f64>; 2]) -> Case {
     }
     case.verdict = verdict;
     case
+}
+
+/// Whether one may be called better than the other: they compute the same, or it is said what the difference costs.
+fn alike(a: &Value, b: &Value, same_types: bool, say: &mut impl FnMut(String)) -> bool {
+    let types = |r: &Value| {
+        let known = |path: &str| r.pointer(path).filter(|value| !value.is_null()).cloned();
+        known("/model/stored_bytes").zip(known("/model/kv_type"))
+    };
+    let hash = |r: &Value| r["quality"]["output_sha256"].as_str().map(str::to_owned);
+    let outputs = hash(a).zip(hash(b)).map(|(a, b)| a == b);
+    if outputs == Some(false) {
+        say("outputs differ".to_owned());
+    }
+    let what = match types(a).zip(types(b)) {
+        Some((a, b)) if a == b => return true,
+        Some(_) => "stored types differ",
+        // Scripts that know no model compare what they like.
+        None if outputs == Some(true) || same_types || (a["model"].is_null() && b["model"].is_null()) => return true,
+        None => "stored types are not known (--same-types says that both ran the same file)",
+    };
+    let quality = |r: &Value| r["quality"]["perplexity"].as_f64();
+    match quality(a).zip(quality(b)) {
+        Some((a, b)) => {
+            say(format!("{what}: perplexity A {a:.4}, B {b:.4} ({:+.2} %)", 100.0 * (b / a - 1.0)));
+            true
+        }
+        None => {
+            say(format!(
+                "{what}, and there is no perplexity on both sides (--perplexity FILE): neither is called better"
+            ));
+            false
+        }
+    }
 }
 
 /// What would have to hold of watts that nobody has measured.

@@ -24,7 +24,7 @@ fn repeats(seconds: f64, cpu: f64, joules: Option<f64>) -> Vec<Value> {
 }
 
 fn verdict(a: &[Value], b: &[Value]) -> Verdict {
-    let cases = cases(a, b, [None, None]);
+    let cases = cases(a, b, Given::default());
     Verdict::overall(&cases.iter().map(|case| case.verdict).collect::<Vec<_>>())
 }
 
@@ -35,7 +35,7 @@ fn joules_decide_where_both_have_them() {
     assert_eq!(verdict(&a, &repeats(12.0, 24.0, Some(40.0))), Verdict::Better);
     assert_eq!(verdict(&a, &repeats(8.0, 16.0, Some(60.0))), Verdict::Worse);
     assert_eq!(verdict(&a, &a), Verdict::Same);
-    let line = &cases(&a, &repeats(12.0, 24.0, Some(40.0)), [None, None])[0].lines[0];
+    let line = &cases(&a, &repeats(12.0, 24.0, Some(40.0)), Given::default())[0].lines[0];
     assert!(line.contains("1.250") && line.contains("measured"), "{line}");
 }
 
@@ -79,7 +79,7 @@ fn stored_types_need_a_figure_of_quality() {
     a.iter_mut().for_each(|r| r["quality"]["perplexity"] = json!(10.0));
     b.iter_mut().for_each(|r| r["quality"]["perplexity"] = json!(10.5));
     assert_eq!(verdict(&a, &b), Verdict::Better);
-    let lines = cases(&a, &b, [None, None])[0].lines.join("\n");
+    let lines = cases(&a, &b, Given::default())[0].lines.join("\n");
     assert!(lines.contains("+5.00 %"), "{lines}");
 }
 
@@ -88,7 +88,7 @@ fn other_machines_get_break_even_watts_and_prices() {
     let a = repeats(10.0, 20.0, Some(50.0));
     let mut b = repeats(5.0, 20.0, None);
     b.iter_mut().for_each(|r| r["host"]["cpu"] = json!("another"));
-    let case = &cases(&a, &b, [Some(0.36), Some(3.6)])[0];
+    let case = &cases(&a, &b, Given { prices: [Some(0.36), Some(3.6)], same_types: false })[0];
     let lines = case.lines.join("\n");
     assert_eq!(case.verdict, Verdict::NotComparable);
     // 0.5 J per token at 20 tokens/s.
@@ -110,4 +110,39 @@ fn boundaries_methods_single_runs_and_foreign_cases_are_not_compared() {
     let contradiction = [&repeats(10.0, 20.0, Some(40.0))[..], &other].concat();
     let more = [&a[..], &other].concat();
     assert_eq!(verdict(&more, &contradiction), Verdict::Better, "one case better, the other the same");
+}
+
+#[test]
+fn servers_that_do_not_say_their_types_are_called_better_only_with_a_reason() {
+    let server = |seconds: f64, cpu: f64, hash: &str| -> Vec<Value> {
+        let mut reports = repeats(seconds, cpu, None);
+        for report in &mut reports {
+            report["model"] = json!({"id": "m", "endpoint": "http://h"});
+            report["quality"]["output_sha256"] = json!(hash);
+        }
+        reports
+    };
+    let (a, b) = (server(10.0, 20.0, "x"), server(9.0, 15.0, "y"));
+    assert_eq!(verdict(&a, &b), Verdict::NotComparable);
+    assert_eq!(verdict(&a, &server(9.0, 15.0, "x")), Verdict::Better, "they said the same");
+    let given = Given { same_types: true, ..Given::default() };
+    assert_eq!(cases(&a, &b, given)[0].verdict, Verdict::Better);
+    // Of a script that names no model.
+    let script = |seconds: f64| -> Vec<Value> {
+        let mut reports = repeats(seconds, seconds, None);
+        reports.iter_mut().for_each(|r| (r["model"], r["quality"]) = (Value::Null, Value::Null));
+        reports
+    };
+    assert_eq!(verdict(&script(10.0), &script(8.0)), Verdict::Better);
+}
+
+#[test]
+fn one_repeat_of_another_kind_and_unknown_machines_are_not_compared() {
+    let a = repeats(10.0, 20.0, Some(50.0));
+    let mut b = repeats(9.0, 15.0, Some(30.0));
+    b[2]["energy"]["method"] = json!("estimated");
+    assert_eq!(verdict(&a, &b), Verdict::NotComparable);
+    let (mut a, mut b) = (repeats(10.0, 20.0, None), repeats(9.0, 15.0, None));
+    a.iter_mut().chain(&mut b).for_each(|r| r["host"] = Value::Null);
+    assert_eq!(verdict(&a, &b), Verdict::NotComparable);
 }
