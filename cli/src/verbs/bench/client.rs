@@ -90,9 +90,9 @@ impl Endpoint {
         Ok(self.model.clone().unwrap_or_default())
     }
 
-    /// Whether anything answers there.
+    /// Whether it answers requests: servers without `/health` say that there is none, loading ones that they are unavailable.
     pub fn is_up(&self) -> bool {
-        self.agent.get(format!("{}/health", self.url)).call().is_ok_and(|answer| answer.status().is_success())
+        self.agent.get(format!("{}/health", self.url)).call().is_ok_and(|answer| answer.status() != 503)
     }
 
     fn ask(&self, asked: &Asked, start: Instant) -> Result<Answer, String> {

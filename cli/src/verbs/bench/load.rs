@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use njoule_energy::load::{Part, own_cpu_s};
 use njoule_energy::report::Work;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use super::case::Case;
@@ -297,6 +298,14 @@ struct Server(Child);
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // Asked first: it may have processes of its own to end.
+        let pid = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw);
+        if pid.is_some_and(|pid| kill_process(pid, Signal::TERM).is_ok()) {
+            let start = Instant::now();
+            while start.elapsed() < END && matches!(self.0.try_wait(), Ok(None)) {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -369,6 +378,9 @@ fn table(name: &str, reports: &[Value], context: &mut Context<'_>) -> std::io::R
 
 /// Requests that may be open at once.
 const MOST_CLIENTS: usize = 1024;
+
+/// How long a server may take to end.
+const END: Duration = Duration::from_secs(10);
 
 /// How long a server may take to load its model.
 const START: Duration = Duration::from_secs(600);

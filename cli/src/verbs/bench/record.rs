@@ -94,7 +94,10 @@ pub fn of(metered: &Metered, mark: &Mark, run: &Run, model: &Value) -> Value {
     ] {
         put(&mut report, path, value);
     }
-    other_load(&mut report, cpu_s.unwrap_or(0.0) + run.client_cpu_s.unwrap_or(0.0));
+    // Of a server whose CPU time nobody knows it cannot be told from others'.
+    if let Some(cpu_s) = cpu_s {
+        other_load(&mut report, cpu_s + run.client_cpu_s.unwrap_or(0.0));
+    }
     report
 }
 
