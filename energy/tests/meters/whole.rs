@@ -2,12 +2,12 @@
 
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use njoule_energy::Method;
 use njoule_energy::load::Part;
 use njoule_energy::meter::Scope;
 use njoule_energy::meter::feed::FeedSource;
+use njoule_energy::{Meters, Method};
 
 use crate::machine::{Machine, window};
 
@@ -218,17 +218,22 @@ fn a_control_group_has_its_share_in_either_version() {
     }
 }
 
+/// The meters of a process's share of a plug whose readings are in `csv`.
+fn share_of_plug(m: &Machine, csv: &Path) -> Meters {
+    process(m, 5, 1);
+    let mut wanted = m.wanted();
+    wanted.part = Some(Part::Process(5));
+    wanted.feed = Some((FeedSource::Csv(csv.to_owned()), Scope::Wall, Some(0.0)));
+    m.meters(&wanted)
+}
+
 #[test]
 fn an_accelerator_cannot_be_divided_by_cpu_time() {
     let m = instance("inf2.xlarge", 4, 16);
     let csv = m.path("/pdu.csv");
     append(&csv, "1726000000,1");
     m.power_line(0, "POWER_STATUS_NO_DATA,0,0.00,0.00,0.00");
-    process(&m, 5, 1);
-    let mut wanted = m.wanted();
-    wanted.part = Some(Part::Process(5));
-    wanted.feed = Some((FeedSource::Csv(csv.clone()), Scope::Wall, Some(0.0)));
-    let mut meters = m.meters(&wanted);
+    let mut meters = share_of_plug(&m, &csv);
     let start = meters.snapshot();
     m.hands.pass(1.0);
     append(&csv, "1726000001,9");
@@ -244,11 +249,7 @@ fn a_process_has_no_share_of_a_plug_with_an_accelerator_behind_it() {
     m.put("/sys/class/hwmon/hwmon0/name", "amdgpu\n");
     m.put("/sys/class/hwmon/hwmon0/power1_average", "9000000\n");
     m.stat(4, 100);
-    process(&m, 5, 1);
-    let mut wanted = m.wanted();
-    wanted.part = Some(Part::Process(5));
-    wanted.feed = Some((FeedSource::Csv(csv.clone()), Scope::Wall, Some(0.0)));
-    let mut meters = m.meters(&wanted);
+    let mut meters = share_of_plug(&m, &csv);
     let start = meters.snapshot();
     m.hands.pass(1.0);
     append(&csv, "1726000001,90");

@@ -142,4 +142,4 @@ impl Sharded {
 const MAX_DEGREE: usize = 64;
 
 #[cfg(test)]
-mod tests;
+pub(in crate::backend::neuron) mod tests;

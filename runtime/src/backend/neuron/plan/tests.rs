@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::instances::Instances;
 use super::*;
+use crate::backend::neuron::shard::tests::for_one_core;
 
 fn preset(name: &str) -> Program {
     Preset::find(name).unwrap().config().program()
@@ -103,31 +104,11 @@ fn what_does_not_fit_says_how_much_is_missing_and_where_it_would() {
     assert_eq!(fits.name, "inf2.48xlarge");
 }
 
-/// A program that one core can run and two cannot: queries whose norm is over all heads.
-fn for_one_core() -> Program {
-    use njoule_models::program::{Norm, NormGroup, NormKind, Parallel, WeightUse};
-    use njoule_models::tracer::{Attention, Tracer};
-    let mut t = Tracer::new("case");
-    let table = t.weight("embed", 64, 16, WeightUse::Vocabulary, Parallel::Column);
-    let x = t.embed(table);
-    let ws = ["q", "k", "v"].map(|name| t.linear_weight(name, (16, 16), false, Parallel::Column));
-    let mut qkv = t.linear_n(x, ws);
-    let norm = Norm { kind: NormKind::Layer, weight: None, bias: None, eps: 1e-5 };
-    qkv[0] = t.norm(qkv[0], norm, NormGroup::Row);
-    let attention =
-        Attention { heads: 2, kv_heads: 2, scale: 1.0, window: None, softcap: None, sinks: None, alibi: None };
-    let a = t.attend(qkv, attention);
-    let a = t.take_outputs(a);
-    let head = t.linear_weight("head", (64, 16), false, Parallel::Column);
-    let logits = t.linear(a, head);
-    t.finish(logits)
-}
-
 #[test]
 fn a_degree_that_a_build_would_refuse_is_not_planned_and_the_plan_says_why() {
     let (instance, lengths) = (on("trn1.2xlarge"), lengths(&[(20, 10); 4]));
     let wish = Wish { context: 64, max_neffs: 4, ..Wish::default() };
-    let program = for_one_core();
+    let program = for_one_core(true);
     let found = plan(&program, &instance, &lengths, &wish).unwrap();
     check(&found, &instance, &wish, &lengths);
     assert_eq!((found.tp, found.tried.len()), (1, 2));

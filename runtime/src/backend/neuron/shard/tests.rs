@@ -88,32 +88,35 @@ fn one_core_sums_nothing_and_has_everything() {
     }
 }
 
+/// A program of attention over an embedding, which one core can run and several cannot: queries, keys and values are the
+/// embedding itself, or queries have a norm over all heads (`layer_norm`).
+pub(in crate::backend::neuron) fn for_one_core(layer_norm: bool) -> Program {
+    let mut t = Tracer::new("case");
+    let table = t.weight("embed", 40, 16, WeightUse::Vocabulary, Parallel::Column);
+    let x = t.embed(table);
+    let mut qkv = [x, x, x];
+    if layer_norm {
+        let ws = ["q", "k", "v"].map(|name| t.linear_weight(name, (16, 16), false, Parallel::Column));
+        qkv = t.linear_n(x, ws);
+        let norm = Norm { kind: NormKind::Layer, weight: None, bias: None, eps: 1e-5 };
+        qkv[0] = t.norm(qkv[0], norm, NormGroup::Row);
+    }
+    let attention =
+        Attention { heads: 2, kv_heads: 2, scale: 1.0, window: None, softcap: None, sinks: None, alibi: None };
+    let a = t.attend(qkv, attention);
+    let a = t.take_outputs(a);
+    let head = t.linear_weight("head", (40, 16), false, Parallel::Column);
+    let logits = t.linear(a, head);
+    t.finish(logits)
+}
+
 #[test]
 fn what_cannot_be_divided_is_refused_by_name() {
-    let program = |layer_norm: bool| {
-        let mut t = Tracer::new("case");
-        let table = t.weight("embed", 40, 16, WeightUse::Vocabulary, Parallel::Column);
-        let x = t.embed(table);
-        let mut qkv = [x, x, x];
-        if layer_norm {
-            let ws = ["q", "k", "v"].map(|name| t.linear_weight(name, (16, 16), false, Parallel::Column));
-            qkv = t.linear_n(x, ws);
-            let norm = Norm { kind: NormKind::Layer, weight: None, bias: None, eps: 1e-5 };
-            qkv[0] = t.norm(qkv[0], norm, NormGroup::Row);
-        }
-        let attention =
-            Attention { heads: 2, kv_heads: 2, scale: 1.0, window: None, softcap: None, sinks: None, alibi: None };
-        let a = t.attend(qkv, attention);
-        let a = t.take_outputs(a);
-        let head = t.linear_weight("head", (40, 16), false, Parallel::Column);
-        let logits = t.linear(a, head);
-        t.finish(logits)
-    };
-    let direct = shard(&program(false), 2).unwrap_err();
+    let direct = shard(&for_one_core(false), 2).unwrap_err();
     assert!(direct.to_string().contains("embed"), "{direct}");
-    let normed = shard(&program(true), 2).unwrap_err();
+    let normed = shard(&for_one_core(true), 2).unwrap_err();
     assert!(normed.to_string().contains("op 2 (norm)"), "{normed}");
-    assert!(shard(&program(true), 1).is_ok());
-    assert_eq!(shard(&program(true), 0).unwrap_err(), ShardError::Degree(0));
-    assert_eq!(shard(&program(true), 65).unwrap_err(), ShardError::Degree(65));
+    assert!(shard(&for_one_core(true), 1).is_ok());
+    assert_eq!(shard(&for_one_core(true), 0).unwrap_err(), ShardError::Degree(0));
+    assert_eq!(shard(&for_one_core(true), 65).unwrap_err(), ShardError::Degree(65));
 }
