@@ -202,6 +202,8 @@ fn what_bench_cannot_do_is_said_before_anything_runs() {
     run(&["bench", "--workload", "chat"]).fails_with(2, &["--endpoint"]);
     run(&["bench", "--endpoint", "http://127.0.0.1:1", "--gen", "1"]).fails_with(1, &["127.0.0.1:1"]);
     run(&["bench", "-m", &model("llama_plain"), "--report", "/nowhere/x"]).fails_with(1, &["/nowhere/x"]);
+    let one_file = ["bench", "-m", &model("llama_plain"), "--report", "/nowhere/x", "--csv", "/nowhere/x"];
+    run(&one_file).fails_with(2, &["/nowhere/x", "--csv"]);
     run(&["bench", "compare", "/nowhere/a", "/nowhere/b"]).fails_with(1, &["/nowhere/a"]);
     run(&["bench", "compare", &testdata("README.md"), &testdata("README.md")]).fails_with(1, &["README.md", "line 1"]);
 }

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use serde_json::Value;
 
 use super::{plot, table};
+use crate::args::UsageError;
 use crate::session::metering::MeteringArgs;
 use crate::verbs::energy::Required;
 use crate::verbs::energy::subject::{LocalArgs, MeterArgs, Source, Subject};
@@ -69,6 +70,11 @@ impl MeasureArgs {
 
     /// Makes the files that were asked for.
     pub fn outputs(&self) -> anyhow::Result<Outputs> {
+        let named: Vec<&PathBuf> = [&self.report, &self.csv, &self.html].into_iter().flatten().collect();
+        if let Some(twice) = (1..named.len()).find(|at| named[..*at].contains(&named[*at])) {
+            let twice = named[twice].display();
+            return Err(UsageError(format!("{twice}: --report, --csv and --html are files of their own")).into());
+        }
         let make = |path: &Option<PathBuf>| -> anyhow::Result<Option<(PathBuf, File)>> {
             path.as_ref().map(|path| Ok((path.clone(), create(path)?))).transpose()
         };
