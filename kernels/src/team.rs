@@ -2,7 +2,8 @@
 //!
 //! The caller is worker 0. A job wakes the others once; inside it workers meet at [`Worker::barrier`]: a bounded spin,
 //! then a futex, so that a preempted worker costs the others no more than its own delay. There is no other system call
-//! and no allocation. What a worker computes never depends on how many there are.
+//! and no allocation. What a worker computes never depends on how many there are, so that a run may be shared by fewer than
+//! all: the others sleep on.
 
 use std::any::Any;
 use std::num::NonZero;
@@ -16,11 +17,21 @@ use rustix::thread::futex;
 /// Polls before a waiter sleeps. A poll is a `pause`, about 40 cycles: the sum is what a futex call costs.
 const SPINS: u32 = 300;
 
+/// Members of a team at most.
+const MOST: u32 = 1024;
+
+/// The bits of [`Shared::start`] that say how many members share a run; the others are its number.
+const MEMBERS: u32 = 2 * MOST - 1;
+
 /// A team of threads.
 #[derive(Debug)]
 pub struct Team {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    /// Members that share a run.
+    active: u32,
+    /// Runs that woke anybody.
+    runs: u32,
 }
 
 /// One member of a team inside a job.
@@ -49,13 +60,13 @@ struct Gate {
 #[derive(Debug, Default)]
 struct Shared {
     job: JobSlot,
-    /// Bumped to start a job (paired: workers' waits load it with Acquire).
+    /// Changed to start a job (paired: workers' waits load it with Acquire). Holds the run's number and its members, so that
+    /// one who wakes late knows from one look whether that very run waits for it.
     start: Gate,
     /// Bumped by the last to arrive at a barrier.
     phase: Gate,
     arrived: AtomicU32,
     stop: AtomicBool,
-    count: u32,
 }
 
 /// The job of the current run. Written by the caller before `start` is bumped (Release), read by workers after they see
@@ -78,14 +89,20 @@ unsafe impl Sync for JobSlot {}
 unsafe impl Send for JobSlot {}
 
 impl Gate {
-    fn wait(&self, seen: u32) {
+    /// Waits until the value is another than `seen`; what it is then.
+    fn wait(&self, seen: u32) -> u32 {
         for _ in 0..SPINS {
-            if self.value.load(Ordering::Acquire) != seen {
-                return;
+            let value = self.value.load(Ordering::Acquire);
+            if value != seen {
+                return value;
             }
             std::hint::spin_loop();
         }
-        while self.value.load(Ordering::Acquire) == seen {
+        loop {
+            let value = self.value.load(Ordering::Acquire);
+            if value != seen {
+                return value;
+            }
             // SeqCst on both sides: either the opener sees this sleeper, or the futex call sees the new value.
             self.sleepers.fetch_add(1, Ordering::SeqCst);
             // An interrupted or stale wait is retried by the loop.
@@ -94,8 +111,9 @@ impl Gate {
         }
     }
 
-    fn open(&self) {
-        self.value.fetch_add(1, Ordering::SeqCst);
+    /// Lets everybody pass who has seen another value than this one.
+    fn open(&self, value: u32) {
+        self.value.store(value, Ordering::SeqCst);
         if self.sleepers.load(Ordering::SeqCst) > 0 {
             let _ = futex::wake(&self.value, futex::Flags::PRIVATE, i32::MAX as u32);
         }
@@ -105,9 +123,8 @@ impl Gate {
 impl Team {
     /// A team of `threads` members, the caller included.
     pub fn new(threads: NonZero<usize>) -> std::io::Result<Self> {
-        let count = u32::try_from(threads.get()).unwrap_or(u32::MAX).min(1024);
-        let shared = Arc::new(Shared { count, ..Shared::default() });
-        let mut team = Team { shared, threads: vec![] };
+        let count = u32::try_from(threads.get()).unwrap_or(u32::MAX).min(MOST);
+        let mut team = Team { shared: Arc::default(), threads: vec![], active: count, runs: 0 };
         for id in 1..count as usize {
             let shared = Arc::clone(&team.shared);
             let thread = std::thread::Builder::new().name(format!("njoule-{id}")).spawn(move || work(&shared, id))?;
@@ -118,7 +135,12 @@ impl Team {
 
     /// Members.
     pub fn len(&self) -> usize {
-        self.shared.count as usize
+        self.threads.len() + 1
+    }
+
+    /// Lets later runs be shared by so many members, the caller included; at most all.
+    pub fn set_active(&mut self, members: NonZero<usize>) {
+        self.active = members.get().min(self.len()) as u32;
     }
 
     /// Never: the caller is a member.
@@ -126,19 +148,20 @@ impl Team {
         false
     }
 
-    /// Runs `job` on every member and waits for all.
+    /// Runs `job` on every active member and waits for these.
     ///
     /// A panic of any member aborts the process: the others may stand at a barrier that it will never reach, and a
     /// kernel panics only on a broken invariant.
     pub fn run(&mut self, job: &(dyn Fn(Worker<'_>) + Sync)) {
         let shared = &*self.shared;
-        let worker = Worker { id: 0, count: self.len(), shared };
-        if self.len() > 1 {
+        let worker = Worker { id: 0, count: self.active as usize, shared };
+        if self.active > 1 {
             // SAFETY: only the lifetime is erased; all members leave the job before this function returns.
             let erased: *const (dyn Fn(Worker<'_>) + Sync + 'static) = unsafe { std::mem::transmute(job) };
             // SAFETY: between runs nobody reads the slot.
             unsafe { *shared.job.0.get() = Some(JobPtr(erased)) };
-            shared.start.open();
+            self.runs = self.runs.wrapping_add(1);
+            shared.start.open(start_value(self.runs, self.active));
         }
         run_job(worker, job);
     }
@@ -147,7 +170,7 @@ impl Team {
 impl Drop for Team {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
-        self.shared.start.open();
+        self.shared.start.open(start_value(self.runs.wrapping_add(1), 0));
         for thread in self.threads.drain(..) {
             let _: Result<(), Box<dyn Any + Send>> = thread.join();
         }
@@ -157,17 +180,25 @@ impl Drop for Team {
 fn work(shared: &Shared, id: usize) {
     let mut seen = 0;
     loop {
-        shared.start.wait(seen);
-        seen = seen.wrapping_add(1);
+        seen = shared.start.wait(seen);
         if shared.stop.load(Ordering::Acquire) {
             return;
         }
-        // SAFETY: `start` was opened for this run after the slot was written.
+        // A run that this member has no part in may be over by now, and the slot belong to the next one.
+        let count = (seen & MEMBERS) as usize;
+        if id >= count {
+            continue;
+        }
+        // SAFETY: `start` was opened for this run after the slot was written, and the run does not end without this member.
         let Some(job) = (unsafe { *shared.job.0.get() }) else { continue };
         // SAFETY: `Team::run` keeps the job alive until every member has passed the last barrier.
         let job = unsafe { &*job.0 };
-        run_job(Worker { id, count: shared.count as usize, shared }, job);
+        run_job(Worker { id, count, shared }, job);
     }
+}
+
+fn start_value(run: u32, members: u32) -> u32 {
+    run.wrapping_mul(MEMBERS + 1) | members
 }
 
 fn run_job(worker: Worker<'_>, job: &(dyn Fn(Worker<'_>) + Sync)) {
@@ -186,9 +217,9 @@ impl Worker<'_> {
         let shared = self.shared;
         let seen = shared.phase.value.load(Ordering::Acquire);
         // AcqRel: the last to arrive has seen every member's writes, and `open` passes them on.
-        if shared.arrived.fetch_add(1, Ordering::AcqRel) + 1 == shared.count {
+        if shared.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.count as u32 {
             shared.arrived.store(0, Ordering::Relaxed);
-            shared.phase.open();
+            shared.phase.open(seen.wrapping_add(1));
         } else {
             shared.phase.wait(seen);
         }

@@ -10,6 +10,8 @@ pub mod cpu;
 pub mod neuron;
 mod step;
 
+use std::num::NonZero;
+
 use njoule_models::cost::{Rates, Span};
 use njoule_models::program::Program;
 use njoule_models::weights::{WeightError, WeightSource};
@@ -268,6 +270,14 @@ pub trait Executor: Send {
     fn cores(&self) -> Option<usize> {
         None
     }
+
+    /// Threads that can share a step; 1 where there is nothing to choose.
+    fn workers(&self) -> NonZero<usize> {
+        NonZero::<usize>::MIN
+    }
+
+    /// Lets later steps be shared by so many of its [threads](Executor::workers). No result depends on it.
+    fn set_workers(&mut self, _workers: NonZero<usize>) {}
 
     /// What it holds.
     fn memory(&self) -> MemoryUse;

@@ -9,6 +9,7 @@
 //! Invariant: every accepted request gets exactly one terminal event, also when the executor fails, the thread panics or
 //! the engine is shut down.
 
+use std::num::NonZero;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -64,6 +65,8 @@ pub struct EngineConfig {
     pub speculate: Speculate,
     /// Whether steps wait for company.
     pub objective: Objective,
+    /// Threads whose tokens cost the fewest joules, if that was measured; for [`Objective::TokensPerJoule`].
+    pub thrifty_workers: Option<NonZero<usize>>,
     /// How long the end of a request that wants its energy waits for the meters.
     pub energy_wait: Duration,
     /// What the backend can do.
@@ -85,6 +88,7 @@ impl EngineConfig {
             prefix_cache: true,
             speculate: Speculate::Off,
             objective: Objective::Latency,
+            thrifty_workers: None,
             energy_wait: Duration::from_millis(250),
             limits: Limits::paged(capacity.block_len),
         }

@@ -1,4 +1,4 @@
-//! When a step starts: at once, or a little later and in more company.
+//! When a step starts, at once or a little later and in more company, and how many threads share it.
 //!
 //! Model. A step of B rows costs `E(B) = a·B + b`, be it joules or CPU-seconds: `b` is reading the weights, whoever shares it.
 //! A token therefore costs `a + b/B`, and where fewer tokens are asked for than could be made, the batch is small only because
@@ -17,11 +17,20 @@
 //! Expected time: `t(rows) = c0 + c1·rows` by least squares of recent steps; rows beyond the longest of them are taken to cost what
 //! a row of them costs on average, which is never less.
 //!
-//! Invariant: nothing here changes a token or the order of requests; with the other objectives nothing ever waits.
+//! Threads that share a step wait for each other, so that fewer of them take longer and less CPU time. A step is shared by
+//! the [crew](Crews) that costs the fewest CPU-seconds among those that keep the promises; CPU-seconds stand in for joules where
+//! nobody has measured these, and where `njoule tune` has, the crew that it found is taken instead.
+//!
+//! Invariant: nothing here changes a token or the order of requests; with the other objectives nothing ever waits, and all threads
+//! share every step.
 
+use std::num::NonZero;
 use std::time::{Duration, Instant};
 
+mod crew;
 pub mod simulate;
+
+use crew::{Crews, Work};
 
 /// What a server is to be good at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,20 +86,30 @@ pub enum Waiting {
 #[derive(Clone, Debug)]
 pub struct Pace {
     objective: Objective,
-    costs: Costs,
+    crews: Crews,
     /// Seconds that steps start earlier by, for those who join at the last moment.
     reserve: f64,
 }
 
+/// What is to be done now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Nothing before this moment, unless somebody comes or leaves.
+    Wait(Instant),
+    /// A step, shared by so many threads.
+    Run(NonZero<usize>),
+}
+
 impl Pace {
-    /// For an objective, with nothing measured yet.
-    pub fn new(objective: Objective) -> Pace {
-        Pace { objective, costs: Costs::default(), reserve: 0.0 }
+    /// For an objective and a number of threads, with nothing measured yet. `thrifty` is the number of threads whose tokens cost
+    /// the fewest joules, if that was measured.
+    pub fn new(objective: Objective, workers: NonZero<usize>, thrifty: Option<NonZero<usize>>) -> Pace {
+        Pace { objective, crews: Crews::new(workers, thrifty), reserve: 0.0 }
     }
 
-    /// Takes note of what a step of `rows` took.
-    pub fn observe(&mut self, rows: usize, seconds: f64) {
-        self.costs.observe(rows as f64, seconds);
+    /// Takes note of what a step of `rows` took that was shared by `workers`.
+    pub fn observe(&mut self, workers: NonZero<usize>, rows: usize, seconds: f64) {
+        self.crews.observe(workers, rows as f64, seconds);
     }
 
     /// Takes note of the longest time between two tokens that ended with a step, and of the longest to a first token: where a
@@ -109,94 +128,52 @@ impl Pace {
         matches!(self.objective, Objective::TokensPerJoule(_))
     }
 
-    /// When the next step should start; `None` is at once. `room` are requests that may still start beside those that run,
-    /// `budget` the rows of a step.
-    pub fn hold(
-        &self,
-        now: Instant,
-        waiters: impl Iterator<Item = Waiter>,
-        room: usize,
-        budget: usize,
-    ) -> Option<Instant> {
-        let Objective::TokensPerJoule(bounds) = self.objective else { return None };
-        let (mut rows, mut starting, mut promised) = (0, 0, None::<Instant>);
+    /// What to do now. `room` are requests that may still start beside those that run, `budget` the rows of a step.
+    pub fn decide(&self, now: Instant, waiters: impl Iterator<Item = Waiter>, room: usize, budget: usize) -> Decision {
+        let at_once = Decision::Run(self.crews.all());
+        let Objective::TokensPerJoule(bounds) = self.objective else { return at_once };
+        let earliest = |promise: &mut Option<Instant>, latest: Instant| {
+            *promise = Some(promise.map_or(latest, |promise| promise.min(latest)));
+        };
+        let (mut rows, mut starting, mut amid, mut token, mut first) = (0, 0, false, None, None);
         for waiter in waiters {
             rows += waiter.rows;
-            let bound = match waiter.state {
-                Waiting::Prompt => return None,
-                Waiting::Start => bounds.ttft,
-                Waiting::Token => bounds.tpot,
-            };
             starting += usize::from(waiter.state == Waiting::Start);
-            let latest = waiter.since + bound;
-            promised = Some(promised.map_or(latest, |promised| promised.min(latest)));
+            amid |= waiter.state == Waiting::Prompt;
+            match waiter.state {
+                Waiting::Token => earliest(&mut token, waiter.since + bounds.tpot),
+                Waiting::Start | Waiting::Prompt => earliest(&mut first, waiter.since + bounds.ttft),
+            }
         }
         if starting > room || rows == 0 {
-            return None;
+            return at_once;
         }
-        let (fixed, per_row) = self.costs.line()?;
-        if fixed < LITTLE * per_row * rows as f64 {
-            return None;
+        // The next step brings the next tokens; the last of the prompts' rows may come some steps later.
+        let budget = budget.max(1);
+        let next = Work { steps: 1, rows: rows.min(budget) };
+        let all = Work { steps: rows.div_ceil(budget), rows };
+        let due = |crew: usize| -> Option<Instant> {
+            let before = |promise: Option<Instant>, work: Work| -> Option<Option<Instant>> {
+                let Some(promise) = promise else { return Some(None) };
+                let takes = MARGIN * self.crews.seconds(crew, work)? + self.reserve;
+                Some(Some(promise.checked_sub(Duration::from_secs_f64(takes)).unwrap_or(now)))
+            };
+            let (token, first) = (before(token, next)?, before(first, all)?);
+            token.into_iter().chain(first).min()
+        };
+        let Some(crew) = self.crews.cheapest(next, |crew| due(crew).is_some_and(|due| due >= now)) else {
+            return at_once;
+        };
+        let run = Decision::Run(self.crews.size(crew));
+        if amid || !self.crews.is_worth_company(crew, rows) {
+            return run;
         }
-        // A step of everything that is there now; prompts beyond the budget take several.
-        let steps = rows.div_ceil(budget.max(1)) as f64;
-        let beyond = (rows as f64 - self.costs.most).max(0.0);
-        let within = steps * fixed + per_row * (rows as f64 - beyond);
-        let expected = MARGIN * (within + self.costs.average() * beyond) + self.reserve;
-        let expected = Duration::from_secs_f64(expected) + SLACK;
-        let due = promised.and_then(|promised| promised.checked_sub(expected));
-        due.filter(|due| *due > now)
+        match due(crew).and_then(|due| due.checked_sub(SLACK)) {
+            Some(due) if due > now => Decision::Wait(due),
+            _ => run,
+        }
     }
 }
-
-/// Seconds of a step as a line in its rows: least squares, recent steps counting more.
-#[derive(Clone, Debug, Default)]
-struct Costs {
-    /// Sums of 1, x, x², y, xy.
-    n: f64,
-    x: f64,
-    xx: f64,
-    y: f64,
-    xy: f64,
-    /// Rows of the longest step.
-    most: f64,
-}
-
-impl Costs {
-    fn observe(&mut self, x: f64, y: f64) {
-        self.most = self.most.max(x);
-        let fade = |sum: &mut f64, new: f64| *sum = FADE * *sum + new;
-        fade(&mut self.n, 1.0);
-        fade(&mut self.x, x);
-        fade(&mut self.xx, x * x);
-        fade(&mut self.y, y);
-        fade(&mut self.xy, x * y);
-    }
-
-    /// Seconds of a row, its share of the steps' fixed part included.
-    fn average(&self) -> f64 {
-        self.y / self.x
-    }
-
-    /// Seconds of a step and of a row; `None` before anything was measured.
-    fn line(&self) -> Option<(f64, f64)> {
-        if self.n <= 0.0 {
-            return None;
-        }
-        let spread = self.xx - self.x * self.x / self.n;
-        let mean = (self.x / self.n, self.y / self.n);
-        // All steps alike: what they took is taken for what any step takes.
-        if spread < 0.25 * self.n {
-            return Some((mean.1, 0.0));
-        }
-        let per_row = ((self.xy - self.x * self.y / self.n) / spread).max(0.0);
-        let fixed = mean.1 - per_row * mean.0;
-        Some(if fixed > 0.0 { (fixed, per_row) } else { (0.0, mean.1 / mean.0) })
-    }
-}
-
-/// How fast old steps are forgotten: half within 70.
-const FADE: f64 = 0.99;
 
 /// Share of the expected time that is added to it.
 const MARGIN: f64 = 1.2;
@@ -207,9 +184,6 @@ const RESERVE_FADE: f64 = 0.997;
 /// Time for waking up, which is added too.
 const SLACK: Duration = Duration::from_millis(2);
 
-/// The fixed part of a step over that of its rows, below which company saves too little to wait for.
-const LITTLE: f64 = 0.05;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,11 +192,25 @@ mod tests {
 
     /// Steps take 10 ms and 1 ms a row.
     fn pace() -> Pace {
-        let mut pace = Pace::new(Objective::TokensPerJoule(BOUNDS));
+        let mut pace = alone(Objective::TokensPerJoule(BOUNDS));
         for rows in [1, 2, 8, 4, 32] {
-            pace.observe(rows, 0.010 + 0.001 * rows as f64);
+            pace.observe(ONE, rows, 0.010 + 0.001 * rows as f64);
         }
         pace
+    }
+
+    const ONE: NonZero<usize> = NonZero::<usize>::MIN;
+
+    /// With one thread.
+    fn alone(objective: Objective) -> Pace {
+        Pace::new(objective, ONE, None)
+    }
+
+    fn hold(pace: &Pace, now: Instant, waiters: &[Waiter], room: usize) -> Option<Instant> {
+        match pace.decide(now, waiters.iter().copied(), room, 512) {
+            Decision::Wait(until) => Some(until),
+            Decision::Run(_) => None,
+        }
     }
 
     fn waiter(since: Instant, rows: usize, state: Waiting) -> Waiter {
@@ -238,32 +226,32 @@ mod tests {
         let (pace, now) = (pace(), Instant::now());
         let token = waiter(now, 1, Waiting::Token);
         // 200 ms less 1.2 times 11 ms and 2 ms.
-        let due = pace.hold(now, [token].into_iter(), 4, 512);
+        let due = hold(&pace, now, &[token], 4);
         assert!((ms(now, due) - 184.8).abs() < 0.1, "{due:?}");
         // A request of 20 rows joins: the step takes longer, and the token is still first.
         let start = waiter(now, 20, Waiting::Start);
-        let due = pace.hold(now, [token, start].into_iter(), 4, 512);
+        let due = hold(&pace, now, &[token, start], 4);
         assert!((ms(now, due) - (198.0 - 1.2 * 31.0)).abs() < 0.1, "{due:?}");
         // Alone it may wait for its own bound.
-        let due = pace.hold(now, [start].into_iter(), 4, 512);
+        let due = hold(&pace, now, &[start], 4);
         assert!((ms(now, due) - (1998.0 - 1.2 * 30.0)).abs() < 0.1, "{due:?}");
         // Once that is near it starts.
         let late = now + Duration::from_millis(1970);
-        assert_eq!(pace.hold(late, [start].into_iter(), 4, 512), None);
+        assert_eq!(hold(&pace, late, &[start], 4), None);
     }
 
     #[test]
     fn prompts_longer_than_any_step_so_far_are_not_taken_for_cheap() {
-        let mut pace = Pace::new(Objective::TokensPerJoule(BOUNDS));
-        (0..5).for_each(|_| pace.observe(1, 0.003));
+        let mut pace = alone(Objective::TokensPerJoule(BOUNDS));
+        (0..5).for_each(|_| pace.observe(ONE, 1, 0.003));
         let now = Instant::now();
-        let due = pace.hold(now, [waiter(now, 300, Waiting::Start)].into_iter(), 4, 512);
+        let due = hold(&pace, now, &[waiter(now, 300, Waiting::Start)], 4);
         // 2 s less 1.2 times 300 times 3 ms, and 2 ms.
         assert!((ms(now, due) - (1998.0 - 1.2 * 900.0)).abs() < 0.1, "{due:?}");
         // A broken promise of either kind lets later steps start earlier.
-        let before = pace.hold(now, [waiter(now, 1, Waiting::Token)].into_iter(), 4, 512);
+        let before = hold(&pace, now, &[waiter(now, 1, Waiting::Token)], 4);
         pace.observe_waits(0.0, 2.05);
-        let after = pace.hold(now, [waiter(now, 1, Waiting::Token)].into_iter(), 4, 512);
+        let after = hold(&pace, now, &[waiter(now, 1, Waiting::Token)], 4);
         assert!((ms(now, before) - ms(now, after) - 50.0).abs() < 0.1, "{before:?} {after:?}");
     }
 
@@ -272,34 +260,53 @@ mod tests {
         let (paced, now) = (pace(), Instant::now());
         let token = waiter(now, 1, Waiting::Token);
         for objective in [Objective::Latency, Objective::Throughput] {
-            let mut pace = Pace::new(objective);
-            pace.observe(1, 0.01);
+            let mut pace = alone(objective);
+            pace.observe(ONE, 1, 0.01);
             assert!(!pace.may_wait());
-            assert_eq!(pace.hold(now, [token].into_iter(), 4, 512), None);
+            assert_eq!(hold(&pace, now, &[token], 4), None);
         }
         let prompt = waiter(now, 9, Waiting::Prompt);
-        assert_eq!(paced.hold(now, [token, prompt].into_iter(), 4, 512), None, "in the middle of a prompt");
+        assert_eq!(hold(&paced, now, &[token, prompt], 4), None, "in the middle of a prompt");
         let start = waiter(now, 9, Waiting::Start);
-        assert_eq!(paced.hold(now, [token, start, start].into_iter(), 1, 512), None, "a queue for a place");
-        let many = std::iter::repeat_n(token, 400);
-        assert_eq!(paced.hold(now, many, 0, 512), None, "company enough");
-        let unmeasured = Pace::new(Objective::TokensPerJoule(BOUNDS));
-        assert_eq!(unmeasured.hold(now, [token].into_iter(), 4, 512), None, "nothing measured");
-        assert_eq!(paced.hold(now, std::iter::empty(), 4, 512), None);
+        assert_eq!(hold(&paced, now, &[token, start, start], 1), None, "a queue for a place");
+        let many = [token; 400];
+        assert_eq!(hold(&paced, now, &many, 0), None, "company enough");
+        let unmeasured = alone(Objective::TokensPerJoule(BOUNDS));
+        assert_eq!(hold(&unmeasured, now, &[token], 4), None, "nothing measured");
+        assert_eq!(hold(&paced, now, &[], 4), None);
     }
 
     #[test]
-    fn the_line_is_recovered_and_follows_a_change() {
-        let mut costs = Costs::default();
-        (0..500).for_each(|i| costs.observe(f64::from(1 + i % 7), 0.02 + 0.003 * f64::from(1 + i % 7)));
-        let (fixed, per_row) = costs.line().unwrap();
-        assert!((fixed / 0.02 - 1.0).abs() < 1e-6 && (per_row / 0.003 - 1.0).abs() < 1e-6, "{fixed} {per_row}");
-        (0..1000).for_each(|i| costs.observe(f64::from(1 + i % 7), 0.04));
-        let (fixed, per_row) = costs.line().unwrap();
-        assert!((fixed / 0.04 - 1.0).abs() < 0.01 && per_row < 1e-4, "{fixed} {per_row}");
-        let mut same = Costs::default();
-        (0..10).for_each(|_| same.observe(4.0, 0.05));
-        let (fixed, per_row) = same.line().unwrap();
-        assert!((fixed - 0.05).abs() < 1e-12 && per_row == 0.0);
+    fn fewer_threads_share_a_step_while_promises_allow() {
+        let two = NonZero::new(2).unwrap();
+        let mut pace = Pace::new(Objective::TokensPerJoule(BOUNDS), two, None);
+        for rows in [1, 2, 8, 4, 32] {
+            pace.observe(ONE, rows, 0.010 + 0.001 * rows as f64);
+            pace.observe(two, rows, 0.006 + 0.0006 * rows as f64);
+        }
+        let now = Instant::now();
+        let decide = |pace: &Pace, late: u64, rows: usize| {
+            let waiter = waiter(now, rows, Waiting::Token);
+            pace.decide(now + Duration::from_millis(late), [waiter].into_iter(), 4, 512)
+        };
+        // 200 ms less 1.2 times 11 ms: one thread is in time until then, two until 1.2 times 6.6 ms before the end.
+        assert_eq!(decide(&pace, 185, 1), Decision::Run(ONE));
+        assert_eq!(decide(&pace, 191, 1), Decision::Run(two));
+        assert_eq!(decide(&pace, 250, 1), Decision::Run(two), "too late, so as fast as can be");
+        assert!(matches!(decide(&pace, 0, 1), Decision::Wait(_)));
+        let fast = Pace::new(Objective::Latency, two, None);
+        assert_eq!(decide(&fast, 0, 1), Decision::Run(two));
+    }
+
+    #[test]
+    fn rows_beyond_the_next_step_hurry_no_running_sequence() {
+        let (pace, now) = (pace(), Instant::now());
+        let both = [waiter(now, 1, Waiting::Token), waiter(now, 99, Waiting::Start)];
+        let decide = |budget| match pace.decide(now, both.into_iter(), 4, budget) {
+            Decision::Wait(until) => until - now,
+            Decision::Run(_) => Duration::ZERO,
+        };
+        assert!(decide(10) > Duration::from_millis(170), "{:?}", decide(10));
+        assert!(decide(100) < Duration::from_millis(70), "{:?}", decide(100));
     }
 }

@@ -161,13 +161,14 @@ impl RunArgs {
         self.threads.is_some()
     }
 
-    /// What was tuned, in the place of what was not named.
+    /// What was tuned, in the place of what was not named. Threads are those that steps keep to while promises allow, where
+    /// that was found in joules; CPU time the policy measures itself.
     pub fn tuned(&self, options: RunOptions, point: &OperatingPoint) -> RunOptions {
-        RunOptions {
-            threads: self.threads.unwrap_or(point.threads),
-            batch_size: options.batch_size.or(Some(point.batch.get())),
-            ..options
-        }
+        let schedule = match point.currency.as_str() {
+            "joules" => options.schedule.with_thrifty_workers(point.threads),
+            _ => options.schedule,
+        };
+        RunOptions { schedule, batch_size: options.batch_size.or(Some(point.batch.get())), ..options }
     }
 
     /// The options; packing uses as many threads as computing.

@@ -1,5 +1,7 @@
 //! The flags of verbs that answer requests: what the engine does beyond running them.
 
+use std::num::NonZero;
+
 use clap::Args;
 use njoule_runtime::policy::Objective;
 use njoule_runtime::{EngineConfig, Speculate};
@@ -37,7 +39,7 @@ impl ScheduleArgs {
         Ok(Schedule {
             prefix_cache: self.enable_prefix_caching || !self.no_prefix_cache,
             speculate: self.speculate.unwrap_or_default(),
-            objective: Objective::Latency,
+            ..Schedule::default()
         })
     }
 }
@@ -48,12 +50,13 @@ pub struct Schedule {
     prefix_cache: bool,
     speculate: Speculate,
     objective: Objective,
+    thrifty_workers: Option<NonZero<usize>>,
 }
 
 impl Default for Schedule {
     /// For verbs that give their requests to the engine once: nothing repeats, and steps are what they seem.
     fn default() -> Self {
-        Schedule { prefix_cache: true, speculate: Speculate::Off, objective: Objective::Latency }
+        Schedule { prefix_cache: true, speculate: Speculate::Off, objective: Objective::Latency, thrifty_workers: None }
     }
 }
 
@@ -72,6 +75,11 @@ impl Schedule {
         Schedule { objective, ..self }
     }
 
+    /// The same with the number of threads whose tokens cost the fewest joules.
+    pub fn with_thrifty_workers(self, threads: NonZero<usize>) -> Schedule {
+        Schedule { thrifty_workers: Some(threads), ..self }
+    }
+
     /// What steps wait for.
     pub fn objective(self) -> Objective {
         self.objective
@@ -80,7 +88,7 @@ impl Schedule {
     /// Tells an engine.
     pub fn apply(self, config: &mut EngineConfig) {
         (config.prefix_cache, config.speculate) = (self.prefix_cache, self.speculate);
-        config.objective = self.objective;
+        (config.objective, config.thrifty_workers) = (self.objective, self.thrifty_workers);
     }
 }
 

@@ -190,7 +190,11 @@ impl Args {
             && let Ok(points) = OperatingPoints::open(&context.fetch.env)
             && let Some(point) = points.of(&asked.to_string(), &options)
         {
-            context.note(&format!("as tuned: {} threads, at most {} sequences", point.threads, point.batch));
+            let threads = match point.currency.as_str() {
+                "joules" => format!(", {} threads where latency allows", point.threads),
+                _ => String::new(),
+            };
+            context.note(&format!("as tuned: at most {} sequences{threads}", point.batch));
             options = self.run.tuned(options, point);
         }
         options.meters = Some(match &replica {

@@ -136,6 +136,42 @@ fn many_short_runs_neither_hang_nor_skip_anyone() {
 }
 
 #[test]
+fn a_run_may_be_shared_by_fewer_than_all() {
+    for threads in [2, 3, 8] {
+        let mut team = team(threads);
+        // Numbers that grow and shrink, by one and by many, with those who sleep through several runs.
+        for run in 0..3000 {
+            let active = 1 + (run * 5 + run / 7) % threads;
+            team.set_active(NonZero::new(active).expect("at least one"));
+            let ran: Vec<AtomicUsize> = (0..threads).map(|_| AtomicUsize::new(0)).collect();
+            team.run(&|worker| {
+                assert_eq!(worker.count, active);
+                worker.barrier();
+                ran[worker.id].fetch_add(1, Ordering::Relaxed);
+            });
+            let ran: Vec<usize> = ran.into_iter().map(AtomicUsize::into_inner).collect();
+            assert!((0..threads).all(|id| ran[id] == usize::from(id < active)), "{active} of {threads}: {ran:?}");
+        }
+        team.set_active(NonZero::new(99).expect("at least one"));
+        let ran = AtomicUsize::new(0);
+        team.run(&|_| _ = ran.fetch_add(1, Ordering::Relaxed));
+        assert_eq!(ran.into_inner(), threads);
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn members_without_a_part_sleep_on() {
+    let mut team = team(2);
+    let ids = worker_threads(&mut team);
+    wait_until_parked(&ids);
+    let before: Vec<_> = ids.iter().map(|id| switches(*id)).collect();
+    team.set_active(NonZero::<usize>::MIN);
+    (0..1000).for_each(|_| team.run(&|worker| worker.barrier()));
+    assert_eq!(before, ids.iter().map(|id| switches(*id)).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_job_may_borrow_from_the_caller() {
     let mut team = team(3);
     for round in 0..100_usize {

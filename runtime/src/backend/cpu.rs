@@ -252,6 +252,14 @@ impl Executor for CpuExecutor {
         CostModel::new(&self.program, self.streamed.all(), self.kv)
     }
 
+    fn workers(&self) -> NonZero<usize> {
+        NonZero::new(self.team.len()).unwrap_or(NonZero::<usize>::MIN)
+    }
+
+    fn set_workers(&mut self, workers: NonZero<usize>) {
+        self.team.set_active(workers);
+    }
+
     fn memory(&self) -> MemoryUse {
         self.memory
     }

@@ -5,6 +5,7 @@
 //! entry changes the tokens or fails the step.
 
 use std::collections::HashMap;
+use std::num::NonZero;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -80,8 +81,13 @@ pub struct MockExecutor {
     pub loops: bool,
     /// Sequences of more tokens have other keys.
     pub border: Option<usize>,
-    /// How long a step takes at least.
+    /// How long a step takes at least, however many threads share it.
     pub takes: Duration,
+    /// Threads that it has.
+    pub workers: usize,
+    /// Threads that shared a step, per step.
+    pub shared_by: Arc<Mutex<Vec<usize>>>,
+    active: usize,
     cache: Vec<Option<Entry>>,
     result: Vec<f32>,
     step: u64,
@@ -100,6 +106,9 @@ impl MockExecutor {
             loops: false,
             border: None,
             takes: Duration::ZERO,
+            workers: 1,
+            shared_by: Arc::default(),
+            active: usize::MAX,
             cache: vec![None; capacity.blocks * capacity.block_len],
             result: Vec::new(),
             step: 0,
@@ -217,6 +226,7 @@ impl Executor for MockExecutor {
         }
         let rows = batch.seqs.iter().map(|seq| seq.rows.len()).collect();
         self.log.lock().unwrap().push(rows);
+        self.shared_by.lock().unwrap().push(self.active.min(self.workers));
         Ok(())
     }
 
@@ -237,6 +247,14 @@ impl Executor for MockExecutor {
 
     fn cost(&self, _: &Batch) -> Cost {
         Cost::default()
+    }
+
+    fn workers(&self) -> NonZero<usize> {
+        NonZero::new(self.workers).unwrap()
+    }
+
+    fn set_workers(&mut self, workers: NonZero<usize>) {
+        self.active = workers.get();
     }
 
     fn memory(&self) -> MemoryUse {

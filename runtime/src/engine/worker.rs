@@ -4,6 +4,7 @@
 //! both.
 
 use std::any::Any;
+use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
@@ -15,7 +16,7 @@ use super::stats::EngineStats;
 use super::{EngineConfig, Shared};
 use crate::backend::{Batch, Bias, Executor, Masks, StepError, StepOutput, Wants};
 use crate::kv::Kv;
-use crate::policy::{Pace, Waiter, Waiting};
+use crate::policy::{Decision, Pace, Waiter, Waiting};
 use crate::request::{Event, FinishReason, RequestError};
 use crate::sampler::Sampler;
 use crate::scheduler::{Key, Plan, Scheduler, Sequence, StepLimits};
@@ -64,8 +65,10 @@ struct Worker {
     leaving: Vec<(Key, FinishReason)>,
     /// End of the last step.
     idle_since: Option<Instant>,
-    /// When steps start.
+    /// When steps start, and how many threads share them.
     pace: Pace,
+    /// Threads that share the next step.
+    workers: NonZero<usize>,
 }
 
 /// A sequence that has ended, and what it waits for.
@@ -80,6 +83,7 @@ impl Worker {
         let capacity = &config.capacity;
         let limits = StepLimits::new(capacity, config.token_budget, config.prefill_chunk, &config.limits);
         let kv = Kv::new(capacity, &config.limits, config.prefix_cache);
+        let workers = executor.workers();
         Worker {
             executor,
             scheduler: Scheduler::new(limits, kv, config.speculate),
@@ -96,7 +100,8 @@ impl Worker {
             earliest: None,
             leaving: Vec::new(),
             idle_since: None,
-            pace: Pace::new(config.objective),
+            pace: Pace::new(config.objective, workers, config.thrifty_workers),
+            workers,
             config,
         }
     }
@@ -112,9 +117,7 @@ impl Worker {
             }
             self.reap(shared, rung);
             self.settle(shared);
-            if phase == Phase::Open
-                && let Some(until) = self.hold()
-            {
+            if let Some(until) = self.pace(phase == Phase::Open) {
                 self.deliver(shared);
                 self.publish(shared);
                 self.idle_since = None;
@@ -146,11 +149,25 @@ impl Worker {
         settled.chain(self.next_deadline()).min()
     }
 
-    /// When the next step should start, if it is to wait for company.
-    fn hold(&self) -> Option<Instant> {
+    /// When the next step should start, if it is to wait for company. At the end nobody else can come.
+    fn pace(&mut self, open: bool) -> Option<Instant> {
         if !self.pace.may_wait() {
             return None;
         }
+        match self.decide() {
+            Decision::Wait(until) if open => Some(until),
+            Decision::Wait(_) => None,
+            Decision::Run(workers) => {
+                if workers != self.workers {
+                    self.workers = workers;
+                    self.executor.set_workers(workers);
+                }
+                None
+            }
+        }
+    }
+
+    fn decide(&self) -> Decision {
         let waiter = |s: &Sequence<Job>| {
             let rows = s.pending();
             let state = match s.job.started {
@@ -163,7 +180,7 @@ impl Worker {
         let running = self.scheduler.running();
         let waiters = running.iter().map(|s| waiter(s)).chain(self.scheduler.waiting().map(waiter));
         let room = self.scheduler.places() - running.len();
-        self.pace.hold(Instant::now(), waiters, room, self.config.token_budget)
+        self.pace.decide(Instant::now(), waiters, room, self.config.token_budget)
     }
 
     /// Takes new requests in.
@@ -497,8 +514,10 @@ impl Worker {
         stats.decode_tokens += plan.decode as u64;
         stats.prefill_seconds += seconds * plan.prefill as f64 / rows;
         stats.decode_seconds += seconds * decode / rows;
-        self.pace.observe(self.batch.rows(), seconds);
-        self.scheduler.observe(self.batch.rows(), self.batch.outputs.len(), seconds);
+        self.pace.observe(self.workers, self.batch.rows(), seconds);
+        // Guesses are to save what the objective is about; steps of few threads are not to be taken for dear ones.
+        let spent = if self.pace.may_wait() { seconds * self.workers.get() as f64 } else { seconds };
+        self.scheduler.observe(self.batch.rows(), self.batch.outputs.len(), spent);
     }
 
     fn publish(&mut self, shared: &Shared) {

@@ -6,9 +6,10 @@
 //! the figure is busy seconds.
 
 use std::collections::VecDeque;
+use std::num::NonZero;
 use std::time::{Duration, Instant};
 
-use super::{Bounds, Objective, Pace, Waiter, Waiting};
+use super::{Bounds, Decision, Objective, Pace, Waiter, Waiting};
 
 /// A request.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -90,10 +91,11 @@ struct Running {
 pub fn simulate(arrivals: &[Arrival], machine: &Machine, player: Player) -> Outcome {
     let epoch = Instant::now();
     let at = |seconds: f64| epoch + Duration::from_secs_f64(seconds);
-    let mut pace = Pace::new(match player {
+    let objective = match player {
         Player::Policy(objective) => objective,
         Player::Clairvoyant(bounds) => Objective::TokensPerJoule(bounds),
-    });
+    };
+    let mut pace = Pace::new(objective, WORKERS, None);
     let mut outcome = Outcome::default();
     let (mut now, mut next) = (0.0, 0);
     let mut waiting: VecDeque<Arrival> = VecDeque::new();
@@ -120,7 +122,10 @@ pub fn simulate(arrivals: &[Arrival], machine: &Machine, player: Player) -> Outc
             .chain(waiting.iter().map(|a| Waiter { since: at(a.at), rows: a.prompt, state: Waiting::Start }));
         let room = machine.slots - running.len();
         let hold = match player {
-            Player::Policy(_) => pace.hold(at(now), waiters, room, machine.budget),
+            Player::Policy(_) => match pace.decide(at(now), waiters, room, machine.budget) {
+                Decision::Wait(until) => Some(until),
+                Decision::Run(_) => None,
+            },
             Player::Clairvoyant(bounds) => latest(at(now), waiters, room, machine, bounds),
         };
         if let Some(until) = hold {
@@ -184,7 +189,7 @@ fn step(
         *done = sequence.prompt_left == 0 && chunk > 0;
     }
     let seconds = machine.step_s + machine.row_s * rows as f64;
-    pace.observe(rows, seconds);
+    pace.observe(WORKERS, rows, seconds);
     *now += seconds;
     outcome.busy_s += seconds;
     outcome.steps += 1;
@@ -201,6 +206,9 @@ fn step(
     pace.observe_waits(gap, first);
     running.retain(|s| s.output_left > 0);
 }
+
+/// A machine is one device.
+const WORKERS: NonZero<usize> = NonZero::<usize>::MIN;
 
 #[cfg(test)]
 mod tests {

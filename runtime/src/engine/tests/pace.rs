@@ -1,5 +1,7 @@
 //! Steps that wait for company: fewer of them, the same tokens, and nobody who leaves or arrives is kept waiting.
 
+use std::num::NonZero;
+
 use super::*;
 use crate::policy::{Bounds, Objective};
 
@@ -33,6 +35,37 @@ fn requests_that_come_apart_share_their_steps() {
     // 24 without company, 6 in the best.
     let steps = engine.stats().steps - before;
     assert!(steps < 16, "{steps}");
+}
+
+#[test]
+fn few_threads_share_steps_while_latency_allows() {
+    let shared_by = |objective, thrifty: Option<usize>| {
+        let mut executor = MockExecutor::new(capacity(), VOCAB);
+        (executor.workers, executor.takes) = (4, Duration::from_millis(2));
+        let log = Arc::clone(&executor.shared_by);
+        let thrifty_workers = thrifty.and_then(NonZero::new);
+        let config = EngineConfig { objective, thrifty_workers, prefix_cache: false, ..EngineConfig::new(capacity()) };
+        let engine = Engine::start(Box::new(executor), VOCAB, config).unwrap();
+        for first in 0..3 {
+            let request = Request::new(prompt(1, first), 6);
+            let done = engine.submit(request.clone()).unwrap().wait().unwrap();
+            assert_eq!(done.token_ids, expected(&request));
+        }
+        engine.shutdown(Duration::from_secs(60)).unwrap();
+        let log = log.lock().unwrap();
+        assert_eq!(log[0], 4, "nothing was known");
+        log[1..].to_vec()
+    };
+    let within = |time: Duration| Objective::TokensPerJoule(Bounds { tpot: time, ttft: time });
+    let steps = 17;
+    assert_eq!(shared_by(Objective::Latency, None), vec![4; steps]);
+    assert_eq!(shared_by(within(Duration::from_micros(1)), None), vec![4; steps]);
+    // One takes as long as four here. A step that starts late on a busy machine is shared by all.
+    for (thrifty, few) in [(None, 1), (Some(3), 3)] {
+        let shared = shared_by(within(Duration::from_millis(100)), thrifty);
+        assert!(shared.len() == steps && shared.iter().all(|n| [few, 4].contains(n)), "{shared:?}");
+        assert!(shared.iter().filter(|n| **n == few).count() > steps / 2, "{shared:?}");
+    }
 }
 
 #[test]

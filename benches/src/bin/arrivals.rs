@@ -1,0 +1,116 @@
+//! Servers under requests that arrive by the clock, at shares of what fills njoule's: what a token costs where there is time.
+//!
+//! ```text
+//! arrivals --njoule BIN --llama DIR --gguf FILE [--threads T] [--loads 0.2,0.5,0.8] [--seconds S] [--rounds N]
+//!          [--places N] [--words N] [--tokens N] [--tpot TIME] [--ttft TIME]
+//! ```
+//!
+//! Requests have the lengths of a published conversation trace (`njoule bench --endpoint --workload chat`), at most WORDS (64) and
+//! TOKENS (64). What fills a server is measured first: all of a minute's requests at once. Then each server gets the same
+//! requests at the same moments, in turn: njoule with either objective, and llama.cpp, which gets none of a load beyond nine tenths of what
+//! fills it. Medians of the rounds.
+
+use anyhow::{Context, Result, bail};
+use njoule_benches::flags::Flags;
+use njoule_benches::servers::{Figures, Load, Setup};
+
+fn main() -> Result<()> {
+    let o = Options::parse()?;
+    let promise = ["--objective", "tokens-per-joule", "--tpot", &o.tpot, "--ttft", &o.ttft];
+    let servers = [
+        ("latency", o.setup.njoule(&["--objective", "latency"])?),
+        ("tokens-per-joule", o.setup.njoule(&promise)?),
+        ("llama.cpp", o.setup.llama()?),
+    ];
+    let load = |rate: f64, requests: usize, seed: u64| Load {
+        workload: "chat",
+        words: &o.words,
+        tokens: &o.tokens,
+        clients: o.setup.places,
+        requests,
+        rate,
+        seed,
+    };
+    let mut full = vec![];
+    for (name, server) in &servers {
+        let figures = server.measure(&load(1e6, 2 * o.setup.places, 1))?;
+        println!(
+            "{name:18} filled: {:.2} requests/s, {:.0} tokens/s, {:.2} CPU s per 1000 tokens",
+            figures.requests, figures.rate, figures.cpu
+        );
+        full.push(figures.requests);
+    }
+    println!(
+        "{:24} {:>9} {:>10}   p50 TTFT ms, p99; p50 TPOT ms, p99; CPU s per 1000 tokens",
+        "case", "req/s", "tokens/s"
+    );
+    for &share in &o.loads {
+        let rate = share * full[0];
+        let requests = ((rate * o.seconds) as usize).max(8);
+        let mut rounds: Vec<Vec<Figures>> = servers.iter().map(|_| vec![]).collect();
+        for round in 0..o.rounds.get() {
+            for at in 0..servers.len() {
+                // Nobody is always the first.
+                let at = (at + round) % servers.len();
+                if rate < MOST * full[at] {
+                    rounds[at].push(servers[at].1.measure(&load(rate, requests, 2 + round as u64))?);
+                }
+            }
+        }
+        for ((name, _), figures) in servers.iter().zip(rounds) {
+            if figures.is_empty() {
+                println!("{:24} more than it can do", format!("{:.0} %, {name}", share * 100.0));
+                continue;
+            }
+            let median = Figures::median(&figures);
+            let case = format!("{:.0} %, {name}", share * 100.0);
+            println!("{case:24} {:9.2} {:10.1}   {median}", median.requests, median.rate);
+        }
+    }
+    Ok(())
+}
+
+struct Options {
+    setup: Setup,
+    loads: Vec<f64>,
+    seconds: f64,
+    rounds: std::num::NonZero<usize>,
+    words: String,
+    tokens: String,
+    tpot: String,
+    ttft: String,
+}
+
+impl Options {
+    fn parse() -> Result<Options> {
+        let mut flags = Flags::read()?;
+        let mut take = |name: &str, default: Option<&str>| flags.take(name, default);
+        let options = Options {
+            setup: Setup {
+                njoule: take("njoule", None)?,
+                llama: take("llama", None)?,
+                gguf: take("gguf", None)?,
+                threads: take("threads", Some("2"))?,
+                places: take("places", Some("32"))?.parse().context("--places")?,
+            },
+            loads: take("loads", Some("0.2,0.5,0.8"))?
+                .split(',')
+                .map(|share| share.parse().context("--loads"))
+                .collect::<Result<_>>()?,
+            seconds: take("seconds", Some("30"))?.parse().context("--seconds")?,
+            rounds: take("rounds", Some("3"))?.parse().context("--rounds")?,
+            words: take("words", Some("64"))?,
+            tokens: take("tokens", Some("64"))?,
+            tpot: take("tpot", Some("200ms"))?,
+            ttft: take("ttft", Some("2s"))?,
+        };
+        flags.finish()?;
+        if !options.loads.iter().all(|share| *share > 0.0 && *share < 1.0) {
+            bail!("--loads are shares of what fills njoule's server, between 0 and 1");
+        }
+        Ok(options)
+    }
+}
+
+/// Share of what fills a server beyond which arrivals would pile up.
+const MOST: f64 = 0.9;
