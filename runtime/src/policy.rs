@@ -9,7 +9,7 @@
 //! * a waiting request's first token would come later than `ttft` after it arrived,
 //!
 //! less the time that the step is expected to take. It does not wait where waiting saves little (`a·B` is most of the step),
-//! where requests queue for a place, or in the middle of a prompt. A step that starts at the latest possible moment serves all
+//! where all places are taken so that nobody can join, or in the middle of a prompt. A step that starts at the latest possible moment serves all
 //! who are there, so no schedule that keeps the same bounds has fewer steps (the exchange argument of lazy interval stabbing:
 //! serving everybody only moves deadlines later); what is lost against one that knows the future is the margin of the
 //! prediction alone. [`simulate`] measures that.
@@ -148,6 +148,8 @@ impl Pace {
         if starting > room || rows == 0 {
             return at_once;
         }
+        // Whoever comes now can join nobody.
+        let full = room == starting;
         // The next step brings the next tokens; the last of the prompts' rows may come some steps later.
         let budget = budget.max(1);
         let next = Work { steps: 1, rows: rows.min(budget) };
@@ -165,7 +167,7 @@ impl Pace {
             return at_once;
         };
         let run = Decision::Run(self.crews.size(crew));
-        if amid || !self.crews.is_worth_company(crew, rows) {
+        if amid || full || !self.crews.is_worth_company(crew, rows) {
             return run;
         }
         match due(crew).and_then(|due| due.checked_sub(SLACK)) {
@@ -259,6 +261,7 @@ mod tests {
     fn nothing_waits_without_a_reason() {
         let (paced, now) = (pace(), Instant::now());
         let token = waiter(now, 1, Waiting::Token);
+        assert_eq!(hold(&paced, now, &[token], 0), None, "nobody can join");
         for objective in [Objective::Latency, Objective::Throughput] {
             let mut pace = alone(objective);
             pace.observe(ONE, 1, 0.01);

@@ -1,14 +1,14 @@
-//! Servers under requests that arrive by the clock, at shares of what fills njoule's: what a token costs where there is time.
+//! Servers under requests that arrive by the clock, at shares of what fills one of them: what a token costs where there is time.
 //!
 //! ```text
 //! arrivals --njoule BIN --llama DIR --gguf FILE [--threads T] [--loads 0.2,0.5,0.8] [--seconds S] [--rounds N]
-//!          [--places N] [--words N] [--tokens N] [--tpot TIME] [--ttft TIME]
+//!          [--of njoule|llama] [--places N] [--words N] [--tokens N] [--tpot TIME] [--ttft TIME]
 //! ```
 //!
 //! Requests have the lengths of a published conversation trace (`njoule bench --endpoint --workload chat`), at most WORDS (64) and
-//! TOKENS (64). What fills a server is measured first: all of a minute's requests at once. Then each server gets the same
-//! requests at the same moments, in turn: njoule with either objective, and llama.cpp, which gets none of a load beyond nine tenths of what
-//! fills it. Medians of the rounds.
+//! TOKENS (64). What fills njoule and llama.cpp is measured first: many requests at once. Then each server gets the same requests at
+//! the same moments, in turn: njoule with either objective, and llama.cpp, unless the load is beyond nine tenths of what fills it.
+//! Medians of the rounds.
 
 use anyhow::{Context, Result, bail};
 use njoule_benches::flags::Flags;
@@ -31,21 +31,20 @@ fn main() -> Result<()> {
         rate,
         seed,
     };
-    let mut full = vec![];
-    for (name, server) in &servers {
-        let figures = server.measure(&load(1e6, 2 * o.setup.places, 1))?;
-        println!(
-            "{name:18} filled: {:.2} requests/s, {:.0} tokens/s, {:.2} CPU s per 1000 tokens",
-            figures.requests, figures.rate, figures.cpu
-        );
-        full.push(figures.requests);
-    }
+    let fill = |at: usize| -> Result<f64> {
+        let (name, server) = &servers[at];
+        let Figures { requests, rate, cpu, .. } = server.measure(&load(1e6, FILL * o.setup.places, 1))?;
+        println!("{name} filled: {requests:.2} requests/s, {rate:.0} tokens/s, {cpu:.2} CPU s per 1000 tokens");
+        Ok(requests)
+    };
+    let (ours, theirs) = (fill(0)?, fill(2)?);
+    let full = [ours, ours, theirs];
     println!(
         "{:24} {:>9} {:>10}   p50 TTFT ms, p99; p50 TPOT ms, p99; CPU s per 1000 tokens",
         "case", "req/s", "tokens/s"
     );
     for &share in &o.loads {
-        let rate = share * full[0];
+        let rate = share * if o.of_llama { theirs } else { ours };
         let requests = ((rate * o.seconds) as usize).max(8);
         let mut rounds: Vec<Vec<Figures>> = servers.iter().map(|_| vec![]).collect();
         for round in 0..o.rounds.get() {
@@ -73,6 +72,8 @@ fn main() -> Result<()> {
 struct Options {
     setup: Setup,
     loads: Vec<f64>,
+    /// Whether loads are shares of what fills llama.cpp's server.
+    of_llama: bool,
     seconds: f64,
     rounds: std::num::NonZero<usize>,
     words: String,
@@ -97,6 +98,11 @@ impl Options {
                 .split(',')
                 .map(|share| share.parse().context("--loads"))
                 .collect::<Result<_>>()?,
+            of_llama: match take("of", Some("njoule"))?.as_str() {
+                "njoule" => false,
+                "llama" => true,
+                other => bail!("--of {other}: it is njoule or llama"),
+            },
             seconds: take("seconds", Some("30"))?.parse().context("--seconds")?,
             rounds: take("rounds", Some("3"))?.parse().context("--rounds")?,
             words: take("words", Some("64"))?,
@@ -106,11 +112,14 @@ impl Options {
         };
         flags.finish()?;
         if !options.loads.iter().all(|share| *share > 0.0 && *share < 1.0) {
-            bail!("--loads are shares of what fills njoule's server, between 0 and 1");
+            bail!("--loads are shares of what fills a server, between 0 and 1");
         }
         Ok(options)
     }
 }
+
+/// Requests for each place, to fill a server.
+const FILL: usize = 3;
 
 /// Share of what fills a server beyond which arrivals would pile up.
 const MOST: f64 = 0.9;
