@@ -22,6 +22,8 @@ pub struct Figures {
     pub tpot: [f64; 2],
     /// Seconds per 1,000 generated tokens.
     pub cpu: f64,
+    /// Share of njoule's busy time that is not in steps; unknown of another server.
+    pub between: f64,
 }
 
 impl Figures {
@@ -38,6 +40,7 @@ impl Figures {
             ttft: [0, 1].map(|at| of(&|f| f.ttft[at])),
             tpot: [0, 1].map(|at| of(&|f| f.tpot[at])),
             cpu: of(&|f| f.cpu),
+            between: of(&|f| f.between),
         }
     }
 }
@@ -45,7 +48,11 @@ impl Figures {
 impl std::fmt::Display for Figures {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Figures { ttft, tpot, cpu, .. } = self;
-        write!(f, "{:.0}, {:.0}; {:.1}, {:.1}; {cpu:.2}", ttft[0], ttft[1], tpot[0], tpot[1])
+        write!(f, "{:.0}, {:.0}; {:.1}, {:.1}; {cpu:.2}", ttft[0], ttft[1], tpot[0], tpot[1])?;
+        match self.between.is_nan() {
+            true => Ok(()),
+            false => write!(f, "; {:.1} % between steps", self.between * 100.0),
+        }
     }
 }
 
@@ -136,7 +143,9 @@ impl Server {
         command.args(["--workload", load.workload, "--batch", &load.clients.to_string(), "--prompt", load.words]);
         command.args(["--gen", load.tokens, "--requests", &load.requests.to_string(), "--repeat", "1"]);
         command.args(["--rate", &load.rate.to_string(), "--seed", &load.seed.to_string()]);
+        let before = self.engine_seconds()?;
         let output = command.stderr(Stdio::inherit()).output()?;
+        let after = self.engine_seconds()?;
         if !output.status.success() {
             bail!("the clients ended with {}", output.status);
         }
@@ -147,6 +156,10 @@ impl Server {
         let ms = |name: &str| -> Result<[f64; 2]> {
             Ok([number(&format!("/metrics/{name}/p50"))? * 1e3, number(&format!("/metrics/{name}/p99"))? * 1e3])
         };
+        let between = match (before, after) {
+            (Some(before), Some(after)) => (after.1 - before.1) / (after.0 + after.1 - before.0 - before.1),
+            _ => f64::NAN,
+        };
         let rate = number("/metrics/output_tokens_per_s")?;
         Ok(Figures {
             rate,
@@ -154,7 +167,21 @@ impl Server {
             ttft: ms("ttft_s")?,
             tpot: ms("itl_s")?,
             cpu: number("/cpu_s")? / tokens * 1e3,
+            between,
         })
+    }
+
+    /// Seconds that njoule's engine has spent in steps and, while it had requests, between them.
+    fn engine_seconds(&self) -> Result<Option<(f64, f64)>> {
+        let Ok(mut answer) = ureq::get(format!("{}/metrics", self.url)).call() else { return Ok(None) };
+        let text = answer.body_mut().read_to_string()?;
+        let of = |kind: &str| -> f64 {
+            let kind = format!("kind=\"{kind}\"");
+            let lines = text.lines().filter(|l| l.starts_with("njoule_engine_seconds_total{") && l.contains(&kind));
+            lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+        };
+        let known = text.contains("njoule_engine_seconds_total{");
+        Ok(known.then(|| (of("prefill") + of("decode"), of("host"))))
     }
 }
 
