@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use crate::backend::{Batch, Capacity, Cost, Executor, MemoryUse, SeqSpan, StepError, StepOutput};
+use crate::backend::{Batch, Capacity, Cost, Executor, MemoryUse, Padding, SeqSpan, StepError, StepOutput};
 
 mod device;
 
@@ -82,6 +82,9 @@ pub struct MockExecutor {
     pub border: Option<usize>,
     /// How long a step takes at least.
     pub takes: Duration,
+    /// Accelerator cores that it says to have, and what it computes for nobody in every step.
+    pub cores: Option<usize>,
+    pub padding: Padding,
     cache: Vec<Option<Entry>>,
     result: Vec<f32>,
     step: u64,
@@ -100,6 +103,8 @@ impl MockExecutor {
             loops: false,
             border: None,
             takes: Duration::ZERO,
+            cores: None,
+            padding: Padding::default(),
             cache: vec![None; capacity.blocks * capacity.block_len],
             result: Vec::new(),
             step: 0,
@@ -237,6 +242,14 @@ impl Executor for MockExecutor {
 
     fn cost(&self, _: &Batch) -> Cost {
         Cost::default()
+    }
+
+    fn padding(&self) -> Padding {
+        self.padding
+    }
+
+    fn cores(&self) -> Option<usize> {
+        self.cores
     }
 
     fn memory(&self) -> MemoryUse {
