@@ -21,6 +21,7 @@ pub mod timing;
 pub mod words;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
@@ -132,8 +133,8 @@ impl Model {
         context: &Context<'_>,
     ) -> anyhow::Result<Session> {
         let started = Instant::now();
-        // Before the weights are read, so that loading is in it.
-        let source = options.meters.as_ref().map(|wanted| Box::new(MachineMeters::open(wanted)) as _);
+        // While the weights are read, so that loading is in it and no first token waits for it.
+        let source = options.meters.clone().map(|wanted| std::thread::spawn(move || MachineMeters::open(&wanted)));
         let loading = Loading::begin(&self.name, context);
         let Loaded { capacity, executor, backend, reason } =
             options.load(&self, |backend| self.capacity(backend, size, options), context)?;
@@ -155,6 +156,8 @@ impl Model {
         let mut config = EngineConfig { limits, ..EngineConfig::new(capacity) };
         options.schedule.apply(&mut config);
         adjust(&mut config);
+        let source = source.map(|opening| opening.join().map_err(|_| anyhow!("opening the meters panicked")));
+        let source = source.transpose()?.map(|meters| Box::new(meters) as _);
         let engine = Engine::start_metered(executor, self.program.vocab(), config, source)?;
         drop(loading);
         Ok(Session { checkpoint: self.checkpoint, engine, facts })
@@ -228,9 +231,27 @@ impl Session {
     }
 
     /// Ends the engine and returns its figures.
-    pub fn finish(self) -> anyhow::Result<(EngineStats, Facts)> {
+    pub fn finish(self) -> anyhow::Result<Finished> {
         self.engine.shutdown(Duration::from_secs(5))?;
-        Ok((self.engine.stats(), self.facts))
+        let (mut stats, meters) = (self.engine.stats(), self.engine.meters());
+        stats.energy = stats.energy.whole();
+        Ok(Finished { stats, meters, facts: self.facts })
+    }
+}
+
+/// What an engine has done from loading to its end.
+pub struct Finished {
+    /// Its figures; energy that is not known of all of the time is unknown.
+    pub stats: EngineStats,
+    /// How it was loaded.
+    pub facts: Facts,
+    meters: Option<Arc<Value>>,
+}
+
+impl Finished {
+    /// Energy of all of it, by what it went for.
+    pub fn energy(&self) -> Value {
+        self.stats.energy.json(self.meters.as_deref())
     }
 }
 
@@ -274,11 +295,6 @@ impl Facts {
 /// Cache bytes of one token, all layers.
 pub fn kv_bytes_per_token(program: &Program, kv: KvType) -> usize {
     program.caches.iter().map(|c| c.kv_heads * (kv.bytes(c.k_dim) + kv.bytes(c.v_dim))).sum()
-}
-
-/// Energy as reports of verbs carry it that read no meter: nothing is guessed.
-pub fn unknown_energy() -> Value {
-    json!({"joules": null, "method": null})
 }
 
 /// A JSON file as a list of token ids per sequence.

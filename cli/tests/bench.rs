@@ -129,6 +129,7 @@ fn reports_have_a_line_per_case_phase_and_repeat_and_are_compared() {
         ["bench", "-m", &model, "--batch", "1,3", "--prompt", "8", "--gen", "6", "--repeat", "2", "--no-roofline"];
     let ran = ran(njoule(&args)
         .args(["--report", &report, "--csv", &csv, "--html", &html, "--threads", "1"])
+        .args(["--step-log", &dir.path("s.jsonl")])
         // A machine without a meter.
         .env("NJOULE_SYSFS_ROOT", dir.0.path())
         .output()
@@ -151,6 +152,19 @@ fn reports_have_a_line_per_case_phase_and_repeat_and_are_compared() {
         assert!(!flags.contains(&"output_mismatch".into()), "{flags:?}");
     }
     assert_eq!(std::fs::read_to_string(&csv).unwrap().lines().count(), 1 + 8);
+    // A line a step: a prefill is one, a decode six, and their times follow each other.
+    let steps = dir.reports("s.jsonl");
+    assert_eq!(steps.len(), 2 * 2 * (1 + 6));
+    for report in &reports {
+        let of: Vec<&serde_json::Value> = steps.iter().filter(|step| step["run_id"] == report["run_id"]).collect();
+        let sum = |key: &str| of.iter().map(|step| step[key].as_f64().unwrap()).sum::<f64>();
+        assert_eq!(of.len() as u64, report["window"]["steps"].as_u64().unwrap());
+        assert!(sum("dt_s") > 0.0 && sum("dt_s") <= report["window"]["duration_s"].as_f64().unwrap());
+        let decode = report["workload"]["name"] == "decode";
+        let tokens = report["workload"][if decode { "output_tokens" } else { "input_tokens" }].as_f64().unwrap();
+        assert_eq!((sum("n_decode"), sum("n_prefill")), if decode { (tokens, 0.0) } else { (0.0, tokens) });
+        assert!(of.iter().all(|step| step["e_j"].is_null() && step["method"].is_null()), "{of:?}");
+    }
     let page = std::fs::read_to_string(&html).unwrap();
     assert!(page.contains("tokens per CPU-second") && page.contains("Energy is unknown") && page.contains("<svg"));
 
@@ -198,6 +212,8 @@ fn what_bench_cannot_do_is_said_before_anything_runs() {
     run(&["bench", "--endpoint", "ftp://x"]).fails_with(2, &["--endpoint", "http://"]);
     run(&["bench", "--endpoint", "http://127.0.0.1:1", "--threads", "2"]).fails_with(2, &["--endpoint", "--threads"]);
     run(&["bench", "--endpoint", "http://127.0.0.1:1", "--gen", "0"]).fails_with(2, &["--gen 0"]);
+    run(&["bench", "--endpoint", "http://127.0.0.1:1", "--step-log", "/nowhere/x"])
+        .fails_with(2, &["--step-log", "--request-log"]);
     run(&["bench", "--endpoint", "http://127.0.0.1:1", "--workload", "prompts"]).fails_with(2, &["--prompts FILE"]);
     run(&["bench", "--workload", "chat"]).fails_with(2, &["--endpoint"]);
     run(&["bench", "--endpoint", "http://127.0.0.1:1", "--gen", "1"]).fails_with(1, &["127.0.0.1:1"]);
@@ -232,10 +248,14 @@ fn a_server_is_started_loaded_and_ended() {
     assert_eq!(dir.reports("q.jsonl").len(), 2 + 6);
     // It is gone, and another workload starts it again.
     assert!(std::net::TcpStream::connect(("127.0.0.1", port.parse::<u16>().unwrap())).is_err());
-    let chat = bench(&["--workload", "chat", "--rate", "200", "--requests", "12", "--batch", "4", "--json"]);
+    let csv = dir.path("q.csv");
+    let chat = ["--workload", "chat", "--rate", "200", "--requests", "12", "--batch", "4", "--json"];
+    let chat = bench(&[&chat[..], &["--request-log", &csv]].concat());
     let chat: serde_json::Value = chat.json();
     let work = &chat["runs"][0]["workload"];
     assert_eq!((&work["name"], &work["requests"], &work["aborted_requests"]), (&"chat".into(), &12.into(), &0.into()));
+    let requests = std::fs::read_to_string(&csv).unwrap();
+    assert!(requests.starts_with("id,sent_s,") && requests.lines().count() == 1 + 12, "{requests}");
 }
 
 #[test]

@@ -5,6 +5,9 @@ mod support;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
 use serde_json::Value;
 use support::{Ran, njoule, ran};
@@ -28,6 +31,25 @@ impl Machine {
 
     fn joules(&self, joules: u64) {
         self.put("sys/class/powercap/intel-rapl:0/energy_uj", &format!("{}\n", joules * 1_000_000));
+    }
+
+    /// A counter that moves by a joule every other millisecond, as long as what this returns lives.
+    fn ticking(&self) -> Ticking {
+        let (path, next) = (self.path("sys/class/powercap/intel-rapl:0/energy_uj"), self.path("next"));
+        let ticks = Arc::new(AtomicBool::new(true));
+        let goes_on = ticks.clone();
+        let thread = std::thread::spawn(move || {
+            for joules in 2u64.. {
+                if !goes_on.load(Relaxed) {
+                    return;
+                }
+                // Whole at every moment.
+                fs::write(&next, format!("{}\n", joules * 1_000_000)).unwrap();
+                fs::rename(&next, &path).unwrap();
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        Ticking(ticks, Some(thread))
     }
 
     fn put(&self, path: &str, text: &str) {
@@ -65,6 +87,16 @@ impl Machine {
             (stands + joules) * 1_000_000,
             self.path("sys/class/powercap/intel-rapl:0/energy_uj")
         )
+    }
+}
+
+/// A counter that moves.
+struct Ticking(Arc<AtomicBool>, Option<std::thread::JoinHandle<()>>);
+
+impl Drop for Ticking {
+    fn drop(&mut self) {
+        self.0.store(false, Relaxed);
+        self.1.take().map(|thread| thread.join());
     }
 }
 
@@ -304,6 +336,78 @@ fn a_server_tells_the_joules_of_its_answers() {
     assert!(counted > 0.0 && counted <= (joules - 1) as f64 * (1.0 + 1e-9), "{totals}");
     assert_eq!((&totals["boundary"], &totals["meters"][0]["id"]), (&"cpu".into(), &"powercap-0".into()));
     assert!(curl("/metrics", &[]).contains("njoule_energy_attributed_joules_total{"));
+}
+
+/// What an answer or a sequence used: joules with their method, and its parts.
+#[track_caller]
+fn told(energy: &Value) {
+    let number = |key: &str| energy[key].as_f64().unwrap_or_else(|| panic!("{key}: {energy}"));
+    let joules = number("joules");
+    assert!(joules > 0.0 && number("low_j") < joules && joules < number("high_j"), "{energy}");
+    assert!((number("prefill_j") + number("decode_j") + number("wasted_j") - joules).abs() < 1e-9 * joules, "{energy}");
+    assert_eq!(energy["method"], "measured");
+    assert!(number("cpu_s") >= 0.0);
+}
+
+/// What a run used, from loading on, by what it went for.
+#[track_caller]
+fn whole(energy: &Value) {
+    let number =
+        |path: &str| energy.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("{path}: {energy}"));
+    let joules = number("/joules");
+    let buckets: f64 = energy["by_bucket"].as_object().unwrap().values().map(|v| v.as_f64().unwrap()).sum();
+    assert!((buckets - joules).abs() < 1e-9 * joules, "{energy}");
+    assert!(number("/by_bucket/load_j") > 0.0 && number("/by_bucket/prefill_j") > 0.0, "{energy}");
+    assert!(number("/low_j") < joules && joules < number("/high_j") && number("/cpu_s") > 0.0, "{energy}");
+    assert_eq!((&energy["method"], &energy["boundary"]), (&"measured".into(), &"cpu".into()));
+}
+
+/// Verbs that run a model tell what it used where a meter does, and say that they do not know where none does.
+#[test]
+fn generate_score_and_chat_tell_their_energy() {
+    let model = support::testdata("qwen3");
+    let generate = ["generate", &model, "Hi", "-n", "8", "--temperature", "0", "--ignore-eos", "--threads", "1"];
+    let score = ["score", &model, "The quick brown fox", "--threads", "1"];
+    let chat = ["chat", &model, "-n", "4", "--temperature", "0", "--threads", "1", "--figures"];
+    let talk = |machine: &Machine| {
+        let mut command = machine.command(&chat);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(b"Hi\n").unwrap();
+        ran(child.wait_with_output().unwrap())
+    };
+
+    let metered = Machine::with_zone();
+    let ticking = metered.ticking();
+    let report = metered.run(&[&generate[..], &["--json"]].concat()).json();
+    whole(&report["energy"]);
+    told(&report["results"][0]["usage"]["energy"]);
+    assert!(report["energy"]["by_bucket"]["decode_j"].as_f64().unwrap() > 0.0, "{report}");
+    assert_eq!(report["figures"]["energy"]["joules"], report["energy"]["joules"]);
+    let text = metered.run(&generate);
+    assert!(text.stderr.contains("energy: ") && text.stderr.contains(", measured), CPU "), "{}", text.stderr);
+    let report = metered.run(&[&score[..], &["--json"]].concat()).json();
+    whole(&report["energy"]);
+    told(&report["results"][0]["energy"]);
+    let text = metered.run(&score);
+    assert!(text.stderr.contains(", measured), CPU ") && !text.stdout.contains("energy"), "{}", text.stderr);
+    let talked = talk(&metered);
+    assert!(talked.code == 0 && talked.stderr.matches(", measured), CPU ").count() == 2, "{}", talked.stderr);
+    drop(ticking);
+
+    let bare = Machine::bare();
+    for args in [&generate[..], &score] {
+        let energy = bare.run(&[args, &["--json"]].concat()).json()["energy"].clone();
+        for key in ["joules", "low_j", "high_j", "method", "by_bucket", "core_s", "util_s"] {
+            assert!(energy.as_object().unwrap().contains_key(key) && energy[key].is_null(), "{key}: {energy}");
+        }
+        assert!(
+            energy["cpu_s"].as_f64().unwrap() > 0.0 && !energy["reasons"].as_array().unwrap().is_empty(),
+            "{energy}"
+        );
+        assert!(bare.run(args).stderr.contains("energy: unknown, CPU "));
+    }
+    assert_eq!(talk(&bare).stderr.matches(": unknown, CPU ").count(), 2);
+    bare.run(&["generate", &model, "Hi", "--neuron-watts", "x"]).fails_with(2, &["--neuron-watts"]);
 }
 
 #[test]

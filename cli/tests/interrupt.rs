@@ -15,7 +15,9 @@ fn interrupt(pid: u32) {
 #[test]
 fn interrupted_generation_keeps_its_text_and_exits_with_130() {
     let Some(model) = asset(SMOLLM2, "interrupted_generation_keeps_its_text_and_exits_with_130") else { return };
+    let bare = scratch();
     let mut child = njoule(&["generate", "-m", &model, "Write a long story.", "-n", "4000", "--ignore-eos"])
+        .env("NJOULE_SYSFS_ROOT", bare.path())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()

@@ -21,6 +21,7 @@ pub mod attribution;
 pub mod bound;
 pub mod calibrate;
 pub mod clock;
+pub mod conditions;
 mod counter;
 mod host;
 mod integral;

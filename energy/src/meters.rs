@@ -229,7 +229,13 @@ impl Meters {
             part_cpu_s: part.as_ref().and_then(|cpu_s| cpu_s.as_ref().ok().copied()),
             part_trouble: part.and_then(|cpu_s| cpu_s.err().map(|e| e.to_string())),
             overhead: self.overhead,
+            conditions: None,
         }
+    }
+
+    /// Where the machine's files are.
+    pub fn root(&self) -> &Root {
+        &self.root
     }
 }
 

@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::bound::LimitConstants;
+use crate::conditions::ConditionsWindow;
 use crate::joules::Joules;
 use crate::window::{ENOUGH_MINUTES, Flag, MeterWindow, NeuronWindow, Window};
 
@@ -174,6 +175,7 @@ impl Report {
                 "part_s": window.and_then(|w| w.cpu.part_s),
                 "meter_s": window.map(|w| w.overhead_s),
             },
+            "conditions": conditions(window),
             "client": self.client,
             "energy": self.energy(joules),
             "metrics": self.metrics(joules, self.duration_s, util.map(|u| u.seconds)),
@@ -192,6 +194,10 @@ impl Report {
     pub fn complete(&self, theirs: &mut Value) -> Result<(), String> {
         if theirs["schema"] != SCHEMA {
             return Err(format!("schema is {}, not {SCHEMA:?}", theirs["schema"]));
+        }
+        // Agents before it said nothing of it.
+        if let Some(object) = theirs.as_object_mut() {
+            object.entry("conditions").or_insert_with(|| conditions(None));
         }
         if let Some(path) = lacking(&self.json(), theirs, String::new()) {
             return Err(format!("{path} is missing"));
@@ -362,6 +368,19 @@ fn lacking(shape: &Value, value: &Value, path: String) -> Option<String> {
 
 fn quantiles() -> Value {
     json!({"p50": null, "p95": null, "p99": null})
+}
+
+fn conditions(window: Option<&Window>) -> Value {
+    let ends = |of: fn(&ConditionsWindow) -> [Option<f64>; 2]| {
+        let [start, end] = window.map(|w| of(&w.conditions)).unwrap_or_default();
+        json!({"start": start, "end": end})
+    };
+    json!({
+        "throttle_events": window.and_then(|w| w.conditions.throttle_events),
+        "clock_changed": window.and_then(|w| w.conditions.clock_changed),
+        "cpu_mhz": ends(|c| c.cpu_mhz),
+        "temperature_c": ends(|c| c.temperature_c),
+    })
 }
 
 fn host(window: &Window) -> Value {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Now;
+use crate::conditions::Conditions;
 use crate::host::Host;
 use crate::joules::Joules;
 use crate::load::MachineTime;
@@ -36,6 +37,9 @@ pub struct Snapshot {
     pub part_trouble: Option<String>,
     /// What reading the meters has cost so far.
     pub overhead: Overhead,
+    /// Clocks and temperatures, if they were asked for.
+    #[serde(default)]
+    pub conditions: Option<Conditions>,
 }
 
 /// One meter's total.

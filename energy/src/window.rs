@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::seconds;
+use crate::conditions::ConditionsWindow;
 use crate::joules::{Joules, Method};
 use crate::meter::neuron::{NeuronState, Verdict};
 use crate::meter::{MeterInfo, Scope};
@@ -34,6 +35,10 @@ pub enum Flag {
     Extrapolated,
     /// Other guests of the host took CPU time.
     Steal,
+    /// Processors were slowed down because they were hot.
+    Throttled,
+    /// The clock sank, or somebody set another policy.
+    ClockChanged,
 }
 
 /// Why two snapshots make no window.
@@ -152,6 +157,8 @@ pub struct Window {
     pub absent: Vec<Absent>,
     /// CPU-seconds that reading the meters cost.
     pub overhead_s: f64,
+    /// Clocks and temperatures, as far as they were read and the machine says.
+    pub conditions: ConditionsWindow,
 }
 
 impl Window {
@@ -181,6 +188,12 @@ impl Window {
         {
             flags.insert(Flag::Steal);
         }
+        let conditions = match (&a.conditions, &b.conditions) {
+            (Some(before), Some(after)) => before.until(after),
+            _ => ConditionsWindow::default(),
+        };
+        flags.extend(conditions.throttle_events.filter(|events| *events > 0).map(|_| Flag::Throttled));
+        flags.extend(conditions.clock_changed.filter(|changed| *changed).map(|_| Flag::ClockChanged));
         let duration_s = seconds(a.mono_ns, b.mono_ns);
         let mut total = total(&meters, &neuron, &b.absent);
         if let Some(trouble) = &b.part_trouble {
@@ -201,6 +214,7 @@ impl Window {
             flags,
             absent: b.absent.clone(),
             overhead_s: (b.overhead.cpu_s - a.overhead.cpu_s).max(0.0),
+            conditions,
         })
     }
 }

@@ -193,7 +193,16 @@ impl Cost {
     }
 }
 
-/// The same for one sequence, from a few numbers: what the engine splits energy by at every step.
+/// What a device computes in a step beside the batch, because its buckets have fixed sizes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Padding {
+    /// Rows that belong to no sequence.
+    pub rows: usize,
+    /// Their work, and that of positions which sequences do not have; weights apart.
+    pub cost: Cost,
+}
+
+/// The work of one sequence from a few numbers: what the engine splits energy by at every step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CostModel {
     rates: Rates,
@@ -264,6 +273,11 @@ pub trait Executor: Send {
     /// Work of a sequence's rows, for those who ask at every step.
     fn cost_model(&self) -> CostModel {
         CostModel::default()
+    }
+
+    /// What the last step that was collected has computed for nobody.
+    fn padding(&self) -> Padding {
+        Padding::default()
     }
 
     /// Accelerator cores that a step occupies; `None` where it has none, or they cannot be counted.

@@ -37,7 +37,7 @@ mod tests;
 
 pub use crate::scheduler::{MOST_DRAFTS, Speculate};
 pub(crate) use doorbell::Doorbell;
-pub use energy::{EnergySource, EnergyStats, Metered, Reading, RequestEnergy};
+pub use energy::{Energy, EnergySource, EnergyStats, Metered, Reading, RequestEnergy, Utilised};
 use inbox::{Inbox, lock};
 use metering::Metering;
 pub use stats::EngineStats;

@@ -13,7 +13,7 @@ use njoule_energy::{Joules, Method};
 use njoule_runtime::backend::{
     Batch, Capacity, Cost, Executor, Limits, MemoryUse, Returned, RowClass, StepError, StepOutput,
 };
-use njoule_runtime::engine::{EnergySource, Metered, Reading};
+use njoule_runtime::engine::{EnergySource, Metered, Reading, Utilised};
 use njoule_runtime::request::{EventSink, MaskError, MaskStream, SinkClosed, TokenMask};
 use njoule_runtime::{Engine, EngineConfig, Event, Request, SamplingParams, Speculate};
 
@@ -144,7 +144,7 @@ struct Meter;
 impl EnergySource for Meter {
     fn read(&mut self) -> Reading {
         let energy = Metered::Known(Joules::new(1.0).unwrap(), Method::Measured);
-        Reading { cpu_s: 0.1, core_s: Some(0.1), util_s: None, energy }
+        Reading { cpu_s: 0.1, core_s: Some(0.1), util: Utilised::Known(0.05), energy }
     }
 
     fn describe(&self) -> serde_json::Value {

@@ -9,6 +9,7 @@
 mod aggregate;
 mod client;
 pub mod dispatch;
+mod idle;
 mod outline;
 pub(crate) mod proxy;
 mod supervisor;
@@ -19,17 +20,18 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use crate::app::App;
 use crate::metrics::Counter;
 use aggregate::Figures;
 use dispatch::{Dispatch, Keys, Policy, Standing};
+use idle::BreakEven;
 
 /// How replicas are started and used.
 #[derive(Clone)]
@@ -49,6 +51,8 @@ pub struct ReplicaSettings {
     pub policy: Policy,
     /// One that gives no sign of life for so long hangs.
     pub patience: Duration,
+    /// One without requests for so long is ended, and started anew by the next one.
+    pub idle_unload: Option<Duration>,
 }
 
 impl fmt::Debug for ReplicaSettings {
@@ -72,10 +76,13 @@ enum State {
     Lost,
     /// It ended; another process is started in a while.
     Ended,
+    /// It had no requests and was ended; one starts it anew.
+    Unloaded,
 }
 
 impl State {
-    const ALL: [State; 6] = [State::Starting, State::Loading, State::Ready, State::Slow, State::Lost, State::Ended];
+    const ALL: [State; 7] =
+        [State::Starting, State::Loading, State::Ready, State::Slow, State::Lost, State::Ended, State::Unloaded];
 
     fn name(self) -> &'static str {
         match self {
@@ -85,6 +92,7 @@ impl State {
             State::Slow => "slow",
             State::Lost => "lost",
             State::Ended => "ended",
+            State::Unloaded => "unloaded",
         }
     }
 }
@@ -104,6 +112,8 @@ pub struct Replicas {
     /// What replicas that have ended had counted.
     counted: Mutex<Figures>,
     moved: Counter,
+    /// Requests that wait for one that was unloaded.
+    waiting: AtomicUsize,
     tasks: Mutex<JoinSet<()>>,
 }
 
@@ -111,6 +121,9 @@ struct Member {
     now: Mutex<Now>,
     load: AtomicUsize,
     restarts: Counter,
+    unloads: Counter,
+    /// Told when it is to be loaded again.
+    wanted: Notify,
 }
 
 struct Now {
@@ -122,6 +135,12 @@ struct Now {
     /// Ends in a row, without a long life between.
     failures: u32,
     figures: Option<Figures>,
+    /// When a request last began or ended there.
+    used: Instant,
+    /// Whether it was unloaded, and is not ready again.
+    returns: bool,
+    /// What was known when it was unloaded.
+    break_even: Option<BreakEven>,
 }
 
 impl Member {
@@ -148,9 +167,19 @@ pub(crate) struct Seat {
     claim: Claim,
 }
 
+/// Somebody who waits for a replica to be loaded again.
+struct Waits(Arc<Replicas>);
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Drop for Seat {
     fn drop(&mut self) {
         let Claim::Place(owner) = self.claim else { return };
+        self.replicas.members[self.replica].now().used = Instant::now();
         self.replicas.members[self.replica].load.fetch_sub(1, Ordering::Relaxed);
         if let Some(owner) = owner {
             let mut owners = self.replicas.owners();
@@ -177,9 +206,14 @@ impl Replicas {
                 life: 0,
                 failures: 0,
                 figures: None,
+                used: Instant::now(),
+                returns: false,
+                break_even: None,
             }),
             load: AtomicUsize::new(0),
             restarts: Counter::default(),
+            unloads: Counter::default(),
+            wanted: Notify::new(),
         };
         Replicas {
             members: (0..settings.count).map(member).collect(),
@@ -191,6 +225,7 @@ impl Replicas {
             failed: watch::Sender::new(None),
             counted: Mutex::default(),
             moved: Counter::default(),
+            waiting: AtomicUsize::new(0),
             tasks: Mutex::default(),
         }
     }
@@ -211,14 +246,64 @@ impl Replicas {
         *self.failed.borrow()
     }
 
-    /// Whether any replica answers.
+    /// Whether any replica answers, or would if it were asked.
     pub(crate) fn is_healthy(&self) -> bool {
-        self.members.iter().any(|member| matches!(member.now().state, State::Ready | State::Slow))
+        let alive = |now: &Now| matches!(now.state, State::Ready | State::Slow) || now.returns;
+        self.members.iter().any(|member| alive(&member.now()))
     }
 
-    /// Whether any replica has room for it.
+    /// Whether any replica has room for it, or will.
     pub(crate) fn has_room(&self, claim: Claim) -> bool {
-        self.standings(self.most(claim, &self.owners()), &[]).iter().any(|standing| standing.usable)
+        let now = self.standings(self.most(claim, &self.owners()), &[]).iter().any(|standing| standing.usable);
+        now || self.members.iter().any(|member| member.now().returns)
+    }
+
+    /// Has one loaded again that was unloaded, unless one comes already. Whether one comes.
+    fn wake(&self) -> bool {
+        if self.settings.idle_unload.is_none() {
+            return false;
+        }
+        let on_its_way = |now: &Now| now.returns && now.state != State::Unloaded;
+        if self.members.iter().any(|member| on_its_way(&member.now())) {
+            return true;
+        }
+        for (replica, member) in self.members.iter().enumerate() {
+            let mut now = member.now();
+            if now.state == State::Unloaded {
+                now.state = State::Starting;
+                // Once for each time: what is told twice would load it again after the next.
+                member.wanted.notify_one();
+                tracing::info!(replica, "a replica is loaded again");
+                return true;
+            }
+        }
+        false
+    }
+
+    /// A place among those who wait for one to be loaded again: as many as all of them could have.
+    fn wait_for_load(self: &Arc<Self>) -> Option<Waits> {
+        let each = self.settings.slots.saturating_add(self.settings.queue);
+        let most = each.saturating_mul(self.members.len());
+        let before = self.waiting.fetch_add(1, Ordering::Relaxed);
+        let waits = Waits(self.clone());
+        (before < most).then_some(waits)
+    }
+
+    /// Gives up a replica that has no requests and has had none for so long. From here on it gets none.
+    fn unload(&self, replica: usize, after: Duration) -> bool {
+        // No seat is given meanwhile.
+        let owners = self.owners();
+        let member = &self.members[replica];
+        let mut now = member.now();
+        let idle = member.load.load(Ordering::Relaxed) == 0 && now.used.elapsed() >= after;
+        if !idle || now.state != State::Ready {
+            return false;
+        }
+        (now.state, now.returns) = (State::Unloaded, true);
+        drop((now, owners));
+        member.unloads.add(1);
+        self.ring();
+        true
     }
 
     fn owners(&self) -> MutexGuard<'_, HashMap<usize, usize>> {
@@ -259,18 +344,25 @@ impl Replicas {
                 // It leaves nothing behind that another request would look for.
                 Claim::Answer => self.dispatch.choose(&Keys::default(), &standings)?,
             };
-            let now = self.members[replica].now();
+            let mut now = self.members[replica].now();
             let alive = matches!(now.state, State::Ready | State::Slow) && now.life == standings[replica].life;
             let Some(address) = now.address.filter(|_| alive) else {
                 // It was lost since it was chosen; another one may be there.
                 refused.push(replica);
                 continue;
             };
+            let life = now.life;
             if let Claim::Place(owner) = claim {
-                self.members[replica].load.fetch_add(1, Ordering::Relaxed);
+                let before = self.members[replica].load.fetch_add(1, Ordering::Relaxed);
                 owner.into_iter().for_each(|owner| *owners.entry(owner).or_default() += 1);
+                now.used = Instant::now();
+                drop(now);
+                if before >= self.settings.slots {
+                    // It would wait there longer than need be, and so would the next.
+                    self.wake();
+                }
             }
-            return Some(Seat { replicas: self.clone(), replica, life: now.life, address, claim });
+            return Some(Seat { replicas: self.clone(), replica, life, address, claim });
         }
     }
 
@@ -329,11 +421,17 @@ impl Replicas {
         let mut ready = 0;
         let members = self.members.iter().enumerate().map(|(replica, member)| {
             let now = member.now();
-            ready += usize::from(now.state == State::Ready);
-            json!({
+            // One that was unloaded is as it should be.
+            ready += usize::from(matches!(now.state, State::Ready | State::Unloaded));
+            let mut told = json!({
                 "replica": replica, "state": now.state.name(), "requests": member.load.load(Ordering::Relaxed),
                 "restarts": member.restarts.read(), "failing": now.failures >= FAILING,
-            })
+            });
+            if self.settings.idle_unload.is_some() {
+                told["unloads"] = json!(member.unloads.read());
+                told["break_even"] = json!(now.break_even.map(|known| known.json()));
+            }
+            told
         });
         let members: Vec<Value> = members.collect();
         let status = if ready == members.len() { "ok" } else { "degraded" };
@@ -427,6 +525,7 @@ impl Replicas {
         let failing = rows(&|member| u8::from(member.now().failures >= FAILING).to_string(), "njoule_replica_failing");
         let load = rows(&|member| member.load.load(Ordering::Relaxed).to_string(), "njoule_replica_requests");
         let restarts = rows(&|member| member.restarts.read().to_string(), "njoule_replica_restarts_total");
+        let unloads = rows(&|member| member.unloads.read().to_string(), "njoule_replica_unloads_total");
         format!(
             "# HELP njoule_replica_state What is going on with a replica.\n# TYPE njoule_replica_state gauge\n{states}\
              # HELP njoule_replica_failing Whether a replica ends again and again.\n\
@@ -434,6 +533,8 @@ impl Replicas {
              # HELP njoule_replica_requests Requests that a replica has.\n# TYPE njoule_replica_requests gauge\n{load}\
              # HELP njoule_replica_restarts_total Processes started anew.\n\
              # TYPE njoule_replica_restarts_total counter\n{restarts}\
+             # HELP njoule_replica_unloads_total Processes ended because they had no requests.\n\
+             # TYPE njoule_replica_unloads_total counter\n{unloads}\
              # HELP njoule_moved_requests_total Requests sent to another replica because theirs was lost.\n\
              # TYPE njoule_moved_requests_total counter\nnjoule_moved_requests_total {}\n",
             self.moved.read()

@@ -214,7 +214,7 @@ async fn answer(
         }
         Route::Energy => {
             let engine = loaded(app)?.engine();
-            Ok(Reply::json(&energy::totals(&engine.stats(), engine.meters().as_deref())))
+            Ok(Reply::json(&engine.stats().energy.json(engine.meters().as_deref())))
         }
         Route::OneModel => {
             let model = loaded(app)?;

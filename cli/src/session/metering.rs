@@ -12,6 +12,10 @@ use njoule_energy::{Meters, Snapshot, Wanted, Window};
 use njoule_runtime::engine::{EnergySource, Metered, Reading};
 use serde_json::{Value, json};
 
+use self::utilisation::Utilisation;
+
+mod utilisation;
+
 /// Which meters, as typed.
 #[derive(clap::Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Energy")]
@@ -73,6 +77,7 @@ pub struct MachineMeters {
     meters: Meters,
     /// Where what is not told yet begins.
     mark: Snapshot,
+    utilisation: Utilisation,
     cpu_s: f64,
     description: Value,
     /// Whether it has been read.
@@ -84,7 +89,8 @@ impl MachineMeters {
     pub fn open(wanted: &Wanted) -> MachineMeters {
         let mut meters = Meters::open(wanted);
         let mark = meters.snapshot();
-        MachineMeters { meters, mark, cpu_s: own_cpu_s(), description: Value::Null, begun: false }
+        let utilisation = Utilisation::begin(&mark);
+        MachineMeters { meters, mark, utilisation, cpu_s: own_cpu_s(), description: Value::Null, begun: false }
     }
 }
 
@@ -104,11 +110,12 @@ impl EnergySource for MachineMeters {
         {
             self.description = describe(window);
         }
+        let util = self.utilisation.since(&now);
         // What loading used, if that is not known by now, is not to be charged to the first requests.
         if energy != Metered::NotYet || !std::mem::replace(&mut self.begun, true) {
             self.mark = now;
         }
-        Reading { cpu_s: since, core_s: None, util_s: None, energy }
+        Reading { cpu_s: since, core_s: None, util, energy }
     }
 
     fn describe(&self) -> Value {

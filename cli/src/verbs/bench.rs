@@ -7,12 +7,14 @@ pub mod case;
 mod client;
 mod compare;
 mod interval;
+mod lines;
 mod load;
 pub mod measure;
 mod plot;
 pub mod record;
 mod reports;
 mod roofline;
+mod steps;
 pub mod sweep;
 mod table;
 

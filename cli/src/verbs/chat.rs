@@ -10,12 +10,13 @@ use std::io::{BufRead, IsTerminal, Write};
 use anyhow::anyhow;
 use njoule_models::chat::ChatTemplate;
 use njoule_runtime::request::Usage;
-use njoule_runtime::{Event, FinishReason, RequestHandle, SamplingParams};
+use njoule_runtime::{Event, FinishReason, Request, RequestHandle, SamplingParams};
 
 use self::history::History;
 use super::Context;
 use super::generate::{Figures, submit};
 use crate::args::ModelArgs;
+use crate::session::metering::MeteringArgs;
 use crate::session::sampling::SamplingArgs;
 use crate::session::{Interrupt, Model, RunArgs, ScheduleArgs, Session, Size, Text};
 
@@ -37,6 +38,8 @@ pub struct Args {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
+    metering: MeteringArgs,
+    #[command(flatten)]
     schedule: ScheduleArgs,
     #[command(flatten)]
     run: RunArgs,
@@ -45,7 +48,7 @@ pub struct Args {
 impl Args {
     /// Talks until the input ends.
     pub fn run(self, context: &mut Context<'_>) -> anyhow::Result<()> {
-        let options = self.run.options()?.scheduled(self.schedule.read()?);
+        let options = self.run.options()?.scheduled(self.schedule.read()?).metered(self.metering.wanted());
         let model = Model::open(&self.model.resolve(&context.fetch.env)?, context)?;
         let loader = model.load_text();
         let max_len = model.max_len(options.context, 0, context);
@@ -58,7 +61,11 @@ impl Args {
             .ok_or_else(|| anyhow!("the model has no chat template; `njoule generate --raw` continues plain text"))?;
         let chat = Chat { args: &self, session: &session, text: &text, template, params };
         let spoken = chat.talk(context);
-        session.finish()?;
+        let finished = session.finish()?;
+        if self.figures && !context.quiet {
+            // Of the conversation, with what loading and waiting for the person used.
+            eprintln!("energy in all: {}", finished.stats.energy.text());
+        }
         spoken
     }
 }
@@ -141,7 +148,7 @@ impl Chat<'_> {
         let eos = self.session.eos(Some(self.text));
         let request =
             self.args.sampling.request(fitted.ids, max_new, &self.params, &eos, Some(self.text.answers(false)));
-        let handle = submit(self.session, request)?;
+        let handle = submit(self.session, Request { energy: self.args.figures, ..request })?;
         let (text, reason, usage) = stream(handle, interrupt, context.out)?;
         match reason {
             FinishReason::Cancelled => context.note("stopped"),

@@ -17,6 +17,7 @@ pub(super) use self::figures::Figures;
 use self::prompts::{Input, Prompt};
 use super::Context;
 use crate::args::UsageError;
+use crate::session::metering::MeteringArgs;
 use crate::session::sampling::SamplingArgs;
 use crate::session::words::Words;
 use crate::session::{Interrupt, Interrupted, Model, RunArgs, ScheduleArgs, Session, Size, Text, timing};
@@ -56,6 +57,8 @@ pub struct Args {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
+    metering: MeteringArgs,
+    #[command(flatten)]
     schedule: ScheduleArgs,
     #[command(flatten)]
     run: RunArgs,
@@ -68,7 +71,7 @@ impl Args {
         let from_file = self.prompts.is_some() || self.token_ids.is_some();
         let words = Words::read(&self.words, self.model.as_deref(), from_file, &context.fetch.env)?;
         let input = Input::read(words.text, self.prompts.as_deref(), self.token_ids.as_deref())?;
-        let options = self.run.options()?.scheduled(self.schedule.read()?);
+        let options = self.run.options()?.scheduled(self.schedule.read()?).metered(self.metering.wanted());
         let model = Model::open(&words.model, context)?;
         let loader = model.load_text();
 
@@ -105,10 +108,10 @@ impl Args {
         for handle in handles {
             printer.follow(handle, &interrupt, context.out)?;
         }
-        let (stats, facts) = session.finish()?;
-        let figures = Figures::new(&printer.usages(), &stats, facts.load);
+        let finished = session.finish()?;
+        let figures = Figures::new(&printer.usages(), &finished.stats, finished.facts.load);
         if self.json {
-            writeln!(context.out, "{}", printer.report(&facts, &figures))?;
+            writeln!(context.out, "{}", printer.report(&finished, &figures))?;
         }
         context.out.flush()?;
         if !context.quiet {
@@ -130,7 +133,7 @@ impl Args {
         let eos = session.eos(text);
         let answers = text.map(|text| text.answers(continues));
         let request = self.sampling.request(prompt, max_new, params, &eos, answers);
-        Request { logprobs: self.logprobs, ..request }
+        Request { logprobs: self.logprobs, energy: self.json, ..request }
     }
 
     /// Ids of the prompts, and whether an answer continues its prompt's own text.

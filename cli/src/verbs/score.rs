@@ -10,6 +10,7 @@ use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use njoule_runtime::engine::Energy;
 use njoule_runtime::request::Usage;
 use njoule_runtime::sampler::TokenLogprob;
 use njoule_runtime::{Event, Request, RequestHandle};
@@ -19,10 +20,9 @@ use self::logits::LogitsFile;
 use super::Context;
 use super::generate::{Figures, submit};
 use crate::args::UsageError;
+use crate::session::metering::MeteringArgs;
 use crate::session::words::Words;
-use crate::session::{
-    Interrupt, Interrupted, Model, RunArgs, RunOptions, Session, Size, Text, read_token_ids, unknown_energy,
-};
+use crate::session::{Interrupt, Interrupted, Model, RunArgs, RunOptions, Session, Size, Text, read_token_ids};
 
 /// Arguments of `score`.
 #[derive(Debug, clap::Args)]
@@ -54,6 +54,8 @@ pub struct Args {
     #[arg(long, value_name = "N", requires = "json")]
     top: Option<usize>,
     #[command(flatten)]
+    metering: MeteringArgs,
+    #[command(flatten)]
     run: RunArgs,
 }
 
@@ -71,7 +73,7 @@ impl Args {
         let from_file = self.text.is_some() || self.token_ids.is_some();
         let words = Words::read(&self.words, self.model.as_deref(), from_file, &context.fetch.env)?;
         let input = self.input(words.text)?;
-        let options = self.run.options()?;
+        let options = self.run.options()?.metered(self.metering.wanted());
         let model = Model::open(&words.model, context)?;
         let loader = model.load_text();
         // Texts are encoded first: what must fit is then known, and scoring is not a matter of the first token.
@@ -115,9 +117,9 @@ impl Args {
         if let Some(file) = file {
             file.finish()?;
         }
-        let (stats, facts) = session.finish()?;
+        let finished = session.finish()?;
         let usages: Vec<Usage> = scored.iter().map(|score| score.usage.clone()).collect();
-        let figures = Figures::new(&usages, &stats, facts.load);
+        let figures = Figures::new(&usages, &finished.stats, finished.facts.load);
         let total = Total::of(&scored);
         if self.json {
             let results: Vec<Value> = scored.iter().map(|score| score.json(self.top.is_some())).collect();
@@ -128,12 +130,16 @@ impl Args {
                 "perplexity": total.perplexity(),
                 "window": self.text.is_some().then_some(longest),
                 "figures": figures.json(),
-                "model": facts.json(),
-                "energy": unknown_energy(),
+                "model": finished.facts.json(),
+                "energy": finished.energy(),
             });
             writeln!(context.out, "{report}")?;
         } else {
             self.print(&scored, total, context.out)?;
+        }
+        context.out.flush()?;
+        if !context.quiet {
+            eprintln!("{figures}");
         }
         Ok(())
     }
@@ -162,6 +168,7 @@ impl Args {
         let request = Request {
             prompt_logprobs: Some(self.top.unwrap_or(0)),
             prompt_logits: self.logits.is_some(),
+            energy: self.json,
             ..Request::new(ids.to_vec(), 0)
         };
         submit(session, request)
@@ -190,7 +197,6 @@ impl Args {
     }
 }
 
-/// Waits for one sequence; its logits go to the file as they come.
 /// Perplexity of a text, in windows as `score --text` has them.
 pub fn perplexity(model: Model, text: &str, options: &RunOptions, context: &mut Context<'_>) -> anyhow::Result<f64> {
     let tools = model.load_text().require("perplexity needs it")?;
@@ -213,6 +219,7 @@ pub fn perplexity(model: Model, text: &str, options: &RunOptions, context: &mut 
     Total::of(&scored).perplexity().context("the text has fewer than two tokens: nothing to measure perplexity on")
 }
 
+/// Waits for one sequence; its logits go to the file as they come.
 fn follow(
     ids: &[u32],
     mut handle: RequestHandle,
@@ -259,6 +266,7 @@ impl Score {
             "logprobs": logprobs,
             "total_logprob": total.logprob,
             "perplexity": total.perplexity(),
+            "energy": self.usage.energy.as_deref().map(|used| Energy::from(*used)),
         });
         if top {
             let best = |t: &TokenLogprob| t.top.iter().map(|(id, lp)| json!({"id": id, "logprob": lp})).collect();

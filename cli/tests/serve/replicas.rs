@@ -222,38 +222,74 @@ fn who_has_no_file_descriptors_left_does_not_blame_its_replicas() {
     assert_eq!(server.code_after(Signal::TERM), Some(0));
 }
 
-/// Stand-ins: nothing here has run on a device.
+/// An artifact for stand-ins, and the variables that name them: nothing here has run on a device.
+fn stand_in(dir: &std::path::Path) -> Option<(String, [(&'static str, String); 6])> {
+    let (nrt, cc) = (neuron_fake("libneuron_fake.so")?, neuron_fake("neuronx-cc-fake")?);
+    let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+    let artifact = path("artifact");
+    let environment = [
+        ("NJOULE_NRT", nrt.to_str().unwrap().to_owned()),
+        ("NJOULE_NEURONX_CC", cc.to_str().unwrap().to_owned()),
+        ("NJOULE_INSTANCE", "inf2.48xlarge".to_owned()),
+        ("NJOULE_FAKE_INSTANCE", "inf2.48xlarge".to_owned()),
+        ("NJOULE_CACHE", path("cache")),
+        ("NEURON_RT_VISIBLE_CORES", "4-7".to_owned()),
+    ];
+    let model = testdata("qwen3");
+    let built = ["build", &model, "-o", &artifact, "--context", "128", "--tp", "1", "--batch", "2", "--quant", "none"];
+    let mut build = njoule(&[&built[..], &["--candidates", "16", "--max-neffs", "4", "--no-score", "-q"]].concat());
+    let built = ran(build.envs(environment.clone()).output().unwrap());
+    assert_eq!(built.code, 0, "{}", built.stderr);
+    Some((artifact, environment))
+}
+
+#[test]
+fn an_idle_stand_in_is_given_back_and_loaded_again_by_the_next_request() {
+    let dir = scratch();
+    let Some((artifact, environment)) = stand_in(dir.path()) else { return };
+    let environment = environment.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let args = ["--idle-unload", "1", "--max-num-seqs", "2", "--served-model-name", "m"];
+    let (mut server, _log, address) = start_with(&artifact, &args, &environment);
+    wait_until_whole(&address, 1, 0);
+    let body = json!({"prompt": "one more time", "max_tokens": 6, "temperature": 0, "ignore_eos": true});
+    let (status, first) = post(&address, &body);
+    assert_eq!(status, 200, "{first}");
+    let unloaded = || {
+        let health = health(&address);
+        health["replicas"][0]["state"] == "unloaded" && health["status"] == "ok" && replicas(&server).is_empty()
+    };
+    wait_for("the idle replica is gone", unloaded);
+    // It stays away until somebody wants it; who looks is told that it serves.
+    let told = health(&address)["replicas"][0].clone();
+    assert_eq!((&told["unloads"], &told["restarts"]), (&json!(1), &json!(0)));
+    let break_even = &told["break_even"];
+    assert!(break_even["load_s"].as_f64().unwrap() > 0.0 && break_even["load_cpu_s"].as_f64().unwrap() > 0.0, "{told}");
+    assert!(break_even["pays_beyond_s"]["joules"].is_null(), "no watts are known: {told}");
+    assert_eq!(break_even["pays_beyond_s"]["joules_at_least"], break_even["load_s"]);
+    assert!(ask(&address, "GET /ready", "").starts_with("HTTP/1.1 200"));
+    assert!(ask(&address, "GET /metrics", "").contains("njoule_replica_unloads_total{replica=\"0\"} 1"));
+    assert!(unloaded(), "a look has loaded it");
+    // More at once than run together: all wait for it.
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let (status, again) = post(&address, &body);
+                assert_eq!((status, &again["choices"]), (200, &first["choices"]), "{again}");
+            });
+        }
+    });
+    wait_for("it is idle again", unloaded);
+    assert_eq!(health(&address)["replicas"][0]["unloads"], 2);
+    // Ended while there is none.
+    assert_eq!(server.code_after(Signal::TERM), Some(0));
+    run(&["serve", &testdata("qwen3"), "--port", "0", "--idle-unload", "5"]).fails_with(2, &["--idle-unload"]);
+}
+
 #[test]
 fn four_stand_in_replicas_have_a_core_each_and_one_is_killed_under_load() {
-    let (Some(nrt), Some(cc)) = (neuron_fake("libneuron_fake.so"), neuron_fake("neuronx-cc-fake")) else { return };
     let dir = scratch();
-    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
-    let (artifact, cache) = (path("artifact"), path("cache"));
-    let environment = [
-        ("NJOULE_NRT", nrt.to_str().unwrap()),
-        ("NJOULE_NEURONX_CC", cc.to_str().unwrap()),
-        ("NJOULE_INSTANCE", "inf2.48xlarge"),
-        ("NJOULE_FAKE_INSTANCE", "inf2.48xlarge"),
-        ("NJOULE_CACHE", &cache),
-        ("NEURON_RT_VISIBLE_CORES", "4-7"),
-    ];
-    let built = [
-        "build",
-        &testdata("qwen3"),
-        "-o",
-        &artifact,
-        "--context",
-        "128",
-        "--tp",
-        "1",
-        "--batch",
-        "2",
-        "--quant",
-        "none",
-    ];
-    let mut build = njoule(&[&built[..], &["--candidates", "16", "--max-neffs", "4", "--no-score", "-q"]].concat());
-    let built = ran(build.envs(environment).output().unwrap());
-    assert_eq!(built.code, 0, "{}", built.stderr);
+    let Some((artifact, environment)) = stand_in(dir.path()) else { return };
+    let environment = environment.each_ref().map(|(name, value)| (*name, value.as_str()));
     let args = ["--replicas", "auto", "--dispatch", "pack", "--max-num-seqs", "2", "--served-model-name", "m"];
     let (mut server, _log, address) = start_with(&artifact, &args, &environment);
     wait_until_whole(&address, 4, 0);

@@ -2,6 +2,7 @@
 
 mod agreement;
 mod attribution;
+mod conditions;
 mod form;
 mod machine;
 mod neuron;

@@ -8,6 +8,10 @@ use njoule_energy::load::own_cpu_s;
 use njoule_energy::{Joules, Method};
 use serde_json::Value;
 
+mod answer;
+
+pub use answer::Energy;
+
 /// Meters and clocks, read by nobody else.
 pub trait EnergySource: Send {
     /// What was used since the last call; it may take its time. What it tells before the first step is booked as loading.
@@ -24,10 +28,22 @@ pub struct Reading {
     pub cpu_s: f64,
     /// Seconds of accelerator cores, since the last reading; `None` is unknown.
     pub core_s: Option<f64>,
-    /// Utilisation-seconds of accelerators, since the last reading; `None` is unknown.
-    pub util_s: Option<f64>,
+    /// Utilisation-seconds of accelerators.
+    pub util: Utilised,
     /// Energy.
     pub energy: Metered,
+}
+
+/// Utilisation-seconds since the last reading that was not [`Utilised::NotYet`].
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Utilised {
+    /// Devices tell whole minutes: it will be in a later reading.
+    NotYet,
+    /// It will never be known.
+    #[default]
+    Unknown,
+    /// So many.
+    Known(f64),
 }
 
 /// Energy since the last reading that was not [`Metered::NotYet`].
@@ -49,7 +65,11 @@ impl Reading {
         Reading {
             cpu_s: self.cpu_s + later.cpu_s,
             core_s: sum(self.core_s, later.core_s),
-            util_s: sum(self.util_s, later.util_s),
+            util: match (self.util, later.util) {
+                (Utilised::NotYet, util) | (util, Utilised::NotYet) => util,
+                (Utilised::Known(a), Utilised::Known(b)) => Utilised::Known(a + b),
+                _ => Utilised::Unknown,
+            },
             energy: match (self.energy, later.energy) {
                 (Metered::NotYet, energy) | (energy, Metered::NotYet) => energy,
                 (Metered::Known(a, by), Metered::Known(b, other)) => Metered::Known(a.plus(b), by.weakest(other)),
@@ -99,7 +119,7 @@ pub struct RequestEnergy {
     pub cpu_s: f64,
     /// Seconds of accelerator cores.
     pub core_s: Option<f64>,
-    /// Utilisation-seconds of accelerators.
+    /// Utilisation-seconds of accelerators; `None` unless every step it ran in was covered.
     pub util_s: Option<f64>,
 }
 
@@ -108,6 +128,8 @@ pub struct RequestEnergy {
 pub struct EnergyStats {
     /// Joules by what they went for; `None` until some are known.
     pub split: Option<Split>,
+    /// Their sum with its interval.
+    pub joules: Option<Joules>,
     /// The weakest method of those joules.
     pub method: Option<Method>,
     /// Mean power between the last two readings with joules.

@@ -1,9 +1,9 @@
 //! The engine's books of energy: each step's work by request, each reading split over the work before it.
 //!
-//! Two ledgers get the same work: one of CPU and core seconds, which every reading tells, and one of joules, whose readings
-//! may be rarer. A request that wants its energy is answered when the readings reach beyond its end, or after
-//! [`EngineConfig::energy_wait`](super::EngineConfig::energy_wait) without. Invariant: a step allocates nothing here after
-//! warm-up, and what was settled is the sum of the buckets.
+//! Three ledgers get the same work: one of CPU and core seconds, which every reading tells, and those of joules and of
+//! utilisation-seconds, whose readings may be rarer. A request that wants its energy is answered when the readings reach beyond
+//! its end, or after [`EngineConfig::energy_wait`](super::EngineConfig::energy_wait) without; for minutes of utilisation nobody
+//! waits. Invariant: a step allocates nothing here after warm-up, and what was settled is the sum of the buckets.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,15 +13,16 @@ use njoule_energy::{Joules, Method};
 use serde_json::Value;
 
 use super::Doorbell;
-use super::energy::{CpuTime, EnergySource, EnergyStats, Metered, Reading, RequestEnergy};
+use super::energy::{CpuTime, EnergySource, EnergyStats, Metered, Reading, RequestEnergy, Utilised};
 use super::sampler::{Sample, Sampler, Ticket};
-use crate::backend::CostModel;
+use crate::backend::{Cost, CostModel};
 
 /// A request's place in the books.
 #[derive(Clone, Copy, Debug)]
 pub struct Account {
     seconds: AccountId,
     joules: Option<AccountId>,
+    util: Option<AccountId>,
     /// Tokens whose keys and values have been in the cache: what is run of them again is in vain.
     reached: usize,
 }
@@ -54,20 +55,51 @@ impl Wait {
     }
 }
 
+/// A ledger and what it will be told.
+struct Book {
+    ledger: Ledger,
+    /// The step in the making.
+    shares: Vec<Share>,
+    /// Accounts that are closed at its next reading: what they have not been charged for yet is their own.
+    leaving: Vec<AccountId>,
+}
+
+impl Book {
+    fn new(coefficients: Coefficients) -> Book {
+        Book { ledger: Ledger::new(coefficients), shares: Vec::new(), leaving: Vec::new() }
+    }
+
+    fn step(&mut self, seconds: f64, weight_bytes: f64) {
+        self.ledger.step(seconds, weight_bytes, &self.shares);
+        self.shares.clear();
+    }
+
+    fn settle(&mut self, joules: Option<Joules>) {
+        self.ledger.settle(&Amounts { joules, ..Amounts::default() });
+    }
+
+    fn close_leaving(&mut self) {
+        for id in self.leaving.drain(..) {
+            self.ledger.close(id);
+        }
+    }
+}
+
 /// The books.
 pub struct Metering {
     costs: CostModel,
-    seconds: Ledger,
+    seconds: Book,
     /// `None` where nothing could ever tell.
-    joules: Option<Ledger>,
+    joules: Option<Book>,
+    /// Utilisation-seconds in the place of joules: how an amount is split does not depend on its unit. `None` without
+    /// accelerators.
+    util: Option<Book>,
     /// Whether joules have been known.
     known: bool,
     sampler: Sampler,
+    /// Whether a step has been run.
+    begun: bool,
     patience: Duration,
-    /// The step in the making, for either ledger.
-    shares: [Vec<Share>; 2],
-    /// Of the ledger of joules, accounts that are closed at its next reading.
-    leaving: Vec<AccountId>,
     answered: Option<Ticket>,
     metered: Option<Ticket>,
     /// End of what has been booked.
@@ -95,13 +127,16 @@ impl Metering {
         let source = source.unwrap_or_else(|| Box::new(CpuTime::begin()));
         Ok(Metering {
             costs,
-            seconds: Ledger::new(Coefficients::default()),
-            joules: metered.then(|| Ledger::new(Coefficients::default())),
+            seconds: Book::new(Coefficients::default()),
+            joules: metered.then(|| Book::new(Coefficients::default())),
+            // An idle device's utilisation is none: the idle power is taken off.
+            util: cores
+                .filter(|_| metered)
+                .map(|_| Book::new(Coefficients { idle_w: Some(0.0), ..Coefficients::default() })),
             known: false,
             sampler: Sampler::start(source, metered, doorbell, patience)?,
+            begun: false,
             patience,
-            shares: Default::default(),
-            leaving: Vec::new(),
             answered: None,
             metered: None,
             mark: Instant::now(),
@@ -126,8 +161,9 @@ impl Metering {
     /// A sequence's part of the step that has been run; `account` is opened with its first.
     pub fn rows(&mut self, account: &mut Option<Account>, rows: Rows) {
         let account = account.get_or_insert_with(|| Account {
-            seconds: self.seconds.open(),
-            joules: self.joules.as_mut().map(Ledger::open),
+            seconds: self.seconds.ledger.open(),
+            joules: self.joules.as_mut().map(|book| book.ledger.open()),
+            util: self.util.as_mut().map(|book| book.ledger.open()),
             reached: 0,
         });
         let whole = self.costs.cost(rows.computed, rows.run, rows.outputs);
@@ -148,35 +184,48 @@ impl Metering {
             let outputs = rows.outputs.saturating_sub(end - to).min(to - from);
             let flops = self.costs.cost(from, to - from, outputs).flops;
             let kv_bytes = whole.kv_bytes * (to - from) as f64 / rows.run as f64;
-            for (shares, id) in self.shares.iter_mut().zip([Some(account.seconds), account.joules]) {
-                if id.is_some() {
-                    shares.push(Share { account: id, purpose, flops, kv_bytes });
+            self.seconds.shares.push(Share { account: Some(account.seconds), purpose, flops, kv_bytes });
+            for (book, id) in [(&mut self.joules, account.joules), (&mut self.util, account.util)] {
+                if let Some(book) = book {
+                    book.shares.push(Share { account: id, purpose, flops, kv_bytes });
                 }
             }
         }
         account.reached = account.reached.max(kept_end);
     }
 
-    /// The step is over, of which [`Metering::rows`] has told. What lies between steps is theirs who run.
-    pub fn step(&mut self, now: Instant) {
+    /// Before the first step: what loading used should be told apart from it.
+    pub fn begin_step(&mut self, generated: u64) {
+        if std::mem::replace(&mut self.begun, true) || self.joules.is_none() {
+            return;
+        }
+        self.sampler.wait_first(Instant::now() + self.patience);
+        self.settle(generated);
+    }
+
+    /// The step is over, of which [`Metering::rows`] has told, and in which so much was computed for nobody. What lies between
+    /// steps is theirs who run. Cores are occupied for the sequences alone, however they are padded: all of their seconds is
+    /// given to these.
+    pub fn step(&mut self, now: Instant, padding: Cost) {
         let seconds = self.passed(now);
         self.core_s += self.cores.map_or(0.0, |cores| cores as f64 * seconds);
         let weights = self.costs.weight_bytes();
-        let [of_seconds, of_joules] = &mut self.shares;
-        self.seconds.step(seconds, weights, of_seconds);
-        of_seconds.clear();
-        if let Some(joules) = &mut self.joules {
-            joules.step(seconds, weights, of_joules);
-            of_joules.clear();
+        self.seconds.step(seconds, weights);
+        for book in [&mut self.joules, &mut self.util].into_iter().flatten() {
+            if padding.flops > 0.0 || padding.kv_bytes > 0.0 {
+                let Cost { flops, kv_bytes, .. } = padding;
+                book.shares.push(Share { account: None, purpose: Purpose::Waste, flops, kv_bytes });
+            }
+            book.step(seconds, weights);
         }
     }
 
     /// Nothing has run until now.
     pub fn idle(&mut self, now: Instant) {
         let seconds = self.passed(now);
-        self.seconds.idle(seconds);
-        if let Some(joules) = &mut self.joules {
-            joules.idle(seconds);
+        self.seconds.ledger.idle(seconds);
+        for book in [&mut self.joules, &mut self.util].into_iter().flatten() {
+            book.ledger.idle(seconds);
         }
     }
 
@@ -196,15 +245,14 @@ impl Metering {
 
     fn take_in(&mut self, sample: &Sample, generated: u64) {
         let Sample { reading, first, answered, metered } = *sample;
-        let Reading { cpu_s, core_s, util_s, energy } = reading;
+        let Reading { cpu_s, core_s, util, energy } = reading;
         let held = std::mem::take(&mut self.core_s);
         let core_s = core_s.or(self.cores.map(|_| held));
-        self.seconds.settle(&Amounts { joules: None, cpu_s, core_s, util_s });
+        self.seconds.ledger.settle(&Amounts { joules: None, cpu_s, core_s, util_s: None });
         self.answered = Some(answered);
         self.stats.cpu_s += cpu_s;
-        let add = |sum: &mut Option<f64>, more: Option<f64>| *sum = more.map(|more| sum.unwrap_or(0.0) + more);
-        add(&mut self.stats.core_s, core_s);
-        add(&mut self.stats.util_s, util_s);
+        self.stats.core_s = core_s.map(|more| self.stats.core_s.unwrap_or(0.0) + more);
+        self.utilised(util);
         let joules = match energy {
             Metered::NotYet => return,
             Metered::Unknown => None,
@@ -214,12 +262,30 @@ impl Metering {
         self.book(joules, generated, first);
     }
 
+    fn utilised(&mut self, util: Utilised) {
+        let seconds = match util {
+            Utilised::NotYet => return,
+            Utilised::Unknown => None,
+            Utilised::Known(seconds) => Joules::new(seconds),
+        };
+        if let Some(seconds) = seconds {
+            self.stats.util_s = Some(self.stats.util_s.unwrap_or(0.0) + seconds.best());
+        }
+        if let Some(book) = &mut self.util {
+            book.settle(seconds);
+            book.close_leaving();
+        }
+    }
+
     /// Waits for a last reading, so that the figures are those of the whole time.
     pub fn end(&mut self, doorbell: &Doorbell, generated: u64) {
         if self.joules.is_none() {
             return;
         }
-        let (ticket, until) = (self.sampler.ask(), Instant::now() + self.patience);
+        let until = Instant::now() + self.patience;
+        // One that was asked for before would be of loading alone.
+        self.sampler.wait_first(until);
+        let ticket = self.sampler.ask();
         loop {
             doorbell.take();
             self.settle(generated);
@@ -232,19 +298,17 @@ impl Metering {
     fn book(&mut self, joules: Option<(Joules, Method)>, generated: u64, first: bool) {
         let seconds = std::mem::take(&mut self.period_s);
         let tokens = generated - std::mem::replace(&mut self.tokens_before, generated);
-        let Some(ledger) = &mut self.joules else { return };
+        let Some(book) = &mut self.joules else { return };
         match joules {
             // Before the first step the model was loaded.
-            Some((joules, _)) if first && ledger.pending_steps() == 0 => {
-                ledger.load(joules.best());
-            }
-            Some((joules, _)) => ledger.settle(&Amounts { joules: Some(joules), ..Amounts::default() }),
-            None => ledger.settle(&Amounts::default()),
+            Some((joules, _)) if first && book.ledger.pending_steps() == 0 => book.ledger.load(joules.best()),
+            other => book.settle(other.map(|(joules, _)| joules)),
         }
         match joules {
             Some((joules, method)) => {
                 self.known = true;
                 self.stats.tokens += tokens;
+                self.stats.joules = Some(self.stats.joules.map_or(joules, |before| before.plus(joules)));
                 self.stats.method = Some(self.stats.method.map_or(method, |before| before.weakest(method)));
                 self.stats.watts = (seconds > 0.0).then(|| joules.best() / seconds);
             }
@@ -254,24 +318,24 @@ impl Metering {
             }
         }
         // The idle power is that of this machine with this model, measured while nothing ran.
-        let idle_w = ledger.fit().idle_w();
+        let idle_w = book.ledger.fit().idle_w();
         if idle_w.is_some() {
-            let coefficients = Coefficients { idle_w, ..ledger.coefficients() };
-            ledger.set_coefficients(coefficients);
+            let coefficients = Coefficients { idle_w, ..book.ledger.coefficients() };
+            book.ledger.set_coefficients(coefficients);
         }
-        for id in self.leaving.drain(..) {
-            ledger.close(id);
-        }
-        self.stats.split = self.known.then(|| ledger.split());
+        book.close_leaving();
+        self.stats.split = self.known.then(|| book.ledger.split());
     }
 
     /// A request has ended, in vain if `wasted`. `Some` if it `wants` its energy and has to wait for it.
     pub fn leave(&mut self, account: Option<Account>, wasted: bool, wants: bool, now: Instant) -> Option<Wait> {
         let account = account?;
-        if let Some((ledger, id)) = self.joules.as_mut().zip(account.joules)
-            && wasted
-        {
-            ledger.abort(id);
+        for (book, id) in [(&mut self.joules, account.joules), (&mut self.util, account.util)] {
+            if let Some((book, id)) = book.as_mut().zip(id)
+                && wasted
+            {
+                book.ledger.abort(id);
+            }
         }
         if wants && !wasted {
             return Some(Wait { account, ticket: self.sampler.ask(), until: now + self.patience });
@@ -281,9 +345,12 @@ impl Metering {
     }
 
     fn close(&mut self, account: Account) {
-        self.seconds.close(account.seconds);
-        // What it has not been charged for yet is its own.
-        self.leaving.extend(account.joules);
+        self.seconds.ledger.close(account.seconds);
+        for (book, id) in [(&mut self.joules, account.joules), (&mut self.util, account.util)] {
+            if let Some(book) = book {
+                book.leaving.extend(id);
+            }
+        }
     }
 
     /// What the request has used, once that is known or its patience is over.
@@ -294,11 +361,17 @@ impl Metering {
         if !(seconds && joules) && now < wait.until {
             return None;
         }
-        let used = self.seconds.used(wait.account.seconds);
-        let mut energy =
-            RequestEnergy { cpu_s: used.cpu_s, core_s: used.core_s, util_s: used.util_s, ..RequestEnergy::default() };
+        let used = self.seconds.ledger.used(wait.account.seconds);
+        let util = self.util.as_ref().zip(wait.account.util).and_then(|(book, id)| book.ledger.used(id).joules());
+        let mut energy = RequestEnergy {
+            cpu_s: used.cpu_s,
+            core_s: used.core_s,
+            util_s: util.map(Joules::best),
+            ..RequestEnergy::default()
+        };
         let books = self.joules.as_ref().zip(wait.account.joules);
-        if let Some((ledger, id)) = books.filter(|_| joules) {
+        if let Some((book, id)) = books.filter(|_| joules) {
+            let ledger = &book.ledger;
             let used = ledger.used(id);
             energy.joules = used.joules();
             if energy.joules.is_some() {

@@ -9,7 +9,7 @@ use std::num::NonZero;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use crate::backend::{Batch, Capacity, Cost, Executor, MemoryUse, SeqSpan, StepError, StepOutput};
+use crate::backend::{Batch, Capacity, Cost, Executor, MemoryUse, Padding, SeqSpan, StepError, StepOutput};
 
 mod device;
 
@@ -88,6 +88,9 @@ pub struct MockExecutor {
     /// Threads that shared a step, per step.
     pub shared_by: Arc<Mutex<Vec<usize>>>,
     active: usize,
+    /// Accelerator cores that it says to have, and what it computes for nobody in every step.
+    pub cores: Option<usize>,
+    pub padding: Padding,
     cache: Vec<Option<Entry>>,
     result: Vec<f32>,
     step: u64,
@@ -109,6 +112,8 @@ impl MockExecutor {
             workers: 1,
             shared_by: Arc::default(),
             active: usize::MAX,
+            cores: None,
+            padding: Padding::default(),
             cache: vec![None; capacity.blocks * capacity.block_len],
             result: Vec::new(),
             step: 0,
@@ -255,6 +260,14 @@ impl Executor for MockExecutor {
 
     fn set_workers(&mut self, workers: NonZero<usize>) {
         self.active = workers.get();
+    }
+
+    fn padding(&self) -> Padding {
+        self.padding
+    }
+
+    fn cores(&self) -> Option<usize> {
+        self.cores
     }
 
     fn memory(&self) -> MemoryUse {

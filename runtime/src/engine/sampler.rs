@@ -91,6 +91,19 @@ impl Sampler {
         ticket
     }
 
+    /// Waits for the first reading, of the time before the engine.
+    pub fn wait_first(&self, until: Instant) {
+        let mut slot = lock(&self.shared.slot);
+        while self.shared.made.load(Ordering::Acquire) == 0 {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            let changed = self.shared.changed.wait_timeout(slot, left);
+            slot = changed.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+        }
+    }
+
     /// What was read since the last look.
     pub fn take(&mut self) -> Option<Sample> {
         let made = self.shared.made.load(Ordering::Acquire);
@@ -134,7 +147,10 @@ fn run(mut source: Box<dyn EnergySource>, wakes: bool, doorbell: &Doorbell, pati
             slot.metered = asked;
         }
         slot.description = Some(description);
-        shared.made.fetch_add(1, Ordering::Release);
+        if shared.made.fetch_add(1, Ordering::Release) == 0 {
+            // The engine's first step waits for it.
+            shared.changed.notify_all();
+        }
         if (wakes || answers) && !slot.ended {
             doorbell.ring();
         }

@@ -13,6 +13,8 @@ pub struct EngineStats {
     pub steps: u64,
     /// Rows run, recomputed ones included.
     pub rows: u64,
+    /// Rows that a device computed beside them, to fill its buckets.
+    pub padded_rows: u64,
     /// Rows of prompts, and of whole sequences after a preemption.
     pub prefill_tokens: u64,
     /// Time of their steps.
@@ -71,6 +73,7 @@ impl EngineStats {
         EngineStats {
             steps: 0,
             rows: 0,
+            padded_rows: 0,
             prefill_tokens: 0,
             prefill_seconds: 0.0,
             decode_tokens: 0,

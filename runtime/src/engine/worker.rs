@@ -305,6 +305,7 @@ impl Worker {
     }
 
     fn step(&mut self, plan: Plan, shared: &Shared) -> Result<(), RequestError> {
+        self.metering.begin_step(self.stats.generated_tokens);
         let start = Instant::now();
         if let Some(idle_since) = self.idle_since {
             self.stats.host_seconds += (start - idle_since).as_secs_f64();
@@ -476,7 +477,9 @@ impl Worker {
             let rows = Rows { computed: *computed, run, kept, outputs: outputs.len(), prompt_len: *prompt_len };
             self.metering.rows(&mut sequence.job.account, rows);
         }
-        self.metering.step(now);
+        let padding = self.executor.padding();
+        self.stats.padded_rows += padding.rows as u64;
+        self.metering.step(now, padding.cost);
     }
 
     /// Sends the terminal events of `ended`, after the figures that they should be seen in; of those that want their energy,

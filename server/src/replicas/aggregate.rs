@@ -70,6 +70,12 @@ impl Figures {
         self.families.iter().any(less)
     }
 
+    /// The sample of a family whose labels have `label` in them.
+    pub fn value(&self, name: &str, label: &str) -> Option<f64> {
+        let family = self.families.iter().find(|family| family.name == name)?;
+        family.samples.iter().find(|(_, labels, _)| labels.contains(label)).map(|(_, _, value)| *value)
+    }
+
     /// Adds what `other` has counted.
     pub fn add(&mut self, other: &Figures) {
         for family in other.families.iter().filter(|family| family.kind != "gauge") {

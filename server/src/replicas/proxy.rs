@@ -152,17 +152,23 @@ impl Job {
     async fn try_all(&self) -> Result<Placed, ApiError> {
         let (mut refused, mut refusal, mut lost) = (Vec::new(), None, 0);
         let mut changed = self.replicas.changed.subscribe();
-        let patience = Instant::now() + REPLACED;
+        let (patience, loaded) = (Instant::now() + REPLACED, Instant::now() + LOADED_AGAIN);
+        let mut waits = None;
         loop {
             changed.mark_unchanged();
             let Some(seat) = self.replicas.seat(&self.keys, self.claim, &refused) else {
                 if let Some(placed) = refusal.take() {
                     return Ok(placed);
                 }
-                if lost == 0 {
+                let comes = self.replicas.wake();
+                if comes && waits.is_none() {
+                    waits = self.replicas.wait_for_load();
+                }
+                if lost == 0 && !(comes && waits.is_some()) {
                     return Err(no_room(&self.app, &self.replicas));
                 }
                 // It was taken in: a replica will be there again.
+                let patience = if comes { loaded } else { patience };
                 match tokio::time::timeout_at(patience, changed.changed()).await {
                     Ok(_) => continue,
                     Err(_) => return Err(ApiError::loading()),
@@ -409,6 +415,8 @@ const HOP: [HeaderName; 10] = [
 const MOVES: usize = 2;
 /// How long a request whose replica was lost waits for another one.
 const REPLACED: Duration = Duration::from_secs(60);
+/// The same for one that was unloaded: a device's modules take minutes.
+const LOADED_AGAIN: Duration = Duration::from_secs(600);
 const LARGE: usize = 256 << 10;
 
 #[cfg(test)]

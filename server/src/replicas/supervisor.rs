@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -14,6 +15,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::{sleep, timeout};
 
 use super::client::Broken;
+use super::idle::Costs;
 use super::{Replicas, State, client};
 use crate::app::{App, Phase};
 
@@ -37,8 +39,19 @@ pub(super) async fn keep(replicas: Arc<Replicas>, app: Arc<App>, replica: usize)
         let begun = Instant::now();
         let mut ready = false;
         let ended = run(&replicas, &app, replica, &mut ready).await;
+        if let Ended::Unloaded = ended {
+            // It may be wanted again already.
+            replicas.settle(replica, |now| (now.pid, now.address) = (None, None));
+            tokio::select! {
+                () = replicas.members[replica].wanted.notified() => {}
+                _ = stopping.wait_for(|stopping| *stopping) => break,
+            }
+            failures = 0;
+            continue;
+        }
         // At once: what has no address is nobody's choice.
-        replicas.settle(replica, |now| (now.pid, now.address, now.state) = (None, None, State::Ended));
+        replicas
+            .settle(replica, |now| (now.pid, now.address, now.state, now.returns) = (None, None, State::Ended, false));
         if *stopping.borrow() {
             break;
         }
@@ -77,6 +90,16 @@ enum Ended {
     Code(i32),
     /// By a signal, or by one of ours because it gave no sign of life.
     Killed(&'static str),
+    /// It had nothing to do.
+    Unloaded,
+}
+
+/// Why a process is watched no more.
+enum Watched {
+    /// What is missing.
+    Failed(&'static str),
+    /// It has had no request for long enough.
+    Idle,
 }
 
 impl std::fmt::Display for Ended {
@@ -85,6 +108,7 @@ impl std::fmt::Display for Ended {
             Ended::NotStarted(error) => write!(f, "it cannot be started: {error}"),
             Ended::Code(code) => write!(f, "exit code {code}"),
             Ended::Killed(why) => f.write_str(why),
+            Ended::Unloaded => f.write_str("it had no requests"),
         }
     }
 }
@@ -103,7 +127,7 @@ async fn run(replicas: &Replicas, app: &App, replica: usize, ready: &mut bool) -
         _ = stopping.wait_for(|stopping| *stopping) => None,
     };
     match watched {
-        Some(why) => {
+        Some(Watched::Failed(why)) => {
             replicas.set(replica, |now| now.state = State::Lost);
             // One that failed ends by itself in a moment; a stopped one does not.
             if timeout(LAST_WORDS, child.wait()).await.is_err() {
@@ -111,17 +135,19 @@ async fn run(replicas: &Replicas, app: &App, replica: usize, ready: &mut bool) -
             }
             Ended::Killed(why)
         }
-        None => {
+        None | Some(Watched::Idle) => {
             if let Some(pid) = pid(&child) {
                 let _ = kill_process(pid, Signal::TERM);
             }
-            match timeout(GENTLE_END, child.wait()).await {
+            let end = match timeout(GENTLE_END, child.wait()).await {
                 Ok(status) => ended(status),
                 Err(_) => {
                     let _ = child.kill().await;
                     Ended::Killed("it did not end")
                 }
-            }
+            };
+            // However it went: its device is free.
+            if watched.is_some() { Ended::Unloaded } else { end }
         }
     }
 }
@@ -152,16 +178,20 @@ fn pid(child: &Child) -> Option<Pid> {
     Pid::from_raw(i32::try_from(child.id()?).ok()?)
 }
 
-/// Asks for signs of life until there are none; says what is missing.
+/// Asks for signs of life until there are none, or nothing to do; says what is missing.
 async fn watch(
     replicas: &Replicas,
     app: &App,
     replica: usize,
     ready: &mut bool,
     stdout: Option<tokio::process::ChildStdout>,
-) -> &'static str {
+) -> Watched {
     let patience = replicas.settings.patience;
-    let Some(address) = address(stdout, patience.max(START)).await else { return "it told no address" };
+    let started = Instant::now();
+    let mut costs: Option<Costs> = None;
+    let Some(address) = address(stdout, patience.max(START)).await else {
+        return Watched::Failed("it told no address");
+    };
     replicas.set(replica, |now| (now.state, now.address) = (State::Loading, Some(address)));
     let begun = Instant::now();
     let mut last = begun;
@@ -185,7 +215,10 @@ async fn watch(
                     replicas.take_figures(replica, life, &text);
                 }
                 replicas.set(replica, |now| {
-                    now.state = State::Ready;
+                    if !*ready {
+                        now.used = Instant::now();
+                    }
+                    (now.state, now.returns) = (State::Ready, false);
                     if begun.elapsed() > LONG_LIFE {
                         now.failures = 0;
                     }
@@ -194,11 +227,16 @@ async fn watch(
                     tracing::info!(replica, "replica ready");
                     app.advance(Phase::Ready);
                 }
+                if let Some(after) = replicas.settings.idle_unload
+                    && is_idle(replicas, replica, after, started, &mut costs)
+                {
+                    return Watched::Idle;
+                }
             }
             Ok(_) => {
                 last = Instant::now();
                 if *ready {
-                    return "its engine has failed";
+                    return Watched::Failed("its engine has failed");
                 }
             }
             // It was not asked.
@@ -209,13 +247,31 @@ async fn watch(
             Err(Broken::There) => {
                 demote(replicas, replica, State::Lost);
                 if last.elapsed() >= patience {
-                    return "it gave no sign of life";
+                    return Watched::Failed("it gave no sign of life");
                 }
             }
         }
         let period = if *ready { PERIOD } else { LOADING_PERIOD };
         sleep(period.saturating_sub(asked.elapsed()).max(LOADING_PERIOD)).await;
     }
+}
+
+/// Whether it was given up because it has had no request for `after`; says for how long it should stay away to pay.
+fn is_idle(replicas: &Replicas, replica: usize, after: Duration, started: Instant, costs: &mut Option<Costs>) -> bool {
+    let (figures, used) = {
+        let now = replicas.members[replica].now();
+        (now.figures.clone().unwrap_or_default(), now.used)
+    };
+    let costs = costs.get_or_insert_with(|| Costs::new(started.elapsed(), &figures));
+    let busy = replicas.members[replica].load.load(Ordering::Relaxed) > 0 || used.elapsed() < PERIOD;
+    costs.look(busy, &figures);
+    if !replicas.unload(replica, after) {
+        return false;
+    }
+    let known = costs.break_even(&figures);
+    replicas.members[replica].now().break_even = Some(known);
+    tracing::info!(replica, idle_s = after.as_secs(), "a replica without requests is unloaded; {known}");
+    true
 }
 
 /// Until it answers.

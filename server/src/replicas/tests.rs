@@ -4,6 +4,10 @@ use super::*;
 
 /// Replicas that answer, each with room for `slots` requests and `queue` that wait.
 fn answering(count: usize, slots: usize, queue: usize) -> Arc<Replicas> {
+    answering_until_idle(count, slots, queue, None)
+}
+
+fn answering_until_idle(count: usize, slots: usize, queue: usize, idle_unload: Option<Duration>) -> Arc<Replicas> {
     let settings = ReplicaSettings {
         model: "m".into(),
         count,
@@ -12,6 +16,7 @@ fn answering(count: usize, slots: usize, queue: usize) -> Arc<Replicas> {
         queue,
         policy: Policy::Spread,
         patience: Duration::from_secs(1),
+        idle_unload,
     };
     let replicas = Replicas::new(settings);
     for member in &replicas.members {
@@ -58,6 +63,41 @@ fn a_process_that_has_just_ended_is_nobodys_choice() {
     replicas.members[0].load.store(0, Ordering::Relaxed);
     assert_eq!(seat(&replicas, Claim::Place(None)).map(|seat| seat.replica), Some(1));
     replicas.members[0].load.store(2, Ordering::Relaxed);
+}
+
+#[test]
+fn an_idle_one_is_unloaded_and_woken_once_for_those_who_wait() {
+    let after = Duration::from_millis(20);
+    let replicas = answering_until_idle(2, 1, 1, Some(after));
+    let state = |replica: usize| replicas.members[replica].now().state;
+    let busy = seat(&replicas, Claim::Place(None)).unwrap();
+    let other = 1 - busy.replica;
+    assert!(!replicas.unload(other, Duration::from_secs(60)), "not for so long");
+    std::thread::sleep(2 * after);
+    assert!(!replicas.unload(busy.replica, after), "it has a request");
+    assert!(replicas.unload(other, after) && state(other) == State::Unloaded);
+    assert!(!replicas.unload(other, after), "once");
+    // What is full has another one loaded before all must wait.
+    let _next = seat(&replicas, Claim::Place(None)).unwrap();
+    assert_eq!((state(other), replicas.members[other].unloads.read()), (State::Starting, 1));
+    drop(busy);
+
+    let replicas = answering_until_idle(2, 1, 1, Some(after));
+    std::thread::sleep(2 * after);
+    assert!((0..2).all(|replica| replicas.unload(replica, after)));
+    assert!(seat(&replicas, Claim::Place(None)).is_none());
+    // It is not lost: somebody who asks will be answered.
+    assert!(replicas.has_room(Claim::Place(None)) && replicas.is_healthy());
+    assert_eq!(replicas.describe()["status"], "ok");
+    assert!(replicas.wake() && replicas.wake(), "one comes");
+    let states = || replicas.members.iter().map(|member| member.now().state).collect::<Vec<_>>();
+    assert_eq!(states(), [State::Starting, State::Unloaded]);
+    let waits: Vec<Waits> = (0..4).map(|_| replicas.wait_for_load().unwrap()).collect();
+    assert!(replicas.wait_for_load().is_none(), "more than all could have");
+    drop(waits);
+    assert_eq!(replicas.waiting.load(Ordering::Relaxed), 0);
+    // Nobody is waited for where none was unloaded.
+    assert!(!answering(1, 1, 0).wake());
 }
 
 #[test]

@@ -133,10 +133,14 @@ impl Figures {
         let generated = self.counts.tokens.generated;
         json!({
             "joules": joules.map(|(joules, _)| joules),
+            "low_j": joules.and(self.energy.joules).and_then(|j| j.low()),
+            "high_j": joules.and(self.energy.joules).and_then(|j| j.high()),
             "method": joules.map(|(_, method)| method),
             "by_bucket": joules.and(self.energy.split),
             "output_tokens_per_joule": joules.filter(|(joules, _)| *joules > 0.0).map(|(joules, _)| generated as f64 / joules),
             "cpu_s": self.energy.cpu_s,
+            "core_s": self.energy.core_s,
+            "util_s": self.energy.util_s,
             "reasons": if joules.is_none() { &self.reasons[..] } else { &[] },
         })
     }
@@ -164,7 +168,7 @@ impl fmt::Display for Figures {
         let Summary { answered, failed, skipped, tokens, .. } = self.counts;
         let rate = self.rate().map_or("-".to_owned(), |rate| format!("{rate:.1}"));
         let energy = match self.joules() {
-            Some((joules, method)) => format!("{joules:.3} J ({method})"),
+            Some(_) => self.energy.text(),
             None => format!("unknown ({})", self.reasons.first().map_or("no meter", String::as_str)),
         };
         write!(

@@ -8,6 +8,8 @@ use njoule_runtime::backend::{
 use rustix::time::{ClockId, clock_gettime};
 use sha2::{Digest, Sha256};
 
+use super::steps::Steps;
+
 /// What is measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
@@ -46,6 +48,8 @@ pub struct Phase {
     pub steps: u64,
     /// Tokens run.
     pub tokens: usize,
+    /// Rows that a device computed beside them.
+    pub padded_rows: u64,
     /// Wall-clock time.
     pub seconds: f64,
     /// Time on all CPUs.
@@ -70,12 +74,23 @@ pub struct Bench<'a> {
     vocab: usize,
     batch: Batch,
     out: StepOutput,
+    steps: Option<Steps>,
 }
 
 impl<'a> Bench<'a> {
     /// Cases within `capacity`.
     pub fn new(executor: &'a mut dyn Executor, capacity: Capacity, vocab: usize) -> Self {
-        Bench { executor, capacity, vocab, batch: Batch::default(), out: StepOutput::default() }
+        Bench { executor, capacity, vocab, batch: Batch::default(), out: StepOutput::default(), steps: None }
+    }
+
+    /// The same, every step of the last phase recorded in the room that `steps` has.
+    pub fn recording(self, steps: Option<Steps>) -> Self {
+        Bench { steps, ..self }
+    }
+
+    /// The steps of the last phase, if they are recorded.
+    pub fn steps(&self) -> Option<&Steps> {
+        self.steps.as_ref()
     }
 
     /// Runs a short form of `case` until two runs take equally long, and says how many that took and how far the last two
@@ -114,6 +129,9 @@ impl<'a> Bench<'a> {
         least: Duration,
         mut once: impl FnMut(&mut Self, &mut Phase) -> Result<(), StepError>,
     ) -> Result<Phase, StepError> {
+        if let Some(steps) = &mut self.steps {
+            steps.begin();
+        }
         let watch = Watch::start();
         let mut phase = Phase::default();
         while phase.passes == 0 || watch.wall.elapsed() < least {
@@ -142,7 +160,7 @@ impl<'a> Bench<'a> {
                     (seq, position) = (seq + 1, 0);
                 }
             }
-            self.step(phase)?;
+            self.step(phase, true)?;
         }
         phase.tokens += case.batch * case.prompt;
         Ok(())
@@ -154,13 +172,13 @@ impl<'a> Bench<'a> {
             for seq in 0..case.batch {
                 self.push(case, seq, case.prompt + i, 1, true);
             }
-            self.step(phase)?;
+            self.step(phase, false)?;
         }
         phase.tokens += case.batch * case.generated;
         Ok(())
     }
 
-    fn step(&mut self, phase: &mut Phase) -> Result<(), StepError> {
+    fn step(&mut self, phase: &mut Phase, prefills: bool) -> Result<(), StepError> {
         self.batch.wants = Wants::Tokens;
         self.executor.submit(&self.batch)?;
         self.executor.collect(&mut self.out)?;
@@ -169,6 +187,12 @@ impl<'a> Bench<'a> {
         total.weight_bytes += cost.weight_bytes;
         total.kv_bytes += cost.kv_bytes;
         phase.steps += 1;
+        phase.padded_rows += self.executor.padding().rows as u64;
+        if let Some(steps) = &mut self.steps {
+            let rows = self.batch.rows();
+            let (prefill, decode) = if prefills { (rows, 0) } else { (0, rows) };
+            steps.add(prefill, decode);
+        }
         Ok(())
     }
 

@@ -4,8 +4,7 @@
 //! so their hash tells whether two servers said the same. Energy and CPU time are the server's if `--meter` says whose they are
 //! (of a server that is started here: its process); the clients' own CPU time stands apart.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Write as _};
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -19,7 +18,8 @@ use serde_json::{Value, json};
 
 use super::case::Case;
 use super::client::{Answer, Asked, Endpoint, digest};
-use super::measure::{MeasureArgs, Metered, create};
+use super::lines::{Lines, NESTED};
+use super::measure::{MeasureArgs, Metered};
 use super::record::{self, Run, percentile};
 use crate::args::UsageError;
 use crate::verbs::Context;
@@ -55,7 +55,7 @@ pub struct LoadArgs {
     /// The key that the server asks for
     #[arg(long, value_name = "KEY", env = "OPENAI_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
-    /// Write a line of JSON for every request
+    /// Write a line for every request: JSON, or CSV if the file's name ends in .csv
     #[arg(long, value_name = "FILE", requires = "endpoint")]
     request_log: Option<PathBuf>,
     /// Start this server, wait until it answers at the endpoint, measure its process, and end it
@@ -125,7 +125,7 @@ impl LoadArgs {
         }
         let texts = self.prompts.as_deref().map(prompts::read).transpose()?;
         let outputs = measure.outputs()?;
-        let mut log = self.request_log.as_deref().map(create).transpose()?;
+        let mut log = self.request_log.as_deref().map(Lines::make).transpose()?;
         let mut endpoint = Endpoint::new(url, wanted.name, self.api_key.clone());
         let server = self.start(&endpoint)?;
         let otherwise = match &server {
@@ -162,7 +162,7 @@ impl LoadArgs {
                         first_failure.get_or_insert_with(|| error.clone());
                     }
                     if let Some(log) = &mut log {
-                        line(log, &report, number, answer).context("--request-log: cannot write")?;
+                        line(log, &report, number, answer)?;
                     }
                 }
                 reports.push(report);
@@ -172,6 +172,7 @@ impl LoadArgs {
             eprint!("\r\x1b[K");
         }
         drop(server);
+        log.map_or(Ok(()), Lines::finish)?;
         record::finish(&mut reports, None);
         match wanted.json {
             true => writeln!(context.out, "{}", json!({"model": model, "runs": reports}))?,
@@ -311,17 +312,31 @@ impl Drop for Server {
     }
 }
 
-fn line(log: &mut File, report: &Value, number: usize, answer: &Result<Answer, String>) -> std::io::Result<()> {
+fn line(log: &mut Lines, report: &Value, number: usize, answer: &Result<Answer, String>) -> anyhow::Result<()> {
     let id = format!("{}/{number}", report["run_id"].as_str().unwrap_or_default());
-    let line = match answer {
-        Ok(a) => json!({
-            "id": id, "sent_s": a.sent_s, "ttft_s": a.ttft_s, "itl_s": a.itl_s, "seconds": a.seconds,
-            "input_tokens": a.input_tokens, "cached_input_tokens": a.cached_tokens, "output_tokens": a.output_tokens,
-            "energy": a.energy, "error": null,
-        }),
-        Err(error) => json!({"id": id, "error": error}),
-    };
-    writeln!(log, "{line}")
+    let good = answer.as_ref().ok();
+    let energy = good.map_or(Value::Null, |answer| answer.energy.clone());
+    let of = |key: &str| energy[key].clone();
+    log.write(&[
+        ("id", json!(id)),
+        ("sent_s", json!(good.map(|a| a.sent_s))),
+        ("ttft_s", json!(good.map(|a| a.ttft_s))),
+        ("itl_s", json!(good.and_then(|a| a.itl_s))),
+        ("seconds", json!(good.map(|a| a.seconds))),
+        ("input_tokens", json!(good.map(|a| a.input_tokens))),
+        ("cached_input_tokens", json!(good.and_then(|a| a.cached_tokens))),
+        ("output_tokens", json!(good.map(|a| a.output_tokens))),
+        ("joules", of("joules")),
+        ("method", of("method")),
+        ("prefill_j", of("prefill_j")),
+        ("decode_j", of("decode_j")),
+        ("static_j", of("static_j")),
+        ("wasted_j", of("wasted_j")),
+        ("interpolated", of("interpolated")),
+        ("cpu_s", of("cpu_s")),
+        (NESTED, energy.clone()),
+        ("error", json!(answer.as_ref().err())),
+    ])
 }
 
 /// Medians over the repeats of every case, for a person.

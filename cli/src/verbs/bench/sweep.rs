@@ -14,16 +14,18 @@ use njoule_runtime::backend::Capacity;
 use serde_json::{Value, json};
 
 use super::case::{Bench, Case, Phase, Row, median};
+use super::lines::Lines;
 use super::load::LoadArgs;
 use super::measure::{MeasureArgs, Metered};
 use super::record::{self, Run};
 use super::roofline::Roofline;
+use super::steps::{ROOM, Steps};
 use super::table::Report;
 use crate::args::{ModelArgs, UsageError};
 use crate::session::backend::{AnyBackend, Loaded};
 use crate::session::options::kv_name;
 use crate::session::{Model, RunArgs, timing};
-use crate::verbs::energy::subject::Subject;
+use crate::verbs::energy::subject::{Mark, Subject};
 use crate::verbs::{Context, proc_status_bytes, score};
 
 /// Arguments of `bench` without a subcommand.
@@ -52,6 +54,9 @@ pub struct SweepArgs {
     /// A text whose perplexity stands beside the figures, as `njoule score --text` has it
     #[arg(long, value_name = "FILE", conflicts_with = "endpoint")]
     perplexity: Option<PathBuf>,
+    /// Write a line for every step: JSON, or CSV if the file's name ends in .csv
+    #[arg(long, value_name = "FILE")]
+    step_log: Option<PathBuf>,
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
@@ -72,6 +77,10 @@ impl SweepArgs {
     /// Runs the cases and prints their figures.
     pub fn run(self, context: &mut Context<'_>) -> anyhow::Result<()> {
         if let Some(endpoint) = &self.load.endpoint {
+            if self.step_log.is_some() {
+                let why = "--step-log: no steps of a server are seen from outside; --request-log has a line for every request";
+                return Err(UsageError(why.to_owned()).into());
+            }
             let name = self.model.positional.as_deref().or(self.model.model.as_deref());
             let cases = self.cases();
             let wanted = super::load::Wanted { name, cases: &cases, repeat: self.repeat.get(), json: self.json };
@@ -89,6 +98,7 @@ impl SweepArgs {
             .map(|path| std::fs::read_to_string(path).with_context(|| format!("{}: cannot be read", path.display())));
         let text = text.transpose()?;
         let outputs = self.measure.outputs()?;
+        let mut step_log = self.step_log.as_deref().map(Lines::make).transpose()?;
         let model = Model::open(&self.model.resolve(&context.fetch.env)?, context)?;
 
         let longest = cases.iter().map(Case::tokens).max().unwrap_or(1);
@@ -132,11 +142,14 @@ impl SweepArgs {
             ("kv_type", json!(kv_name(backend.kv_type()))),
             ("threads", json!(options.threads)),
         ]);
-        let bench = Bench::new(&mut *executor, capacity, model.program.vocab());
+        let steps = step_log.is_some().then(|| Steps::with_room(ROOM));
+        let bench = Bench::new(&mut *executor, capacity, model.program.vocab()).recording(steps);
         let least = Duration::from_secs_f64(self.min_seconds);
-        let mut rounds = Rounds { bench, least, metered: &metered, model: &described, reports: vec![] };
+        let log = step_log.as_mut();
+        let mut rounds = Rounds { bench, least, metered: &metered, model: &described, reports: vec![], log };
         let rows = rounds.all(&cases, self.repeat.get(), context)?;
         let mut reports = rounds.reports;
+        step_log.map_or(Ok(()), Lines::finish)?;
         let peak_memory = proc_status_bytes("VmHWM:");
         let memory = executor.memory();
         drop(executor); // its memory is not needed beside the probe's
@@ -189,6 +202,8 @@ struct Rounds<'a> {
     metered: &'a Metered,
     model: &'a Value,
     reports: Vec<Value>,
+    /// Where every step goes.
+    log: Option<&'a mut Lines>,
 }
 
 impl Rounds<'_> {
@@ -222,11 +237,11 @@ impl Rounds<'_> {
                 };
                 let mark = self.metered.source.mark();
                 let prefill = self.bench.prefill(case, self.least)?;
-                self.reports.push(record::of(self.metered, &mark, &phase_run(run("prefill"), &prefill), self.model));
+                self.report(&mark, &phase_run(run("prefill"), &prefill))?;
                 phases[at][0].push(prefill);
                 let mark = self.metered.source.mark();
                 if let Some(decode) = self.bench.decode(case, self.least)? {
-                    self.reports.push(record::of(self.metered, &mark, &phase_run(run("decode"), &decode), self.model));
+                    self.report(&mark, &phase_run(run("decode"), &decode))?;
                     phases[at][1].push(decode);
                 }
             }
@@ -243,14 +258,28 @@ impl Rounds<'_> {
     }
 }
 
+impl Rounds<'_> {
+    /// Of the phase that was run last, which began at `mark`.
+    fn report(&mut self, mark: &Mark, run: &Run) -> anyhow::Result<()> {
+        let report = record::of(self.metered, mark, run, self.model);
+        if let (Some(log), Some(steps)) = (&mut self.log, self.bench.steps()) {
+            steps.write(&report, log)?;
+        }
+        self.reports.push(report);
+        Ok(())
+    }
+}
+
 /// `run` with what a phase measured.
 pub fn phase_run(run: Run, phase: &Phase) -> Run {
     let tokens = Some(phase.tokens as u64);
     let sequences = (run.concurrency * phase.passes) as u64;
     let concurrency = Some(run.concurrency as u64);
+    let work =
+        Work { requests: Some(sequences), concurrency, padded_tokens: Some(phase.padded_rows), ..Work::default() };
     let work = match run.workload {
-        "prefill" => Work { requests: Some(sequences), concurrency, input_tokens: tokens, ..Work::default() },
-        _ => Work { requests: Some(sequences), concurrency, output_tokens: tokens, ..Work::default() },
+        "prefill" => Work { input_tokens: tokens, ..work },
+        _ => Work { output_tokens: tokens, ..work },
     };
     let each = phase.seconds / phase.passes as f64;
     let (ttft, itl) = match run.workload {

@@ -7,6 +7,7 @@ use njoule_runtime::backend::MemoryUse;
 use serde_json::{Value, json};
 
 use super::case::Row;
+use super::lines::field;
 use super::roofline::Roofline;
 use crate::session::backend::AnyBackend;
 use crate::session::options::kv_name;
@@ -206,14 +207,6 @@ const COLUMNS: [(&str, &str); 24] = [
 
 /// Reports as CSV, one a line; unknown is empty.
 pub fn csv(reports: &[Value]) -> String {
-    let field = |value: Option<&Value>| match value {
-        None | Some(Value::Null) => String::new(),
-        Some(Value::String(text)) if text.contains(['"', ',', '\n', '\r']) => {
-            format!("\"{}\"", text.replace('"', "\"\""))
-        }
-        Some(Value::String(text)) => text.clone(),
-        Some(other) => other.to_string(),
-    };
     let mut lines = vec![COLUMNS.map(|(name, _)| name.to_owned()).join(",")];
     lines.extend(reports.iter().map(|report| COLUMNS.map(|(_, path)| field(report.pointer(path))).join(",")));
     lines.join("\n") + "\n"

@@ -103,16 +103,18 @@ async fn accept(listener: TcpListener, meters: Arc<Polled>) {
 
 async fn answer(request: Request<Incoming>, meters: &Arc<Polled>) -> Response<String> {
     match (request.method(), request.uri().path()) {
-        (&Method::GET, "/v1/energy") => match snapshot(meters).await.map(|s| serde_json::to_string(&s.brief())) {
-            Ok(Ok(snapshot)) => text(StatusCode::OK, JSON, snapshot),
-            Ok(Err(error)) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error),
-            Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error),
-        },
+        (&Method::GET, "/v1/energy") => {
+            match snapshot(meters, Polled::begin).await.map(|s| serde_json::to_string(&s.brief())) {
+                Ok(Ok(snapshot)) => text(StatusCode::OK, JSON, snapshot),
+                Ok(Err(error)) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error),
+                Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error),
+            }
+        }
         (&Method::POST, "/v1/energy/report") => match body(request.into_body()).await {
             Ok(body) => report(&body, meters).await,
             Err((status, error)) => refuse(status, error),
         },
-        (&Method::GET, "/metrics") => match snapshot(meters).await {
+        (&Method::GET, "/metrics") => match snapshot(meters, Polled::snapshot).await {
             Ok(snapshot) => text(StatusCode::OK, PROMETHEUS, metrics(&snapshot)),
             Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error),
         },
@@ -128,9 +130,9 @@ async fn answer(request: Request<Incoming>, meters: &Arc<Polled>) -> Response<St
 }
 
 /// Apart from the thread that serves: a feed's command may take its time.
-async fn snapshot(meters: &Arc<Polled>) -> Result<Snapshot, tokio::task::JoinError> {
+async fn snapshot(meters: &Arc<Polled>, look: fn(&Polled) -> Snapshot) -> Result<Snapshot, tokio::task::JoinError> {
     let meters = meters.clone();
-    tokio::task::spawn_blocking(move || meters.snapshot()).await
+    tokio::task::spawn_blocking(move || look(&meters)).await
 }
 
 async fn report(body: &[u8], meters: &Arc<Polled>) -> Response<String> {
@@ -140,7 +142,7 @@ async fn report(body: &[u8], meters: &Arc<Polled>) -> Response<String> {
             return refuse(StatusCode::BAD_REQUEST, format!("the body is no snapshot of GET /v1/energy: {error}"));
         }
     };
-    let end = match snapshot(meters).await {
+    let end = match snapshot(meters, Polled::end).await {
         Ok(end) => end,
         Err(error) => return refuse(StatusCode::INTERNAL_SERVER_ERROR, error),
     };

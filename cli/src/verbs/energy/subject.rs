@@ -6,9 +6,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
+use njoule_energy::conditions::Conditions;
 use njoule_energy::load::Part;
 use njoule_energy::meter::feed::SharedCommand;
-use njoule_energy::{Meters, Report, Snapshot, Wanted, Window};
+use njoule_energy::{Meters, Report, Root, Snapshot, Wanted, Window};
 use serde_json::Value;
 
 use crate::args::UsageError;
@@ -96,6 +97,7 @@ impl LocalArgs {
 /// Meters that are read once a second, so that no counter wraps unseen and no minute is missed.
 pub struct Polled {
     meters: Arc<Mutex<Meters>>,
+    root: Root,
     commands: Vec<Arc<SharedCommand>>,
     stop: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -105,7 +107,7 @@ impl Polled {
     /// Opens them.
     pub fn open(wanted: &Wanted) -> anyhow::Result<Polled> {
         let meters = Meters::open(wanted);
-        let commands = meters.commands();
+        let (commands, root) = (meters.commands(), meters.root().clone());
         let (meters, ours) = (Arc::new(Mutex::new(meters)), commands.clone());
         let (stop, stopped) = mpsc::channel::<()>();
         let polled = meters.clone();
@@ -126,7 +128,19 @@ impl Polled {
         };
         let thread = std::thread::Builder::new().name("njoule-meters".into()).spawn(body);
         let thread = Some(thread.context("cannot start a thread for the meters")?);
-        Ok(Polled { meters, commands: ours, stop: Some(stop), thread })
+        Ok(Polled { meters, root, commands: ours, stop: Some(stop), thread })
+    }
+
+    /// Where all stand at a window's beginning. What it costs to read the conditions lies before it.
+    pub fn begin(&self) -> Snapshot {
+        let conditions = Some(Conditions::read(&self.root));
+        Snapshot { conditions, ..self.snapshot() }
+    }
+
+    /// The same at its end, and behind it.
+    pub fn end(&self) -> Snapshot {
+        let end = self.snapshot();
+        Snapshot { conditions: Some(Conditions::read(&self.root)), ..end }
     }
 
     /// Where all stand. Waits for the command of a feed, if there is one, and holds nobody else up meanwhile.
@@ -193,7 +207,7 @@ impl Source {
     /// A window begins.
     pub fn mark(&self) -> Mark {
         Mark::now(match self {
-            Source::Here(meters) => Ok(Beginning::Here(Box::new(meters.snapshot()))),
+            Source::Here(meters) => Ok(Beginning::Here(Box::new(meters.begin()))),
             Source::There(url) => ask(url, None).map(Beginning::There),
         })
     }
@@ -201,6 +215,7 @@ impl Source {
     /// The report since `mark`, which becomes its end. An agent's end is asked for right after its report.
     pub fn lap(&self, mark: &mut Mark, run_id: &str, subject: &Subject) -> Value {
         let end = match self {
+            // Not so often: a look at every processor's files costs more than the meters.
             Source::Here(meters) => Some(meters.snapshot()),
             Source::There(_) => None,
         };
@@ -240,7 +255,7 @@ impl Source {
             (Source::Here(meters), Beginning::Here(start)) => {
                 let window = match end {
                     Some(end) => Window::between(start, end),
-                    None => Window::between(start, &meters.snapshot()),
+                    None => Window::between(start, &meters.end()),
                 };
                 match window {
                     Ok(window) => {

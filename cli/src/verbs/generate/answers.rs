@@ -2,13 +2,14 @@
 
 use std::io::{self, Write};
 
+use njoule_runtime::engine::Energy;
 use njoule_runtime::request::{StopMatch, Usage};
 use njoule_runtime::sampler::TokenLogprob;
 use njoule_runtime::{Event, FinishReason, RequestHandle};
 use serde_json::{Value, json};
 
 use super::Figures;
-use crate::session::{Facts, Interrupt, timing, unknown_energy};
+use crate::session::{Finished, Interrupt, timing};
 
 /// Prints or gathers answers, in the order of the prompts.
 pub struct Printer {
@@ -90,9 +91,10 @@ impl Printer {
     }
 
     /// The report; its keys are a contract.
-    pub fn report(&self, facts: &Facts, figures: &Figures) -> Value {
+    pub fn report(&self, finished: &Finished, figures: &Figures) -> Value {
         let results: Vec<Value> = self.results.iter().map(|answer| self.result(answer)).collect();
-        json!({"results": results, "figures": figures.json(), "model": facts.json(), "energy": unknown_energy()})
+        let model = finished.facts.json();
+        json!({"results": results, "figures": figures.json(), "model": model, "energy": finished.energy()})
     }
 
     fn result(&self, answer: &Answer) -> Value {
@@ -107,7 +109,7 @@ impl Printer {
                 "completion_tokens": usage.generated_tokens,
                 "total_tokens": usage.prompt_tokens + usage.generated_tokens,
                 "ttft_s": usage.ttft.map(|t| t.as_secs_f64()),
-                "energy": unknown_energy(),
+                "energy": usage.energy.as_deref().map(|used| Energy::from(*used)),
             },
         });
         if self.logprobs {

@@ -4,10 +4,9 @@ use std::fmt;
 use std::time::Duration;
 
 use njoule_runtime::EngineStats;
+use njoule_runtime::engine::{Energy, EnergyStats};
 use njoule_runtime::request::Usage;
 use serde_json::{Value, json};
-
-use crate::session::unknown_energy;
 
 /// Figures of one or several answers.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +20,14 @@ pub struct Figures {
     load: Duration,
     /// Steps that the engine ran, tokens that it guessed, and of these the right ones; unknown of one answer of several.
     steps: Option<[u64; 3]>,
+    energy: Spent,
+}
+
+/// Of all that an engine did, loading included, or of one answer.
+#[derive(Clone, Copy, Debug)]
+enum Spent {
+    Run(EnergyStats),
+    Answer(Option<Energy>),
 }
 
 impl Figures {
@@ -36,6 +43,7 @@ impl Figures {
             ttft: usages.first().and_then(|u| u.ttft),
             load,
             steps: Some([stats.steps, stats.drafted_tokens, stats.accepted_tokens]),
+            energy: Spent::Run(stats.energy.whole()),
         }
     }
 
@@ -52,6 +60,7 @@ impl Figures {
             ttft: usage.ttft,
             load,
             steps: None,
+            energy: Spent::Answer(usage.energy.as_deref().map(|used| Energy::from(*used))),
         }
     }
 
@@ -67,8 +76,33 @@ impl Figures {
             "steps": self.steps.map(|[steps, ..]| steps),
             "drafted_tokens": self.steps.map(|[_, drafted, _]| drafted),
             "accepted_tokens": self.steps.map(|[.., accepted]| accepted),
-            "energy": unknown_energy(),
+            "energy": self.energy.json(),
         })
+    }
+}
+
+impl Spent {
+    fn json(&self) -> Value {
+        let (joules, method, cpu_s) = match self {
+            Spent::Run(stats) => {
+                (stats.joules.map(|j| j.best()), stats.method.map(|method| method.name()), Some(stats.cpu_s))
+            }
+            Spent::Answer(used) => {
+                let used = used.as_ref();
+                (used.and_then(|u| u.joules), used.and_then(|u| u.method), used.map(|u| u.cpu_s))
+            }
+        };
+        json!({"joules": joules, "method": method, "cpu_s": cpu_s})
+    }
+}
+
+impl fmt::Display for Spent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Spent::Run(stats) => f.write_str(&stats.text()),
+            Spent::Answer(Some(used)) => f.write_str(&used.text()),
+            Spent::Answer(None) => f.write_str("unknown"),
+        }
     }
 }
 
@@ -78,12 +112,13 @@ impl fmt::Display for Figures {
         let ttft = self.ttft.map_or("-".to_owned(), |t| format!("{:.3} s", t.as_secs_f64()));
         write!(
             f,
-            "{} prompt + {} generated tokens | prefill {} tok/s, decode {} tok/s | TTFT {ttft}, load {:.3} s | energy: unknown (no meter read)",
+            "{} prompt + {} generated tokens | prefill {} tok/s, decode {} tok/s | TTFT {ttft}, load {:.3} s | energy: {}",
             self.prompt_tokens,
             self.generated_tokens,
             rate(self.prefill_tokens_per_s),
             rate(self.decode_tokens_per_s),
             self.load.as_secs_f64(),
+            self.energy,
         )
     }
 }

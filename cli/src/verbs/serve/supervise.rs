@@ -33,6 +33,10 @@ pub struct Replication {
     /// Seconds after which a replica that gives no sign of life is replaced
     #[arg(long, value_name = "SECONDS", default_value = "10")]
     replica_timeout: NonZero<u32>,
+    /// Seconds without requests after which a Neuron device is given back, by ending the process that has it; the next request
+    /// starts it anew and waits for that [default: never]
+    #[arg(long, env = "NJOULE_IDLE_UNLOAD", value_name = "SECONDS")]
+    idle_unload: Option<NonZero<u32>>,
     /// Pack the weights for each replica, where they could be shared
     #[arg(long)]
     private_weights: bool,
@@ -71,7 +75,8 @@ enum DispatchArg {
 impl Replication {
     /// Whether processes are to be started.
     pub fn is_asked(&self) -> bool {
-        self.replicas.is_some()
+        // What is to be ended is a process of its own: libnrt starts once in one.
+        self.replicas.is_some() || self.idle_unload.is_some()
     }
 
     /// Serves until a signal. `model` is open, so that what cannot be served is refused here and once.
@@ -124,6 +129,7 @@ impl Replication {
                 DispatchArg::Pack => Policy::Pack,
             },
             patience: Duration::from_secs(self.replica_timeout.get().into()),
+            idle_unload: self.idle_unload.map(|seconds| Duration::from_secs(seconds.get().into())),
         });
         if server.phase() == njoule_server::Phase::Ready {
             let scheme = if config.tls.is_some() { "https" } else { "http" };
@@ -149,7 +155,8 @@ impl Replication {
     ) -> anyhow::Result<(Vec<Share>, Option<usize>)> {
         let count = match self.replicas {
             Some(Count::Exactly(count)) => Some(count),
-            _ => None,
+            Some(Count::Auto) => None,
+            None => Some(1),
         };
         #[cfg(target_os = "linux")]
         if let Some(layout) = options.neuron_layout(model, context)? {
@@ -160,6 +167,10 @@ impl Replication {
             return Ok((shares::of_neuron_cores(&visible, layout.tp, count)?, Some(rows)));
         }
         let _ = (model, options, context);
+        if self.idle_unload.is_some() {
+            let why = "--idle-unload: there is no Neuron device to give back; an idle CPU engine uses no CPU time";
+            return Err(UsageError(why.to_owned()).into());
+        }
         Ok((shares::of_cpus(&shares::cores(), count), None))
     }
 }

@@ -11,6 +11,7 @@ mod cut;
 mod device;
 mod group;
 mod narrow;
+mod padding;
 mod rank;
 mod step;
 
@@ -26,13 +27,14 @@ use self::cut::{Buckets, Cut};
 pub use self::device::prepare_process;
 pub(super) use self::device::runtime;
 use self::group::Group;
+use self::padding::Shape;
 use self::rank::{Failure, Report};
 use self::step::{Io, Work};
 use super::artifact::{Artifact, Layout};
 use super::interface::Input;
 use crate::backend::{
-    Backend, Batch, Capacity, Cost, CostModel, Executor, Limits, LoadError, MemoryUse, Returned, RowClass, StepError,
-    StepOutput, Wants, rope_border,
+    Backend, Batch, Capacity, Cost, CostModel, Executor, Limits, LoadError, MemoryUse, Padding, Returned, RowClass,
+    StepError, StepOutput, Wants, rope_border,
 };
 
 /// How to run an artifact on this machine.
@@ -142,6 +144,7 @@ impl NeuronBackend {
         let streamed = program.streamed_weights();
         let is_streamed = |role: &Input| matches!(role, Input::Weight(id, _) if streamed.contains(id));
         let streamed: u64 = manifest.parameters.iter().filter(|p| is_streamed(&p.port.role)).map(|p| p.bytes).sum();
+        let streamed = streamed as f64 * manifest.layout.tp as f64;
         let works = (0..manifest.layout.tp).map(|_| Some(Box::default())).collect();
         Ok(NeuronExecutor {
             program: program.clone(),
@@ -150,7 +153,9 @@ impl NeuronBackend {
             ios,
             candidates: manifest.layout.candidates,
             kv: manifest.layout.kv,
-            streamed: streamed as f64 * manifest.layout.tp as f64,
+            costs: CostModel::new(program, streamed, manifest.layout.kv),
+            shapes: manifest.layout.modules.iter().map(Shape::of).collect(),
+            streamed,
             memory: MemoryUse { weights: memory.weights, kv: memory.caches, scratch: memory.steps },
             group,
             cut: Cut::default(),
@@ -227,6 +232,9 @@ pub struct NeuronExecutor {
     kv: crate::backend::KvType,
     /// Weight bytes that a step reads, on all cores.
     streamed: f64,
+    costs: CostModel,
+    /// What every module computes, filled or not.
+    shapes: Vec<Shape>,
     memory: MemoryUse,
     group: Group,
     cut: Cut,
@@ -246,6 +254,7 @@ struct Step {
     started: Option<Instant>,
     outputs: Vec<u32>,
     logits: bool,
+    padding: Padding,
 }
 
 impl Executor for NeuronExecutor {
@@ -261,6 +270,7 @@ impl Executor for NeuronExecutor {
         self.step.outputs.clear();
         self.step.outputs.extend_from_slice(&batch.outputs);
         self.step.logits = batch.wants == Wants::Logits;
+        self.step.padding = padding::of(&self.cut, batch, &self.shapes, &self.costs);
         self.step.started = Some(Instant::now());
         self.send()
     }
@@ -289,7 +299,11 @@ impl Executor for NeuronExecutor {
     }
 
     fn cost_model(&self) -> CostModel {
-        CostModel::new(&self.program, self.streamed, self.kv)
+        self.costs.clone()
+    }
+
+    fn padding(&self) -> Padding {
+        self.step.padding
     }
 
     fn cores(&self) -> Option<usize> {

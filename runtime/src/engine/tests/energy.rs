@@ -1,7 +1,8 @@
 //! Energy through the engine: conserved, and unknown where nobody tells.
 
 use super::*;
-use crate::engine::{EnergySource, Metered, Reading, RequestEnergy};
+use crate::backend::{Cost, Padding};
+use crate::engine::{EnergySource, Metered, Reading, RequestEnergy, Utilised};
 use njoule_energy::{Joules, Method};
 use serde_json::{Value, json};
 
@@ -10,13 +11,23 @@ struct Scripted {
     says: Metered,
     /// What it says the first time, if that is something else.
     first: Option<Metered>,
+    /// After how many readings there are utilisation-seconds, a minute's; none without.
+    minute: Option<u32>,
+    readings: u32,
     told: Arc<Mutex<Told>>,
+}
+
+impl Scripted {
+    fn new(says: Metered, told: Arc<Mutex<Told>>) -> Scripted {
+        Scripted { says, first: None, minute: None, readings: 0, told }
+    }
 }
 
 #[derive(Default)]
 struct Told {
     joules: f64,
     cpu_s: f64,
+    util_s: f64,
     /// Whether it has nothing more to say.
     silent: bool,
 }
@@ -32,7 +43,16 @@ impl EnergySource for Scripted {
             told.joules += joules.best();
         }
         told.cpu_s += 0.25;
-        Reading { cpu_s: 0.25, core_s: Some(0.5), util_s: None, energy }
+        self.readings += 1;
+        let util = match self.minute {
+            None => Utilised::Unknown,
+            Some(minute) if self.readings.is_multiple_of(minute) => {
+                told.util_s += 0.4;
+                Utilised::Known(0.4)
+            }
+            Some(_) => Utilised::NotYet,
+        };
+        Reading { cpu_s: 0.25, core_s: Some(0.5), util, energy }
     }
 
     fn describe(&self) -> Value {
@@ -45,7 +65,7 @@ fn metered(mut executor: MockExecutor, says: Metered, speculate: Speculate) -> (
     executor.loops = speculate != Speculate::Off;
     let gate = executor.gate.clone();
     let told = Arc::new(Mutex::new(Told::default()));
-    let source = Scripted { says, first: None, told: told.clone() };
+    let source = Scripted::new(says, told.clone());
     let config = EngineConfig { speculate, energy_wait: Duration::from_secs(100), ..EngineConfig::new(capacity) };
     let engine = Engine::start_metered(Box::new(executor), VOCAB, config, Some(Box::new(source))).unwrap();
     (engine, gate, told)
@@ -148,7 +168,7 @@ fn a_request_that_leaves_is_waste() {
 fn loading_is_told_from_idling() {
     for (first, load_j) in [(None, 3.0), (Some(Metered::Unknown), 0.0)] {
         let told = Arc::new(Mutex::new(Told::default()));
-        let source = Scripted { says: known(), first, told: told.clone() };
+        let source = Scripted { first, ..Scripted::new(known(), told.clone()) };
         let config = EngineConfig { energy_wait: Duration::from_secs(100), ..EngineConfig::new(capacity()) };
         let executor = Box::new(MockExecutor::new(capacity(), VOCAB));
         let engine = Engine::start_metered(executor, VOCAB, config, Some(Box::new(source))).unwrap();
@@ -157,6 +177,78 @@ fn loading_is_told_from_idling() {
         let split = engine.stats().energy.split.unwrap();
         assert_eq!(split.load_j, load_j, "{split:?}");
         near(split.idle_j, told.lock().unwrap().joules - load_j);
+    }
+}
+
+/// Loading is told from the first step even where that is asked for before the meters have said anything.
+#[test]
+fn the_first_step_waits_for_what_loading_used() {
+    struct Slow(Scripted);
+    impl EnergySource for Slow {
+        fn read(&mut self) -> Reading {
+            std::thread::sleep(Duration::from_millis(30));
+            self.0.read()
+        }
+
+        fn describe(&self) -> Value {
+            Value::Null
+        }
+    }
+    let source = Slow(Scripted::new(known(), Arc::default()));
+    let config = EngineConfig { energy_wait: Duration::from_secs(100), ..EngineConfig::new(capacity()) };
+    let executor = Box::new(MockExecutor::new(capacity(), VOCAB));
+    let engine = Engine::start_metered(executor, VOCAB, config, Some(Box::new(source))).unwrap();
+    let request = Request { energy: true, ..Request::new(prompt(8, 1), 4) };
+    let used = engine.submit(request).unwrap().wait().unwrap().usage.energy.unwrap();
+    assert_eq!(engine.stats().energy.split.unwrap().load_j, 3.0);
+    assert!(used.joules.is_some(), "{used:?}");
+}
+
+/// Rows that a device computes for nobody are waste, in joules; the seconds of its cores are theirs whom it ran for.
+#[test]
+fn padding_is_waste_and_conserved() {
+    let cost = Cost { flops: 40.0, ..Cost::default() };
+    let padding = Padding { rows: 3, cost };
+    let mut executor = MockExecutor::new(capacity(), VOCAB);
+    (executor.padding, executor.cores) = (padding, Some(2));
+    let (engine, _, told) = metered(executor, known(), Speculate::Off);
+    let submit = |i: u32| engine.submit(Request { energy: true, ..Request::new(prompt(8, i), 20) }).unwrap();
+    let handles: Vec<_> = (0..3).map(submit).collect();
+    let used: Vec<RequestEnergy> =
+        handles.into_iter().map(|handle| *handle.wait().unwrap().usage.energy.unwrap()).collect();
+    let stats = settled(&engine, &told);
+    let split = stats.energy.split.unwrap();
+    near(split.total(), told.lock().unwrap().joules);
+    near(stats.energy.joules.unwrap().best(), split.total());
+    let joules: f64 = used.iter().map(|u| u.joules.unwrap().best()).sum();
+    near(joules + split.wasted_j + split.idle_j + split.load_j + split.unattributed_j, split.total());
+    assert!(split.wasted_j > 0.0 && used.iter().all(|u| u.parts.unwrap()[2] == 0.0), "{split:?}");
+    assert_eq!(stats.padded_rows, 3 * stats.steps);
+}
+
+/// Utilisation is told by the minute: who ran within told ones has a share, of the others it is unknown, and none is lost.
+#[test]
+fn utilisation_is_conserved_like_joules() {
+    for minute in [1, 4] {
+        let mut executor = MockExecutor::new(capacity(), VOCAB);
+        executor.cores = Some(2);
+        let told: Arc<Mutex<Told>> = Arc::default();
+        let source = Scripted { minute: Some(minute), ..Scripted::new(known(), told.clone()) };
+        let config = EngineConfig { energy_wait: Duration::from_secs(100), ..EngineConfig::new(executor.capacity) };
+        let engine = Engine::start_metered(Box::new(executor), VOCAB, config, Some(Box::new(source))).unwrap();
+        let used: Vec<RequestEnergy> = (0..6)
+            .map(|i| engine.submit(Request { energy: true, ..Request::new(prompt(8, i), 20) }).unwrap())
+            .map(|handle| *handle.wait().unwrap().usage.energy.unwrap())
+            .collect();
+        let total = settled(&engine, &told).energy.util_s.unwrap_or(0.0);
+        near(total, told.lock().unwrap().util_s);
+        let known: Vec<f64> = used.iter().filter_map(|u| u.util_s).collect();
+        let given: f64 = known.iter().sum();
+        match minute {
+            // The first reading is of loading, later ones may be of idling.
+            1 => assert!(known.len() == 6 && given > 0.0 && given <= total * (1.0 + 1e-9), "{given} of {total}"),
+            _ => assert!(known.len() < 6 && given <= total * (1.0 + 1e-9), "{known:?} of {total}"),
+        }
     }
 }
 
@@ -182,8 +274,7 @@ fn without_a_meter_joules_are_unknown_and_cpu_seconds_known() {
 #[test]
 fn a_slow_meter_delays_an_answer_for_a_bounded_time() {
     let executor = MockExecutor::new(capacity(), VOCAB);
-    let told = Arc::default();
-    let source = Scripted { says: Metered::NotYet, first: None, told };
+    let source = Scripted::new(Metered::NotYet, Arc::default());
     let config = EngineConfig { energy_wait: Duration::from_millis(20), ..EngineConfig::new(capacity()) };
     let engine = Engine::start_metered(Box::new(executor), VOCAB, config, Some(Box::new(source))).unwrap();
     let request = Request { energy: true, ..Request::new(prompt(8, 1), 20) };
@@ -191,7 +282,7 @@ fn a_slow_meter_delays_an_answer_for_a_bounded_time() {
     assert_eq!((used.joules, used.method), (None, None));
     engine.shutdown(Duration::from_secs(60)).unwrap();
     // An engine that ends answers those who still wait.
-    let source = Scripted { says: Metered::NotYet, first: None, told: Arc::default() };
+    let source = Scripted::new(Metered::NotYet, Arc::default());
     let config = EngineConfig { energy_wait: Duration::from_secs(1000), ..EngineConfig::new(capacity()) };
     let executor = MockExecutor::new(capacity(), VOCAB);
     let engine = Engine::start_metered(Box::new(executor), VOCAB, config, Some(Box::new(source))).unwrap();

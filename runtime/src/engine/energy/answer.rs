@@ -1,0 +1,177 @@
+//! Energy as answers and reports carry it: of a request, and of all that an engine has done.
+//!
+//! Invariant: joules never stand without their method; what is unknown is null, and so is a sum of which a part is unknown.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{EnergyStats, RequestEnergy};
+
+/// What the sequences of an answer have used.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Energy {
+    /// Best value, shares of idle power included.
+    pub joules: Option<f64>,
+    /// Its interval.
+    pub low_j: Option<f64>,
+    /// Its interval.
+    pub high_j: Option<f64>,
+    /// How it was obtained.
+    pub method: Option<&'static str>,
+    /// Of it, what went for prompts.
+    pub prefill_j: Option<f64>,
+    /// Of it, what went for answers.
+    pub decode_j: Option<f64>,
+    /// Of it, what went in vain.
+    pub wasted_j: Option<f64>,
+    /// Of it, the share of idle power.
+    pub static_j: Option<f64>,
+    /// Whether it is a share by work of a reading over more than one step.
+    pub interpolated: bool,
+    /// Of the process, shares of what it does beside steps included.
+    pub cpu_s: f64,
+    /// Of accelerator cores.
+    pub core_s: Option<f64>,
+    /// Utilisation of accelerators, integrated.
+    pub util_s: Option<f64>,
+}
+
+impl From<RequestEnergy> for Energy {
+    fn from(used: RequestEnergy) -> Energy {
+        let part = |i: usize| used.parts.map(|parts| parts[i]);
+        Energy {
+            joules: used.joules.map(|j| j.best()),
+            low_j: used.joules.and_then(|j| j.low()),
+            high_j: used.joules.and_then(|j| j.high()),
+            method: used.method.filter(|_| used.joules.is_some()).map(|method| method.name()),
+            prefill_j: part(0),
+            decode_j: part(1),
+            wasted_j: part(2),
+            static_j: used.static_j,
+            interpolated: used.interpolated,
+            cpu_s: used.cpu_s,
+            core_s: used.core_s,
+            util_s: used.util_s,
+        }
+    }
+}
+
+impl Energy {
+    /// Both; of one engine, whose method is one.
+    pub fn plus(self, other: Energy) -> Energy {
+        let sum = |a: Option<f64>, b: Option<f64>| a.zip(b).map(|(a, b)| a + b);
+        Energy {
+            joules: sum(self.joules, other.joules),
+            low_j: sum(self.low_j, other.low_j),
+            high_j: sum(self.high_j, other.high_j),
+            method: self.method.and(other.method),
+            prefill_j: sum(self.prefill_j, other.prefill_j),
+            decode_j: sum(self.decode_j, other.decode_j),
+            wasted_j: sum(self.wasted_j, other.wasted_j),
+            static_j: sum(self.static_j, other.static_j),
+            interpolated: self.interpolated || other.interpolated,
+            cpu_s: self.cpu_s + other.cpu_s,
+            core_s: sum(self.core_s, other.core_s),
+            util_s: sum(self.util_s, other.util_s),
+        }
+    }
+
+    /// As the response header has it.
+    pub fn header(&self) -> String {
+        let joules = self.joules.map_or("null".to_owned(), |joules| format!("{joules:.6}"));
+        format!("joules={joules};method={};cpu_s={:.6}", self.method.unwrap_or("null"), self.cpu_s)
+    }
+
+    /// For a person.
+    pub fn text(&self) -> String {
+        text(self.joules.zip(self.method), self.low_j.zip(self.high_j), self.cpu_s)
+    }
+}
+
+impl EnergyStats {
+    /// The same of a whole time: unknown where a part of it is.
+    pub fn whole(self) -> EnergyStats {
+        match self.unknown_s > 0.0 {
+            true => EnergyStats { split: None, joules: None, method: None, watts: None, ..self },
+            false => self,
+        }
+    }
+
+    /// What the engine has used since it was started, and by which meters (as their source describes them).
+    pub fn json(&self, meters: Option<&Value>) -> Value {
+        let joules = self.split.map(|split| split.total());
+        let per_joule = joules.filter(|joules| *joules > 0.0).map(|joules| self.tokens as f64 / joules);
+        let described = |key: &str| meters.and_then(|meters| meters.get(key)).cloned();
+        let reasons = described("reasons").unwrap_or_else(|| json!(["no reading yet"]));
+        // The last reading may have been a good one.
+        let unsaid = joules.is_none() && reasons == json!([]);
+        json!({
+            "joules": joules,
+            "low_j": self.joules.and_then(|j| j.low()),
+            "high_j": self.joules.and_then(|j| j.high()),
+            "method": self.method.map(|method| method.name()),
+            "by_bucket": self.split,
+            "watts": self.watts,
+            "unknown_s": self.unknown_s,
+            "output_tokens": self.tokens,
+            "output_tokens_per_joule": per_joule,
+            "cpu_s": self.cpu_s,
+            "core_s": self.core_s,
+            "util_s": self.util_s,
+            "boundary": described("boundary"),
+            "meters": described("meters").unwrap_or_else(|| json!([])),
+            "reasons": if unsaid { json!(["the meters did not tell a part of the time"]) } else { reasons },
+        })
+    }
+
+    /// For a person; of a time of which a part is unknown, the joules are.
+    pub fn text(&self) -> String {
+        let EnergyStats { joules, method, cpu_s, .. } = self.whole();
+        let known = joules.map(|j| j.best()).zip(method.map(|method| method.name()));
+        text(known, joules.and_then(|j| j.bounds()), cpu_s)
+    }
+}
+
+/// An estimate is an interval, never one number.
+fn text(joules: Option<(f64, &str)>, bounds: Option<(f64, f64)>, cpu_s: f64) -> String {
+    let cpu = format!("CPU {cpu_s:.3} s");
+    match (joules, bounds) {
+        (None, _) => format!("unknown, {cpu}"),
+        (Some((_, method @ ("estimated" | "derived"))), Some((low, high))) => {
+            format!("{low:.3} to {high:.3} J ({method}), {cpu}")
+        }
+        (Some((best, method)), Some((low, high))) => format!("{best:.3} J ({low:.3} to {high:.3}, {method}), {cpu}"),
+        (Some((best, method)), None) => format!("{best:.3} J ({method}, uncertainty unknown), {cpu}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use njoule_energy::{Joules, Method};
+
+    #[test]
+    fn a_person_never_reads_joules_without_a_method_nor_an_estimate_without_an_interval() {
+        let of = |method, joules: Option<Joules>| {
+            let used = RequestEnergy { joules, method, cpu_s: 0.25, ..RequestEnergy::default() };
+            Energy::from(used).text()
+        };
+        let within = Joules::within(1.0, 2.0, 4.0);
+        assert_eq!(of(Some(Method::Measured), within), "2.000 J (1.000 to 4.000, measured), CPU 0.250 s");
+        assert_eq!(of(Some(Method::Estimated), within), "1.000 to 4.000 J (estimated), CPU 0.250 s");
+        assert_eq!(
+            of(Some(Method::Measured), Joules::new(2.0)),
+            "2.000 J (measured, uncertainty unknown), CPU 0.250 s"
+        );
+        assert_eq!(of(Some(Method::Measured), None), "unknown, CPU 0.250 s");
+        // Joules of a part of the time are not those of the whole.
+        let joules = within;
+        let whole = EnergyStats { joules, method: Some(Method::Derived), cpu_s: 0.25, ..EnergyStats::default() };
+        assert_eq!(whole.text(), "1.000 to 4.000 J (derived), CPU 0.250 s");
+        let part = EnergyStats { unknown_s: 0.1, ..whole };
+        assert_eq!(part.text(), "unknown, CPU 0.250 s");
+        let told = part.whole().json(Some(&json!({"reasons": [], "meters": []})));
+        assert!(told["joules"].is_null() && told["method"].is_null() && told["low_j"].is_null(), "{told}");
+        assert_eq!(told["reasons"], json!(["the meters did not tell a part of the time"]));
+    }
+}
