@@ -73,7 +73,7 @@ impl Completions {
             }
             ids.push(encoded);
         }
-        app.admit_tokens(model, ids.iter().map(Vec::len).sum(), params.client())?;
+        app.admit_tokens(model, ids.iter().map(Vec::len).sum(), params.tenant())?;
         app.metrics.params_n.observe_count(params.n);
         app.metrics.params_max_tokens.observe_count(max_new);
         let head = Head {

@@ -28,6 +28,7 @@ use tokio::task::JoinSet;
 
 use crate::app::App;
 use crate::metrics::Counter;
+use crate::tenant::Tenant;
 use aggregate::Figures;
 use dispatch::{Dispatch, Keys, Policy, Standing};
 
@@ -94,8 +95,8 @@ pub struct Replicas {
     settings: ReplicaSettings,
     members: Vec<Member>,
     dispatch: Dispatch,
-    /// Requests that run or wait, by the owner of their API key.
-    owners: Mutex<HashMap<usize, usize>>,
+    /// Requests that run or wait, by tenant.
+    tenants: Mutex<HashMap<u32, usize>>,
     /// Changes when a replica becomes ready or is lost, or has one request less.
     changed: watch::Sender<u64>,
     stopping: watch::Sender<bool>,
@@ -133,8 +134,8 @@ impl Member {
 /// What a request wants of a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Claim {
-    /// To run there, for the owner of an API key.
-    Place(Option<usize>),
+    /// To run there, for somebody.
+    Place(Option<Tenant>),
     /// An answer that the engine has no part in, which it gives however full it is.
     Answer,
 }
@@ -150,14 +151,14 @@ pub(crate) struct Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let Claim::Place(owner) = self.claim else { return };
+        let Claim::Place(tenant) = self.claim else { return };
         self.replicas.members[self.replica].load.fetch_sub(1, Ordering::Relaxed);
-        if let Some(owner) = owner {
-            let mut owners = self.replicas.owners();
-            if let Some(count) = owners.get_mut(&owner) {
+        if let Some(tenant) = tenant {
+            let mut tenants = self.replicas.tenants();
+            if let Some(count) = tenants.get_mut(&tenant.number()) {
                 *count -= 1;
                 if *count == 0 {
-                    owners.remove(&owner);
+                    tenants.remove(&tenant.number());
                 }
             }
         }
@@ -185,7 +186,7 @@ impl Replicas {
             members: (0..settings.count).map(member).collect(),
             dispatch: Dispatch::new(settings.policy, settings.slots),
             settings,
-            owners: Mutex::default(),
+            tenants: Mutex::default(),
             changed: watch::Sender::new(0),
             stopping: watch::Sender::new(false),
             failed: watch::Sender::new(None),
@@ -218,20 +219,19 @@ impl Replicas {
 
     /// Whether any replica has room for it.
     pub(crate) fn has_room(&self, claim: Claim) -> bool {
-        self.standings(self.most(claim, &self.owners()), &[]).iter().any(|standing| standing.usable)
+        self.standings(self.most(claim, &self.tenants()), &[]).iter().any(|standing| standing.usable)
     }
 
-    fn owners(&self) -> MutexGuard<'_, HashMap<usize, usize>> {
-        self.owners.lock().unwrap_or_else(PoisonError::into_inner)
+    fn tenants(&self) -> MutexGuard<'_, HashMap<u32, usize>> {
+        self.tenants.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Requests that a replica has where it takes no more of these. Whoever has none is let in beyond what others fill, which is
-    /// one more for each API key.
-    fn most(&self, claim: Claim, owners: &HashMap<usize, usize>) -> usize {
+    /// Requests that a replica has where it takes no more of these. Whoever has none is let in beyond what others fill.
+    fn most(&self, claim: Claim, tenants: &HashMap<u32, usize>) -> usize {
         let most = self.settings.slots.saturating_add(self.settings.queue);
         match claim {
             Claim::Answer => usize::MAX,
-            Claim::Place(Some(owner)) if !owners.contains_key(&owner) => usize::MAX,
+            Claim::Place(Some(tenant)) if !tenants.contains_key(&tenant.number()) => tenant.most(most),
             Claim::Place(_) => most,
         }
     }
@@ -249,8 +249,8 @@ impl Replicas {
 
     /// A place for a request at the replica that suits it best, but not at those that have `refused` it.
     fn seat(self: &Arc<Self>, keys: &Keys, claim: Claim, refused: &[usize]) -> Option<Seat> {
-        let mut owners = self.owners();
-        let most = self.most(claim, &owners);
+        let mut tenants = self.tenants();
+        let most = self.most(claim, &tenants);
         let mut refused = refused.to_vec();
         loop {
             let standings = self.standings(most, &refused);
@@ -266,9 +266,9 @@ impl Replicas {
                 refused.push(replica);
                 continue;
             };
-            if let Claim::Place(owner) = claim {
+            if let Claim::Place(tenant) = claim {
                 self.members[replica].load.fetch_add(1, Ordering::Relaxed);
-                owner.into_iter().for_each(|owner| *owners.entry(owner).or_default() += 1);
+                tenant.into_iter().for_each(|tenant| *tenants.entry(tenant.number()).or_default() += 1);
             }
             return Some(Seat { replicas: self.clone(), replica, life: now.life, address, claim });
         }
