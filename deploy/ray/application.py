@@ -25,8 +25,9 @@ HOP = {"host", "content-length", "connection", "transfer-encoding", "keep-alive"
 @serve.deployment(
     max_ongoing_requests=32,
     max_queued_requests=256,
-    health_check_period_s=2,
-    health_check_timeout_s=10,
+    # Beyond a busy moment: a replica that dies is seen without them.
+    health_check_period_s=5,
+    health_check_timeout_s=30,
     graceful_shutdown_timeout_s=30,
 )
 class Njoule:

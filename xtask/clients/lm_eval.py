@@ -9,6 +9,8 @@ import sys
 import urllib.request
 from pathlib import Path
 
+from transformers import AutoTokenizer
+
 from live import MODEL, NAME, Server, passed
 
 work = Path(os.environ["NJOULE_CHECK_WORK"])
@@ -38,30 +40,31 @@ with Server() as server:
         request = urllib.request.Request(url, json.dumps({"model": NAME, **body}).encode(), {"content-type": "application/json"})
         return json.load(urllib.request.urlopen(request))["choices"][0]
 
-    def tail(start, rest):
-        """Sum over the tokens of `rest`; none where a token lies over the border."""
-        whole = ask({"prompt": start + rest, "max_tokens": 0, "echo": True, "logprobs": 1})["logprobs"]
-        if len(start) not in whole["text_offset"]:
-            return None
-        return sum(p for at, p in zip(whole["text_offset"], whole["token_logprobs"]) if at >= len(start) and p is not None)
+    def likelihoods(prompt):
+        return ask({"prompt": prompt, "max_tokens": 0, "echo": True, "logprobs": 1})["logprobs"]
 
     compared = 0
     for sample in samples("sentences_choice"):
-        doc = sample["doc"]
-        for choice, (value, _) in zip(doc["choices"], (r[0] for r in sample["resps"]), strict=True):
-            if (direct := tail(doc["q"], choice)) is not None:
-                assert abs(direct - float(value)) < 1e-3, (doc, choice, direct, value)
+        for arguments, ((value, _),) in zip(sample["arguments"].values(), sample["resps"], strict=True):
+            start, whole = arguments["arg_0"], likelihoods(arguments["arg_0"] + arguments["arg_1"])
+            # A token that lies over the border is cut otherwise by lm-eval.
+            if len(start) in whole["text_offset"]:
+                direct = sum(p for at, p in zip(whole["text_offset"], whole["token_logprobs"]) if at >= len(start))
+                assert abs(direct - float(value)) < 1e-3, (arguments, direct, value)
                 compared += 1
     assert compared >= 2 * len(rows), compared
     for sample in samples("sentences_generate"):
         text = ask({"prompt": sample["doc"]["q"], "max_tokens": 8, "temperature": 0, "stop": ["\n"]})["text"]
         assert sample["resps"][0][0] == text, (sample["doc"], sample["resps"], text)
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     for sample in samples("sentences_perplexity"):
         doc = sample["doc"]
-        value, direct = sample["resps"][0], tail("", doc["q"] + doc["choices"][doc["gold"]])
+        ids = tokenizer.encode(doc["q"] + " " + doc["choices"][doc["gold"]])
+        # lm-eval's window begins with a token that stands for no text.
+        direct, value = sum(likelihoods([first, *ids])["token_logprobs"][1:]), sample["resps"][0]
         value = float(value[0] if isinstance(value, list) else value)
-        # lm-eval has a token before the first, which adds one term to what it asks.
-        assert value <= direct + 1e-3 and value < 0, (doc, value, direct)
+        assert abs(direct - value) < 1e-3, (doc, value, direct)
     (path,) = glob.glob(str(work / "out/**/results_*.json"), recursive=True)
     results = json.load(open(path))["results"]
     figures = [results[NAMES[0]]["acc,none"], results[NAMES[1]]["exact_match,none"], results[NAMES[2]]["word_perplexity,none"]]

@@ -41,7 +41,7 @@ with socket.socket() as free:
 serve.start(http_options={"host": "127.0.0.1", "port": port})
 arguments = ("--served-model-name", "m", "--threads", "1", "--max-num-seqs", "8")
 serve.run(application.application(MODEL, 2, arguments=arguments), route_prefix="/")
-wait_for("two servers", lambda: len(servers()) == 2)
+wait_for("two servers", lambda: len(servers()) == 2, 120)
 client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="x", max_retries=8)
 answers, wrong, lock = {}, [], threading.Lock()
 
