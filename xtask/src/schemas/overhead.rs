@@ -2,14 +2,15 @@
 //! same and nobody beside, token by token.
 //!
 //! A second stream without it says what such differences are worth on this machine. Times are a client's; chunks that carry more
-//! than one token are left out.
+//! than one token are left out. Beside them stands what the server counts between its steps, where masks are made: that has the
+//! noise of the steps not in it.
 //!
 //! Invariant: two times are compared at the same token of the same prompt, so that both steps have the same context.
 
 use std::io::{BufRead, BufReader};
 use std::time::Instant;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
 use super::{Case, Options, body, post};
@@ -24,6 +25,10 @@ pub struct Costs {
     difference: Vec<f64>,
     /// Of two streams without.
     noise: Vec<f64>,
+    /// Between the server's steps, per token of a stream.
+    host_with: Vec<f64>,
+    host_without: Vec<f64>,
+    host_difference: Vec<f64>,
     /// Milliseconds to the first token more.
     first: Vec<f64>,
 }
@@ -31,6 +36,8 @@ pub struct Costs {
 /// One stream: microseconds to the first token, and before each that came alone, by its number.
 struct Stream {
     first: f64,
+    /// Between steps, per token.
+    host: f64,
     gaps: Vec<Option<f64>>,
 }
 
@@ -53,6 +60,11 @@ pub fn measure(url: &str, cases: &[Case], options: &Options) -> anyhow::Result<C
         costs.without.extend(without.gaps.iter().flatten());
         costs.difference.extend(with.beyond(&without));
         costs.noise.extend(again.beyond(&without));
+        // Of two the smaller one: what comes between takes time and gives none.
+        let host = without.host.min(again.host);
+        costs.host_with.push(with.host);
+        costs.host_without.push(host);
+        costs.host_difference.push(with.host - host);
     }
     Ok(costs)
 }
@@ -69,13 +81,14 @@ fn stream(url: &str, body: &Value) -> anyhow::Result<Option<Stream>> {
     let mut body = body.clone();
     body["stream"] = json!(true);
     body["stream_options"] = json!({"continuous_usage_stats": true});
+    let host = host_seconds(url)?;
     let start = Instant::now();
     let mut response = post(url, &body)?;
     if response.status().as_u16() != 200 {
         return Ok(None);
     }
     let (mut last, mut tokens) = (start, 0);
-    let mut stream = Stream { first: 0.0, gaps: vec![] };
+    let mut stream = Stream { first: 0.0, host: 0.0, gaps: vec![] };
     for line in BufReader::new(response.body_mut().as_reader()).lines() {
         let line = line?;
         let Some(chunk) = line.strip_prefix("data: ").filter(|data| *data != "[DONE]") else { continue };
@@ -99,7 +112,16 @@ fn stream(url: &str, body: &Value) -> anyhow::Result<Option<Stream>> {
         }
         (last, tokens) = (now, so_far);
     }
+    stream.host = (host_seconds(url)? - host) * 1e6 / (stream.gaps.len() + 1) as f64;
     Ok(Some(stream))
+}
+
+/// Seconds that the engine has spent between steps.
+fn host_seconds(url: &str) -> anyhow::Result<f64> {
+    let text = ureq::get(format!("{url}/metrics")).call()?.body_mut().read_to_string()?;
+    let is_host = |line: &&str| line.starts_with("njoule_engine_seconds_total") && line.contains("kind=\"host\"");
+    let value = text.lines().find(is_host).and_then(|line| line.rsplit(' ').next()?.parse().ok());
+    value.context("/metrics has no seconds between steps")
 }
 
 impl Costs {
@@ -111,11 +133,14 @@ impl Costs {
             ("us without", &mut self.without),
             ("us more with it, token by token", &mut self.difference),
             ("us more of a second run without", &mut self.noise),
+            ("us per token between steps with it", &mut self.host_with),
+            ("us per token between steps without", &mut self.host_without),
+            ("us per token between steps more", &mut self.host_difference),
             ("ms more to the first token", &mut self.first),
         ];
         for (what, values) in lines {
             values.sort_by(f64::total_cmp);
-            println!("  {what:<34} median {:>8.1}  p99 {:>8.1}", at(values, 0.5), at(values, 0.99));
+            println!("  {what:<36} median {:>8.1}  p99 {:>8.1}", at(values, 0.5), at(values, 0.99));
         }
     }
 }
@@ -135,7 +160,7 @@ mod tests {
 
     #[test]
     fn differences_are_of_tokens_that_both_streams_have_alone() {
-        let of = |gaps: &[Option<f64>]| Stream { first: 0.0, gaps: gaps.to_vec() };
+        let of = |gaps: &[Option<f64>]| Stream { first: 0.0, host: 0.0, gaps: gaps.to_vec() };
         let (one, other) = (of(&[Some(5.0), None, Some(9.0), Some(1.0)]), of(&[Some(3.0), Some(3.0), Some(4.0)]));
         assert_eq!(one.beyond(&other).collect::<Vec<_>>(), [2.0, 5.0]);
     }
