@@ -26,6 +26,10 @@ use crate::verbs::serve::EngineLost;
 
 /// Runs the process: its one exit point.
 pub fn main() -> ExitCode {
+    #[cfg(target_os = "linux")]
+    if let Some(code) = njoule_runtime::backend::neuron::compiler::keeper::enter() {
+        return code;
+    }
     // Before there is a second thread.
     #[cfg(target_os = "linux")]
     njoule_runtime::backend::neuron::executor::prepare_process();

@@ -247,6 +247,52 @@ fn an_interrupted_build_ends_its_compilers_and_goes_on_from_what_was_done() {
     }
 }
 
+/// SIGKILL, on which nobody can act: the compilers end all the same, and what they have started.
+#[test]
+fn a_build_that_is_killed_outright_leaves_no_compiler_behind() {
+    let Some(bench) = Bench::new() else { return };
+    let (model, place, slow) = (fixture_path("llama_tied"), bench.path("out"), bench.path("slow-cc"));
+    // Each says who it is: the process before it, itself, and its worker.
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = compile ] || exec {cc} \"$@\"\nexport NJOULE_FAKE_CC_DELAY=1000s\n{cc} \"$@\" &\n\
+         echo $PPID $$ $! > {dir}/part-$$; mv {dir}/part-$$ {dir}/pids-$$; wait $!\n",
+        cc = bench.cc.display(),
+        dir = bench.dir.path().display(),
+    );
+    fs::write(&slow, script).unwrap();
+    fs::set_permissions(&slow, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let options = ["--context", "512", "--candidates", "16", "--quant", "none", "--tp", "1", "--batch", "2"];
+    let args = [&["build", &model, "-o", &place, "-q", "--max-neffs", "4", "--jobs", "2"], &options[..]].concat();
+    let mut child = bench.command(&args, &[("NJOULE_NEURONX_CC", &slow)]).spawn().unwrap();
+    let pids = || -> Vec<String> {
+        let files = fs::read_dir(bench.dir.path()).unwrap().map(|entry| entry.unwrap().path());
+        let files = files.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("pids-"));
+        files
+            .flat_map(|path| {
+                fs::read_to_string(path).unwrap().split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+            })
+            .collect()
+    };
+    until("two compilers", || pids().len() == 6);
+    let pids = pids();
+    assert!(pids.iter().all(|pid| lives(pid)) && !pids.contains(&child.id().to_string()), "{pids:?}");
+    child.kill().unwrap();
+    let killed = Instant::now();
+    child.wait().unwrap();
+    until("the compilers' end", || !pids.iter().any(|pid| lives(pid)));
+    // It takes milliseconds; a loaded machine may need more.
+    assert!(killed.elapsed() < Duration::from_secs(5), "{:?}", killed.elapsed());
+    // What the compilers leave to be seen of them: nothing that another build would take for a result.
+    let built = bench.run(&[&args[..], &["--json"]].concat(), &[]).json();
+    assert!(built["modules"].as_array().unwrap().iter().all(|module| module["cached"] == false));
+}
+
+#[test]
+fn what_watches_over_compilers_is_not_for_people() {
+    let ran = support::run(&["__keep-compiler", "/bin/true"]);
+    ran.fails_with(2, &["what njoule calls itself with"]);
+}
+
 #[test]
 fn an_artifact_is_verified_byte_by_byte_and_what_differs_is_named() {
     let Some(bench) = Bench::new() else { return };

@@ -25,8 +25,9 @@ HOP = {"host", "content-length", "connection", "transfer-encoding", "keep-alive"
 @serve.deployment(
     max_ongoing_requests=32,
     max_queued_requests=256,
-    health_check_period_s=2,
-    health_check_timeout_s=10,
+    # Beyond a busy moment: a replica that dies is seen without them.
+    health_check_period_s=5,
+    health_check_timeout_s=30,
     graceful_shutdown_timeout_s=30,
 )
 class Njoule:
@@ -40,17 +41,25 @@ class Njoule:
         # In one assignment: whoever reads it has a process and its own client.
         self.server = process, httpx.AsyncClient(base_url=url, timeout=None)
 
-    async def _restart(self, seen: subprocess.Popen):
-        """Another process in the place of `seen`, made by whoever misses it first."""
+    async def _lives(self) -> bool:
+        process, client = self.server
+        try:
+            return process.poll() is None and (await client.get("/live", timeout=5)).is_success
+        except httpx.TransportError:
+            return False
+
+    async def _replace(self, seen: subprocess.Popen):
+        """Another process in the place of `seen`, made by whoever misses it first; none where only a connection was lost."""
         async with self.lock:
             process, client = self.server
-            if process is seen:
+            if process is seen and not await self._lives():
                 await asyncio.to_thread(lambda: (seen.kill(), seen.wait()))
                 await asyncio.to_thread(self._start)
                 await client.aclose()
 
     async def check_health(self):
         process, client = self.server
+        # One that has ended is replaced by the next request; one that hangs goes with its replica.
         if process.poll() is None:
             (await client.get("/live", timeout=5)).raise_for_status()
 
@@ -71,7 +80,7 @@ class Njoule:
             except httpx.TransportError:
                 if attempt == 2:
                     raise
-                await self._restart(process)
+                await self._replace(process)
 
         async def events():
             try:

@@ -38,10 +38,16 @@ class Answer:
         self.process, url = start(self.model, self.arguments)
         self.client = httpx.Client(base_url=url, timeout=None, limits=self.limits)
 
-    def _restart(self, seen):
-        """Another server in the place of `seen`, made by whoever misses it first."""
+    def _lives(self):
+        try:
+            return self.process.poll() is None and self.client.get("/live", timeout=5).is_success
+        except httpx.TransportError:
+            return False
+
+    def _replace(self, seen):
+        """Another server in the place of `seen`, made by whoever misses it first; none where only a connection was lost."""
         with self.lock:
-            if self.process is seen:
+            if self.process is seen and not self._lives():
                 seen.kill()
                 seen.wait()
                 self._start()
@@ -59,7 +65,7 @@ class Answer:
                 answer = client.post(row["url"], json=row["body"])
             except httpx.TransportError:
                 # Also after the last one: others have rows there.
-                self._restart(process)
+                self._replace(process)
                 continue
             again = answer.headers.get("x-should-retry") == "true" or answer.status_code in (408, 429, 503)
             if last or not again:

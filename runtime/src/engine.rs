@@ -10,6 +10,7 @@
 //! the engine is shut down.
 
 use std::num::NonZero;
+use std::ops::RangeInclusive;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -278,9 +279,9 @@ impl Engine {
         (self.owner.meters)()
     }
 
-    /// Requests of `client` that wait for their first step.
-    pub fn queued_of(&self, client: u64) -> usize {
-        lock(&self.owner.shared.inbox).queued_of(client)
+    /// Requests of `clients` that wait for their first step.
+    pub fn queued_of(&self, clients: RangeInclusive<u64>) -> usize {
+        lock(&self.owner.shared.inbox).queued_of(clients)
     }
 
     /// The configuration that the engine was started with.

@@ -55,7 +55,8 @@ pub struct Request {
     pub prompt_logits: bool,
     /// Lower runs first; equal priorities take turns over clients, and one client's run in order of arrival.
     pub priority: i64,
-    /// Whose request it is: whoever had least of the engine is next.
+    /// Whose request it is: whoever had least of the engine is next. Clients of the same upper 32 bits are a group, which takes
+    /// turns with others as one, and its clients within it.
     pub client: u64,
     /// When to give up.
     pub deadline: Option<Instant>,

@@ -62,7 +62,7 @@ impl Messages {
         let mask = masks::all(grammar.into_iter().chain(budget).collect());
         let ask = Ask { param: "messages", continues: false, logprobs: None, prompt_logprobs: None, mask };
         let requests = params.requests(app, model, &ids, max_tokens, ask)?;
-        app.admit_tokens(model, ids.len(), params.client())?;
+        app.admit_tokens(model, ids.len(), params.tenant())?;
         app.metrics.params_n.observe_count(1);
         app.metrics.params_max_tokens.observe_count(max_tokens);
         let work = Work { requests, layout: params.layout() };

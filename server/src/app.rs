@@ -17,6 +17,7 @@ use crate::mailbox::Mailbox;
 use crate::metrics::{Metrics, Scrape};
 use crate::model::Model;
 use crate::replicas::{Claim, Replicas};
+use crate::tenant::{Counts, Tenant};
 
 /// Where a server is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,8 +48,8 @@ pub struct App {
     phase: watch::Sender<Phase>,
     mailboxes: Mutex<Vec<Weak<Mailbox>>>,
     preparing: AtomicUsize,
-    /// Of these requests, those of each API key.
-    preparing_by: Vec<AtomicUsize>,
+    /// Of these requests, those of each tenant.
+    preparing_by: Counts,
     in_flight: AtomicUsize,
     /// Bytes of request bodies in memory.
     buffered: AtomicUsize,
@@ -60,10 +61,8 @@ pub struct App {
 impl App {
     /// The state of a server that listens, on the loopback interface if `loopback`.
     pub fn new(config: ServerConfig, loopback: bool) -> App {
-        let mut preparing_by = Vec::new();
-        preparing_by.resize_with(config.api_keys.len(), AtomicUsize::default);
         App {
-            preparing_by,
+            preparing_by: Counts::default(),
             keys: Keys::new(&config.api_keys),
             hosts: Hosts::new(&config.allowed_hosts, loopback),
             config,
@@ -142,29 +141,27 @@ impl App {
         }
     }
 
-    /// Lets a request for an answer in, or refuses it at once. The owner of an API key that has nothing waiting is let in also
-    /// where others have filled the queue.
-    pub fn admit(self: &Arc<Self>, owner: Option<usize>) -> Result<(Arc<Model>, Preparing), ApiError> {
+    /// Lets a request for an answer in, or refuses it at once. A tenant that has nothing waiting is let in also where others
+    /// have filled the queue.
+    pub fn admit(self: &Arc<Self>, tenant: Tenant) -> Result<(Arc<Model>, Preparing), ApiError> {
         let model = self.open()?.clone();
-        let preparing = Preparing::new(self, owner);
+        let (preparing, own) = Preparing::new(self, tenant);
         let waiting = model.engine().stats().queued + self.preparing.load(Ordering::Relaxed);
-        let first = owner.is_some_and(|owner| {
-            let preparing = self.preparing_by.get(owner).map_or(0, |count| count.load(Ordering::Relaxed));
-            model.engine().queued_of(owner as u64) + preparing <= 1
-        });
-        if waiting > self.config.max_queued_requests && !first {
+        let most = self.config.max_queued_requests;
+        let is_first = || waiting <= tenant.most(most) && model.engine().queued_of(tenant.clients()) + own <= 1;
+        if waiting > most && !is_first() {
             self.metrics.rejected_requests.add(1);
             return Err(ApiError::overloaded(self.retry_after(&model, waiting)));
         }
         Ok((model, preparing))
     }
 
-    /// Refuses prompts of `tokens` that would make the queue too long, unless they are the first of an API key's owner.
-    pub fn admit_tokens(&self, model: &Model, tokens: usize, client: u64) -> Result<(), ApiError> {
+    /// Refuses prompts of `tokens` that would make the queue too long, unless they are the first of a tenant.
+    pub fn admit_tokens(&self, model: &Model, tokens: usize, tenant: Tenant) -> Result<(), ApiError> {
         let stats = model.engine().stats();
         let queued = stats.queued_tokens;
-        let first = !self.preparing_by.is_empty() && model.engine().queued_of(client) == 0;
-        if !first && queued > 0 && queued.saturating_add(tokens) > self.config.max_queued_tokens {
+        let too_long = queued > 0 && queued.saturating_add(tokens) > self.config.max_queued_tokens;
+        if too_long && model.engine().queued_of(tenant.clients()) > 0 {
             self.metrics.rejected_tokens.add(1);
             return Err(ApiError::overloaded(self.retry_after(model, stats.queued)));
         }
@@ -288,29 +285,22 @@ pub fn lost() -> ApiError {
 /// A request that is being read and tokenised.
 pub struct Preparing {
     app: Arc<App>,
-    owner: Option<usize>,
+    tenant: Tenant,
 }
 
 impl Preparing {
-    fn new(app: &Arc<App>, owner: Option<usize>) -> Preparing {
-        let preparing = Preparing { app: app.clone(), owner };
-        for count in preparing.counters() {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
-        preparing
-    }
-
-    fn counters(&self) -> impl Iterator<Item = &AtomicUsize> {
-        let own = self.owner.and_then(|owner| self.app.preparing_by.get(owner));
-        std::iter::once(&self.app.preparing).chain(own)
+    /// Counts one, and says how many its tenant has now.
+    fn new(app: &Arc<App>, tenant: Tenant) -> (Preparing, usize) {
+        app.preparing.fetch_add(1, Ordering::Relaxed);
+        let own = app.preparing_by.add(tenant);
+        (Preparing { app: app.clone(), tenant }, own)
     }
 }
 
 impl Drop for Preparing {
     fn drop(&mut self) {
-        for count in self.counters() {
-            count.fetch_sub(1, Ordering::Relaxed);
-        }
+        self.app.preparing.fetch_sub(1, Ordering::Relaxed);
+        self.app.preparing_by.remove(self.tenant);
     }
 }
 

@@ -100,7 +100,7 @@ impl Chat {
             mask,
         };
         let requests = params.requests(app, model, &ids, max_new, ask)?;
-        app.admit_tokens(model, ids.len(), params.client())?;
+        app.admit_tokens(model, ids.len(), params.tenant())?;
         app.metrics.params_n.observe_count(params.n);
         if let Some(max) = params.max_tokens {
             app.metrics.params_max_tokens.observe_count(max);

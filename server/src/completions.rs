@@ -13,7 +13,7 @@ use crate::energy;
 use crate::error::ApiError;
 use crate::fields::{Field, Fields, token_id, wrong_type};
 use crate::generation::{Generation, Layout, Work};
-use crate::logprobs::{PromptLogprobs, TextLogprobs};
+use crate::logprobs::{PromptLogprobs, TextLogprobs, TextPlace};
 use crate::mailbox::Part;
 use crate::model::{Model, unix_seconds};
 use crate::params::{Ask, Params, alternatives};
@@ -73,7 +73,7 @@ impl Completions {
             }
             ids.push(encoded);
         }
-        app.admit_tokens(model, ids.iter().map(Vec::len).sum(), params.client())?;
+        app.admit_tokens(model, ids.iter().map(Vec::len).sum(), params.tenant())?;
         app.metrics.params_n.observe_count(params.n);
         app.metrics.params_max_tokens.observe_count(max_new);
         let head = Head {
@@ -173,8 +173,8 @@ struct State {
     echoed: bool,
     /// Prompt tokens whose log-probabilities were written.
     prompt: usize,
-    /// Characters written, by tokens.
-    offset: usize,
+    /// Where the next token begins.
+    place: TextPlace,
 }
 
 impl Writer {
@@ -195,14 +195,14 @@ impl Writer {
             if self.logprobs {
                 let all = logprobs.get_or_insert_with(TextLogprobs::default);
                 if let Some(&first) = self.prompts[prompt].first() {
-                    all.push_first(&self.model, first, &mut state.offset);
+                    all.push_first(&self.model, first, &mut state.place);
                 }
-                part.prompt_logprobs.iter().for_each(|t| all.push_token(&self.model, t, &mut state.offset));
+                part.prompt_logprobs.iter().for_each(|t| all.push_token(&self.model, t, &mut state.place));
                 state.prompt = part.prompt_logprobs.len();
             }
         }
         if let Some(all) = &mut logprobs {
-            part.logprobs.iter().for_each(|t| all.push_token(&self.model, t, &mut state.offset));
+            part.logprobs.iter().for_each(|t| all.push_token(&self.model, t, &mut state.place));
         }
         (text, logprobs.map(Arc::new))
     }

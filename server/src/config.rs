@@ -19,7 +19,7 @@ pub struct ServerConfig {
     /// Names that the Host header may carry besides addresses and `localhost`, while the server listens on the loopback
     /// interface; `*` allows all. Elsewhere every name is taken unless there is a list.
     pub allowed_hosts: Vec<String>,
-    /// Connections at once.
+    /// Connections at once, and as many again of addresses that have none.
     pub max_connections: usize,
     /// Bytes of a request body.
     pub max_body: usize,

@@ -1,6 +1,7 @@
-//! One TCP connection: requests in, responses out, and when it ends.
+//! One TCP connection: its place among others, requests in, responses out, and when it ends.
 
 use std::future::{Future, poll_fn};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +14,7 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
@@ -21,11 +23,54 @@ use crate::body::Body;
 use crate::error::ApiError;
 use crate::respond;
 use crate::routes;
+use crate::tenant::{Counts, Tenant};
 use crate::tls::Transport;
 use crate::wire::Wire;
 
+/// Places of connections: so many, and as many again for those who have none.
+pub struct Places {
+    room: Arc<Semaphore>,
+    reserve: Arc<Semaphore>,
+    taken: Counts,
+}
+
+/// The place of one.
+pub struct Place {
+    places: Arc<Places>,
+    tenant: Tenant,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Places {
+    /// So many.
+    pub fn new(most: usize) -> Arc<Places> {
+        let most = most.min(Semaphore::MAX_PERMITS);
+        let [room, reserve] = [(); 2].map(|()| Arc::new(Semaphore::new(most)));
+        Arc::new(Places { room, reserve, taken: Counts::default() })
+    }
+
+    /// One for a connection from there, if there is any.
+    pub fn take(self: &Arc<Places>, peer: IpAddr) -> Option<Place> {
+        let tenant = Tenant::of_peer(peer);
+        let is_first = self.taken.add(tenant) == 1;
+        let permit = self.room.clone().try_acquire_owned().ok();
+        let permit = permit.or_else(|| self.reserve.clone().try_acquire_owned().ok().filter(|_| is_first));
+        let place = permit.map(|_permit| Place { places: self.clone(), tenant, _permit });
+        if place.is_none() {
+            self.taken.remove(tenant);
+        }
+        place
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.taken.remove(self.tenant);
+    }
+}
+
 /// Serves a connection until it ends.
-pub async fn serve(stream: TcpStream, tls: Option<TlsAcceptor>, app: Arc<App>) {
+pub async fn serve(stream: TcpStream, place: Place, tls: Option<TlsAcceptor>, app: Arc<App>) {
     // Tokens are small and must not wait for each other.
     let _ = stream.set_nodelay(true);
     let stream = match tls {
@@ -42,12 +87,12 @@ pub async fn serve(stream: TcpStream, tls: Option<TlsAcceptor>, app: Arc<App>) {
     let partial = Arc::new(AtomicBool::new(false));
     let wire = Wire::new(stream, app.config.write_timeout, partial.clone());
     let service = {
-        let (app, partial) = (app.clone(), partial.clone());
+        let (app, partial, peer) = (app.clone(), partial.clone(), place.tenant);
         service_fn(move |request: Request<Incoming>| {
             partial.store(false, Ordering::Relaxed);
             let app = app.clone();
             let answer: Pin<Box<dyn Future<Output = Result<Response<Body>, std::convert::Infallible>> + Send>> =
-                Box::pin(async move { Ok(routes::handle(app, request).await) });
+                Box::pin(async move { Ok(routes::handle(app, peer, request).await) });
             answer
         })
     };

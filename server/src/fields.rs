@@ -8,12 +8,13 @@ use std::ops::RangeInclusive;
 use serde_json::{Map, Value};
 
 use crate::error::ApiError;
+use crate::tenant::Tenant;
 
 /// The fields that have not been taken yet.
 #[derive(Debug)]
 pub struct Fields {
     map: Map<String, Value>,
-    owner: Option<usize>,
+    tenant: Tenant,
     metered: bool,
 }
 
@@ -39,12 +40,12 @@ impl Fields {
 
     /// The fields of a nested object.
     pub fn of_object(map: Map<String, Value>) -> Fields {
-        Fields { map, owner: None, metered: false }
+        Fields { map, tenant: Tenant::default(), metered: false }
     }
 
-    /// The same, sent by the owner of this API key.
-    pub fn owned_by(self, owner: Option<usize>) -> Fields {
-        Fields { owner, ..self }
+    /// The same, sent by this one.
+    pub fn sent_by(self, tenant: Tenant) -> Fields {
+        Fields { tenant, ..self }
     }
 
     /// The same, of a request that wants to know what it uses.
@@ -57,9 +58,9 @@ impl Fields {
         self.metered
     }
 
-    /// The API key that they came with.
-    pub fn owner(&self) -> Option<usize> {
-        self.owner
+    /// Whom they count for.
+    pub fn tenant(&self) -> Tenant {
+        self.tenant
     }
 
     /// The field, unless it is absent or null.

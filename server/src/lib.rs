@@ -35,6 +35,7 @@ mod respond;
 mod routes;
 mod sse;
 mod structured;
+mod tenant;
 pub mod tls;
 mod tokenize;
 mod tools;
@@ -48,7 +49,6 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -56,6 +56,7 @@ use tokio_rustls::TlsAcceptor;
 use app::App;
 pub use app::Phase;
 pub use config::ServerConfig;
+use connection::Places;
 use error::ApiError;
 use model::Model;
 pub use model::ModelParts;
@@ -239,29 +240,25 @@ async fn end(app: &Arc<App>, listening: JoinHandle<()>) -> Outcome {
 
 /// Takes connections until the end.
 async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, app: Arc<App>) {
-    let room = Arc::new(Semaphore::new(app.config.max_connections));
+    let places = Places::new(app.config.max_connections);
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             _ = app.reached(Phase::Ending) => break,
             Some(_) = connections.join_next() => {}
-            accepted = listener.accept() => match (accepted, room.clone().try_acquire_owned()) {
-                (Ok((stream, _)), Ok(permit)) => {
-                    let (app, tls) = (app.clone(), tls.clone());
-                    connections.spawn(async move {
-                        connection::serve(stream, tls, app).await;
-                        drop(permit);
-                    });
-                }
-                (Ok((stream, _)), Err(_)) => {
-                    tracing::warn!("too many connections");
-                    // Without a handshake nothing can be said.
-                    if tls.is_none() {
-                        connections.spawn(connection::refuse(stream));
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) => match places.take(peer.ip()) {
+                    Some(place) => drop(connections.spawn(connection::serve(stream, place, tls.clone(), app.clone()))),
+                    None => {
+                        tracing::warn!("too many connections");
+                        // Without a handshake nothing can be said.
+                        if tls.is_none() {
+                            connections.spawn(connection::refuse(stream));
+                        }
                     }
-                }
+                },
                 // Out of file descriptors, mostly: one must be given back first.
-                (Err(error), _) => {
+                Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }

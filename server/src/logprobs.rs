@@ -1,6 +1,7 @@
 //! Log-probabilities in the shapes of chat and of text completions.
 //!
-//! Invariant: a token's number is the same `f32` as itself and among the most likely, so that clients may compare them.
+//! Invariant: a token's number is the same `f32` as itself and among the most likely, so that clients may compare them; its
+//! offset counts characters of the text, also behind characters that several tokens make.
 
 use std::collections::BTreeMap;
 
@@ -79,13 +80,12 @@ impl Serialize for Top {
 
 impl TextLogprobs {
     /// Appends a token that has no log-probability: the first of a prompt.
-    pub fn push_first(&mut self, model: &Model, id: u32, offset: &mut usize) {
-        self.push(model.token_string(id), None, None, offset);
+    pub fn push_first(&mut self, model: &Model, id: u32, place: &mut TextPlace) {
+        self.push(&model.token_bytes(id), None, None, place);
     }
 
-    /// Appends a token; characters count from `offset`, which moves on.
-    pub fn push_token(&mut self, model: &Model, token: &TokenLogprob, offset: &mut usize) {
-        let text = model.token_string(token.id);
+    /// Appends a token at `place`, which moves on.
+    pub fn push_token(&mut self, model: &Model, token: &TokenLogprob, place: &mut TextPlace) {
         let mut top: Vec<(String, f32)> = Vec::with_capacity(token.top.len() + 1);
         let own = (token.id, token.logprob);
         let wanted = if token.top.is_empty() { &[][..] } else { std::slice::from_ref(&own) };
@@ -95,15 +95,46 @@ impl TextLogprobs {
                 top.push((text, logprob));
             }
         }
-        self.push(text, Some(token.logprob), Some(Top(top)), offset);
+        self.push(&model.token_bytes(token.id), Some(token.logprob), Some(Top(top)), place);
     }
 
-    fn push(&mut self, text: String, logprob: Option<f32>, top: Option<Top>, offset: &mut usize) {
-        self.text_offset.push(*offset);
-        *offset += text.chars().count();
-        self.tokens.push(text);
+    fn push(&mut self, bytes: &[u8], logprob: Option<f32>, top: Option<Top>, place: &mut TextPlace) {
+        self.text_offset.push(place.pass(bytes));
+        self.tokens.push(String::from_utf8_lossy(bytes).into_owned());
         self.token_logprobs.push(logprob);
         self.top_logprobs.push(top);
+    }
+}
+
+/// Where the next token begins in the text.
+#[derive(Clone, Debug, Default)]
+pub struct TextPlace {
+    /// Characters that are complete.
+    characters: usize,
+    /// Bytes of one that is not.
+    begun: Vec<u8>,
+}
+
+impl TextPlace {
+    /// Passes a token, and says which character it begins in.
+    fn pass(&mut self, bytes: &[u8]) -> usize {
+        let goes_on = bytes.first().is_none_or(|byte| byte & 0xc0 == 0x80);
+        // One that is broken off shows U+FFFD.
+        let start = self.characters + usize::from(!self.begun.is_empty() && !goes_on);
+        self.begun.extend_from_slice(bytes);
+        let all = std::mem::take(&mut self.begun);
+        let mut chunks = all.utf8_chunks().peekable();
+        while let Some(chunk) = chunks.next() {
+            self.characters += chunk.valid().chars().count();
+            let broken = chunk.invalid();
+            let is_begun = std::str::from_utf8(broken).is_err_and(|error| error.error_len().is_none());
+            if is_begun && chunks.peek().is_none() {
+                self.begun = broken.to_vec();
+            } else {
+                self.characters += usize::from(!broken.is_empty());
+            }
+        }
+        start
     }
 }
 
@@ -138,5 +169,37 @@ impl PromptLogprobs {
             Some(all)
         };
         PromptLogprobs(std::iter::once(None).chain(tokens.iter().map(token)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offsets_count_characters_of_the_text_however_tokens_cut_it() {
+        let text = "aä€𝄞z";
+        for cut in 1..=3 {
+            let mut place = TextPlace::default();
+            for (at, token) in text.as_bytes().chunks(cut).enumerate() {
+                let begins = text.char_indices().filter(|(start, _)| *start <= at * cut).count() - 1;
+                assert_eq!(place.pass(token), begins, "tokens of {cut} bytes, {at}");
+            }
+            assert_eq!(place.pass(b""), text.chars().count());
+        }
+    }
+
+    #[test]
+    fn what_is_no_text_counts_as_it_is_shown() {
+        let cases: [(&[&[u8]], &[usize]); 3] = [
+            (&[b"a\xe2\x82", b"b", b"c"], &[0, 2, 3]),
+            (&[b"\x80", b"\xff\xff", b"x"], &[0, 1, 3]),
+            (&[b"\xc3", b"", b"\xa4", b"x"], &[0, 0, 0, 1]),
+        ];
+        for (tokens, offsets) in cases {
+            let mut place = TextPlace::default();
+            let found: Vec<usize> = tokens.iter().map(|token| place.pass(token)).collect();
+            assert_eq!(found, offsets, "{tokens:?}");
+        }
     }
 }

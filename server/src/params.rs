@@ -3,7 +3,6 @@
 //! Invariant: limits are those of the table in docs/serving.md; a [`Params`] can be handed to the engine as it is, but for
 //! the limits that depend on the prompt.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use njoule_runtime::request::TokenMask;
@@ -17,6 +16,7 @@ use crate::generation::Layout;
 use crate::masks::{self, Allowed, Without};
 use crate::model::Model;
 use crate::structured::Spec;
+use crate::tenant::Tenant;
 
 /// How answers are generated and delivered.
 #[derive(Clone, Debug)]
@@ -35,6 +35,8 @@ pub struct Params {
     scope: Option<String>,
     /// Who takes turns with others.
     client: u64,
+    /// Whom they count for.
+    tenant: Tenant,
     sampling: SamplingParams,
     min_tokens: usize,
     ignore_eos: bool,
@@ -85,6 +87,7 @@ impl Params {
             structure,
             scope: scope(fields)?,
             client: client(fields),
+            tenant: fields.tenant(),
             n,
             max_tokens,
             stream,
@@ -107,8 +110,9 @@ impl Params {
         Params {
             n: 1,
             structure: None,
-            scope: fields.owner().map(|owner| format!("{owner}/")),
-            client: fields.owner().map_or(0, |owner| owner as u64),
+            scope: fields.tenant().key().map(|owner| format!("{owner}/")),
+            client: fields.tenant().client(None),
+            tenant: fields.tenant(),
             max_tokens: Some(max_tokens),
             stream: stream.then(StreamOptions::default),
             prompt_logprobs: None,
@@ -130,9 +134,9 @@ impl Params {
         &mut self.sampling
     }
 
-    /// Who takes turns with others.
-    pub fn client(&self) -> u64 {
-        self.client
+    /// Whom they count for.
+    pub fn tenant(&self) -> Tenant {
+        self.tenant
     }
 
     /// Whether special tokens are left out of texts.
@@ -300,7 +304,7 @@ fn stream(fields: &mut Fields) -> Field<Option<StreamOptions>> {
 
 /// Cached prefixes are shared between requests of one API key and one salt, so that nobody can time another's prompt.
 fn scope(fields: &mut Fields) -> Field<Option<String>> {
-    let owner = fields.owner();
+    let owner = fields.tenant().key();
     let Some(salt) = fields.string("cache_salt")? else { return Ok(owner.map(|owner| format!("{owner}/"))) };
     let bad = salt.is_empty() || salt.chars().count() > 128 || salt.contains(['@', '/', '\\', '\0']);
     match bad {
@@ -310,19 +314,10 @@ fn scope(fields: &mut Fields) -> Field<Option<String>> {
     }
 }
 
-/// The owner of the API key; without keys whoever the request says it is for.
+/// Who takes turns: the owner of the API key; without keys an address, and whoever the request says it is for.
 fn client(fields: &mut Fields) -> u64 {
     let user = fields.take("user");
-    match (fields.owner(), user) {
-        (Some(owner), _) => owner as u64,
-        // Two users of one number take turns as one.
-        (None, Some(Value::String(user))) => {
-            let mut hasher = DefaultHasher::new();
-            user.hash(&mut hasher);
-            hasher.finish()
-        }
-        (None, _) => 0,
-    }
+    fields.tenant().client(user.as_ref().and_then(Value::as_str))
 }
 
 /// `allowed_token_ids` and `bad_words`.

@@ -29,6 +29,7 @@ use tokio::task::JoinSet;
 
 use crate::app::App;
 use crate::metrics::Counter;
+use crate::tenant::Tenant;
 use aggregate::Figures;
 use dispatch::{Dispatch, Keys, Policy, Standing};
 use idle::BreakEven;
@@ -102,8 +103,8 @@ pub struct Replicas {
     settings: ReplicaSettings,
     members: Vec<Member>,
     dispatch: Dispatch,
-    /// Requests that run or wait, by the owner of their API key.
-    owners: Mutex<HashMap<usize, usize>>,
+    /// Requests that run or wait, by tenant.
+    tenants: Mutex<HashMap<u32, usize>>,
     /// Changes when a replica becomes ready or is lost, or has one request less.
     changed: watch::Sender<u64>,
     stopping: watch::Sender<bool>,
@@ -152,8 +153,8 @@ impl Member {
 /// What a request wants of a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Claim {
-    /// To run there, for the owner of an API key.
-    Place(Option<usize>),
+    /// To run there, for somebody.
+    Place(Option<Tenant>),
     /// An answer that the engine has no part in, which it gives however full it is.
     Answer,
 }
@@ -178,15 +179,15 @@ impl Drop for Waits {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let Claim::Place(owner) = self.claim else { return };
+        let Claim::Place(tenant) = self.claim else { return };
         self.replicas.members[self.replica].now().used = Instant::now();
         self.replicas.members[self.replica].load.fetch_sub(1, Ordering::Relaxed);
-        if let Some(owner) = owner {
-            let mut owners = self.replicas.owners();
-            if let Some(count) = owners.get_mut(&owner) {
+        if let Some(tenant) = tenant {
+            let mut tenants = self.replicas.tenants();
+            if let Some(count) = tenants.get_mut(&tenant.number()) {
                 *count -= 1;
                 if *count == 0 {
-                    owners.remove(&owner);
+                    tenants.remove(&tenant.number());
                 }
             }
         }
@@ -219,7 +220,7 @@ impl Replicas {
             members: (0..settings.count).map(member).collect(),
             dispatch: Dispatch::new(settings.policy, settings.slots),
             settings,
-            owners: Mutex::default(),
+            tenants: Mutex::default(),
             changed: watch::Sender::new(0),
             stopping: watch::Sender::new(false),
             failed: watch::Sender::new(None),
@@ -254,7 +255,7 @@ impl Replicas {
 
     /// Whether any replica has room for it, or will.
     pub(crate) fn has_room(&self, claim: Claim) -> bool {
-        let now = self.standings(self.most(claim, &self.owners()), &[]).iter().any(|standing| standing.usable);
+        let now = self.standings(self.most(claim, &self.tenants()), &[]).iter().any(|standing| standing.usable);
         now || self.members.iter().any(|member| member.now().returns)
     }
 
@@ -292,7 +293,7 @@ impl Replicas {
     /// Gives up a replica that has no requests and has had none for so long. From here on it gets none.
     fn unload(&self, replica: usize, after: Duration) -> bool {
         // No seat is given meanwhile.
-        let owners = self.owners();
+        let tenants = self.tenants();
         let member = &self.members[replica];
         let mut now = member.now();
         let idle = member.load.load(Ordering::Relaxed) == 0 && now.used.elapsed() >= after;
@@ -300,23 +301,22 @@ impl Replicas {
             return false;
         }
         (now.state, now.returns) = (State::Unloaded, true);
-        drop((now, owners));
+        drop((now, tenants));
         member.unloads.add(1);
         self.ring();
         true
     }
 
-    fn owners(&self) -> MutexGuard<'_, HashMap<usize, usize>> {
-        self.owners.lock().unwrap_or_else(PoisonError::into_inner)
+    fn tenants(&self) -> MutexGuard<'_, HashMap<u32, usize>> {
+        self.tenants.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Requests that a replica has where it takes no more of these. Whoever has none is let in beyond what others fill, which is
-    /// one more for each API key.
-    fn most(&self, claim: Claim, owners: &HashMap<usize, usize>) -> usize {
+    /// Requests that a replica has where it takes no more of these. Whoever has none is let in beyond what others fill.
+    fn most(&self, claim: Claim, tenants: &HashMap<u32, usize>) -> usize {
         let most = self.settings.slots.saturating_add(self.settings.queue);
         match claim {
             Claim::Answer => usize::MAX,
-            Claim::Place(Some(owner)) if !owners.contains_key(&owner) => usize::MAX,
+            Claim::Place(Some(tenant)) if !tenants.contains_key(&tenant.number()) => tenant.most(most),
             Claim::Place(_) => most,
         }
     }
@@ -334,8 +334,8 @@ impl Replicas {
 
     /// A place for a request at the replica that suits it best, but not at those that have `refused` it.
     fn seat(self: &Arc<Self>, keys: &Keys, claim: Claim, refused: &[usize]) -> Option<Seat> {
-        let mut owners = self.owners();
-        let most = self.most(claim, &owners);
+        let mut tenants = self.tenants();
+        let most = self.most(claim, &tenants);
         let mut refused = refused.to_vec();
         loop {
             let standings = self.standings(most, &refused);
@@ -352,9 +352,9 @@ impl Replicas {
                 continue;
             };
             let life = now.life;
-            if let Claim::Place(owner) = claim {
+            if let Claim::Place(tenant) = claim {
                 let before = self.members[replica].load.fetch_add(1, Ordering::Relaxed);
-                owner.into_iter().for_each(|owner| *owners.entry(owner).or_default() += 1);
+                tenant.into_iter().for_each(|tenant| *tenants.entry(tenant.number()).or_default() += 1);
                 now.used = Instant::now();
                 drop(now);
                 if before >= self.settings.slots {

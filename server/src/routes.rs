@@ -20,10 +20,11 @@ use crate::model::{Model, shorten};
 use crate::openapi;
 use crate::replicas::proxy;
 use crate::respond::{self, Dialect, Reply};
+use crate::tenant::Tenant;
 use crate::tokenize;
 
-/// Answers a request.
-pub async fn handle(app: Arc<App>, request: Request<Incoming>) -> Response<Body> {
+/// Answers a request that came from `peer`.
+pub async fn handle(app: Arc<App>, peer: Tenant, request: Request<Incoming>) -> Response<Body> {
     let id = request_id(&app, &request);
     let path = request.uri().path().to_owned();
     let mut access = Access {
@@ -36,15 +37,15 @@ pub async fn handle(app: Arc<App>, request: Request<Incoming>) -> Response<Body>
     };
     let route = Route::of(&access.path);
     let dialect = route.map_or(Dialect::OpenAi, Route::dialect);
-    let mut response = match refuse_early(&app, &request, route) {
+    let mut response = match refuse_early(&app, peer, &request, route) {
         Err(error) => respond::response(Err(error), dialect),
         Ok((route, _)) if !route.allows(request.method()) => not_allowed(route, dialect),
-        Ok((route, owner)) => match app.replicas().filter(|_| route.is_forwarded()).cloned() {
+        Ok((route, tenant)) => match app.replicas().filter(|_| route.is_forwarded()).cloned() {
             Some(replicas) => {
-                let made = proxy::answer(&app, &replicas, owner, dialect, route.runs(), &id, request).await;
+                let made = proxy::answer(&app, &replicas, tenant, dialect, route.runs(), &id, request).await;
                 respond::response(made, dialect)
             }
-            None => respond::response(answer(&app, route, owner, request).await, dialect),
+            None => respond::response(answer(&app, route, tenant, request).await, dialect),
         },
     };
     let status = response.status().as_u16();
@@ -149,12 +150,13 @@ impl Route {
     }
 }
 
-/// What is refused whatever else a request says; what is left has a route, and the number of its API key.
+/// What is refused whatever else a request says; what is left has a route, and somebody whom it counts for.
 fn refuse_early(
     app: &App,
+    peer: Tenant,
     request: &Request<Incoming>,
     route: Option<Route>,
-) -> Result<(Route, Option<usize>), ApiError> {
+) -> Result<(Route, Tenant), ApiError> {
     let headers = request.headers();
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
     if bytes > app.config.max_headers {
@@ -164,7 +166,11 @@ fn refuse_early(
     }
     app.hosts.check(headers, request.uri())?;
     let owner = if route.is_some_and(Route::is_open) { None } else { app.keys.check(headers)? };
-    route.map(|route| (route, owner)).ok_or_else(|| {
+    let tenant = match owner {
+        Some(key) => Tenant::of_key(key),
+        None => Tenant::of_header(headers).filter(|_| app.config.is_replica).unwrap_or(peer),
+    };
+    route.map(|route| (route, tenant)).ok_or_else(|| {
         let message = format!("there is no {}", shorten(request.uri().path()));
         ApiError::new(StatusCode::NOT_FOUND, "unknown_url", message)
     })
@@ -178,12 +184,7 @@ fn not_allowed(route: Route, dialect: Dialect) -> Response<Body> {
     response
 }
 
-async fn answer(
-    app: &Arc<App>,
-    route: Route,
-    owner: Option<usize>,
-    request: Request<Incoming>,
-) -> Result<Reply, ApiError> {
+async fn answer(app: &Arc<App>, route: Route, tenant: Tenant, request: Request<Incoming>) -> Result<Reply, ApiError> {
     match route {
         Route::Live if app.phase() == Phase::Dead => Err(unavailable("dead", "the engine is lost")),
         Route::Live => Ok(Reply::Empty),
@@ -243,12 +244,12 @@ async fn answer(
             app.open()?;
             let metered = app.config.usage_energy || asks_for_energy(&request);
             let (body, room) = body::read(request, app).await?;
-            let (model, preparing) = app.admit(owner)?;
+            let (model, preparing) = app.admit(tenant)?;
             let work = {
                 let app = app.clone();
                 aside(move || {
                     let _room = room;
-                    prepare(&app, &model, route, Fields::of_body(&body)?.owned_by(owner).metered(metered))
+                    prepare(&app, &model, route, Fields::of_body(&body)?.sent_by(tenant).metered(metered))
                 })
                 .await?
             };

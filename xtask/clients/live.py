@@ -56,7 +56,7 @@ class Server:
 def wait_for(what, wanted, seconds=60):
     end = time.monotonic() + seconds
     while not wanted():
-        assert time.monotonic() < end, what
+        assert time.monotonic() < end, what() if callable(what) else what
         time.sleep(0.05)
 
 

@@ -21,6 +21,7 @@ import application
 from live import MODEL, passed, wait_for
 
 CLIENTS, ROUNDS = 8, 15
+answers, wrong, lock = {}, [], threading.Lock()
 
 
 def servers():
@@ -33,6 +34,11 @@ def servers():
     return found
 
 
+def told(what):
+    """What was waited for in vain, and what there is."""
+    return lambda: f"{what}; there are {[(p.pid, p.ppid(), p.status()) for p in servers()]} and {wrong[:3]}"
+
+
 assert not servers(), "another njoule of this path runs"
 ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
 with socket.socket() as free:
@@ -41,9 +47,8 @@ with socket.socket() as free:
 serve.start(http_options={"host": "127.0.0.1", "port": port})
 arguments = ("--served-model-name", "m", "--threads", "1", "--max-num-seqs", "8")
 serve.run(application.application(MODEL, 2, arguments=arguments), route_prefix="/")
-wait_for("two servers", lambda: len(servers()) == 2)
+wait_for(told("two servers"), lambda: len(servers()) == 2, 120)
 client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="x", max_retries=8)
-answers, wrong, lock = {}, [], threading.Lock()
 
 
 def ask(number):
@@ -69,13 +74,13 @@ threads = [threading.Thread(target=ask, args=(number,)) for number in range(CLIE
 wait_for("load", lambda: count() >= 20, 120)
 servers()[0].kill()
 wait_for("more load", lambda: count() >= 50, 120)
-wait_for("it was started anew", lambda: len(servers()) == 2)
+wait_for(told("it was started anew"), lambda: len(servers()) == 2, 120)
 before = servers()
 before[1].parent().kill()
 [thread.join() for thread in threads]
 assert not wrong, wrong[:3]
 assert count() == CLIENTS * ROUNDS and all(len(set(texts)) == 1 for texts in answers.values()), answers
-wait_for("the replica is back", lambda: len(servers()) == 2 and before[1] not in servers(), 120)
+wait_for(told("the replica is back"), lambda: len(servers()) == 2 and before[1] not in servers(), 120)
 streamed = "".join(c.choices[0].text for c in client.completions.create(
     model="m", prompt="3 times", max_tokens=48, temperature=0, stream=True, extra_body={"ignore_eos": True}))
 assert streamed == answers[3][0]

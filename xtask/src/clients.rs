@@ -48,8 +48,12 @@ const CHECKS: [Check; 8] = [
     Check { name: "guidellm", script: "guidellm_bench.py", by: By::Python(&["guidellm==0.8.1"]) },
 ];
 
-/// Needs torch, which is large: only by its name.
-const LARGE: [Check; 1] = [Check { name: "lm-eval", script: "lm_eval.py", by: By::Python(&["lm-eval[api]==0.4.13"]) }];
+/// Brings scikit-learn, datasets and transformers, which are large: only by its name.
+const LARGE: [Check; 1] = [Check {
+    name: "lm-eval",
+    script: "lm_eval.py",
+    by: By::Python(&["lm-eval[api]==0.4.13", "transformers==5.24.0"]),
+}];
 
 /// What came of a check.
 enum Outcome {

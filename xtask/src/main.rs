@@ -25,8 +25,7 @@ fn main() -> ExitCode {
         ["check-api"] => check_api::run(),
         ["features"] => features::write(),
         ["features", "--check"] => features::check(),
-        ["schemas", file] => schemas::run(file.as_ref(), None),
-        ["schemas", file, model] => schemas::run(file.as_ref(), Some(model)),
+        ["schemas", ref words @ ..] => schemas::run(words),
         ["check-clients", ref names @ ..] => clients::run(names),
         ["soak", ref words @ ..] => soak::run(words),
         ["xla-check"] => xla_check::run(false),
@@ -71,9 +70,10 @@ cargo xtask TASK
                     anthropic manifests vllm-router ray-serve ray-data (or ray) guidellm, and by its name alone lm-eval
   features          write the README's tables of backends and families from what the code says
   features --check  only say whether they are the code's
-  schemas FILE [MODEL]
-                    answer each JSON schema of a file (lines of name and schema) by a live server, validate what it completed
-                    with Python's jsonschema, and tell what the grammar costs per token (NJOULE_BIN names a build)
+  schemas FILE [MODEL] [--together N] [--max-tokens N] [--sample N]
+                    answer each JSON schema of a file (lines of name and schema) by a live server, N at once, validate what it
+                    completed with Python's jsonschema, and tell what the grammar costs per token, by a sample (NJOULE_BIN
+                    names a build)
   soak [NUMBER...]  the reliability tests of a server, with their numbers: an hour and more; NJOULE_BIN names a release build
   soak --reduced    less of each, bounds of time tenfold
   xla-check         run modules for Neuron on XLA (jaxlib, in target/xla-venv or by NJOULE_XLA_PYTHON; with the cargo

@@ -117,7 +117,7 @@ struct Limits {
     /// Choices of a request at most
     #[arg(long, value_name = "N", default_value = "8")]
     max_n: NonZero<usize>,
-    /// Connections at once
+    /// Connections at once, and as many again of addresses that have none
     #[arg(long, value_name = "N", default_value = "1024")]
     max_connections: NonZero<usize>,
     /// Seconds that a request may take [default: no limit]
@@ -219,9 +219,9 @@ impl Args {
                 context.fetch.reporter = Arc::new(crate::fetch::Silent);
             }
         }
-        let max_queue = self.limits.max_queued_requests.unwrap_or(sequences).saturating_add(SIBLINGS);
+        let max_queue = config.max_queued_requests.saturating_mul(2).saturating_add(SIBLINGS);
         let adjust = |config: &mut EngineConfig| {
-            // The server's own limits come first; these leave room for the siblings of a request that was let in.
+            // The server's own limits come first; these leave room for newcomers, and for the siblings of a request that was let in.
             (config.max_queue, config.max_queued_tokens) = (max_queue, usize::MAX >> 1);
             if let Some(rows) = self.limits.max_num_batched_tokens {
                 config.token_budget = rows.get().min(config.capacity.max_rows);

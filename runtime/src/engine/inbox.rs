@@ -3,6 +3,7 @@
 //! Invariant: under its lock a request is either refused or owned by the engine; after [`Inbox::fail`] none is accepted.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -114,9 +115,9 @@ impl Inbox {
         }
     }
 
-    /// Requests of `client` that wait.
-    pub fn queued_of(&self, client: u64) -> usize {
-        self.clients.get(&client).copied().unwrap_or(0)
+    /// Requests of `clients` that wait.
+    pub fn queued_of(&self, clients: RangeInclusive<u64>) -> usize {
+        self.clients.range(clients).map(|(_, count)| count).sum()
     }
 
     pub fn queued(&self) -> usize {

@@ -4,9 +4,10 @@
 //! Fair is what the virtual token counter of "Fairness in Serving Large Language Models" (OSDI 2024) makes so: a client is
 //! charged a prompt token once and a generated one twice, and the turn is the least charged client's. Who comes back after
 //! having had nothing to do is lifted to the least of those that have, so that idling saves nothing up. Prompt tokens that
-//! the cache held and tokens that are computed again after a preemption cost a client nothing.
+//! the cache held and tokens that are computed again after a preemption cost a client nothing. Clients whose numbers differ in
+//! the lower half alone are a group: groups take turns in the same way, and within one its clients.
 //!
-//! Invariant: an account counts the client's sequences, waiting and running.
+//! Invariant: an account counts its owner's sequences, waiting and running.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -42,8 +43,8 @@ impl Key {
 pub struct Turn {
     /// Whose turn.
     pub key: Key,
-    /// The client's place in its class: what it is charged, then its first sequence's arrival.
-    rank: (u64, u64, u64),
+    /// The client's place in its class: what its group is charged and what it is, then its first sequence's arrival.
+    rank: ([u64; 2], u64, u64),
 }
 
 /// The queue.
@@ -133,9 +134,44 @@ impl<J> Queue<J> {
     }
 }
 
-/// What clients were charged.
+/// What clients and their groups were charged.
 #[derive(Debug, Default)]
 pub struct Clients {
+    groups: Accounts,
+    each: Accounts,
+}
+
+impl Clients {
+    /// A sequence of `client` has come.
+    pub fn arrive(&mut self, client: u64) {
+        self.groups.arrive(group(client));
+        self.each.arrive(client);
+    }
+
+    /// One has ended.
+    pub fn leave(&mut self, client: u64) {
+        self.groups.leave(group(client));
+        self.each.leave(client);
+    }
+
+    /// Charges `client`.
+    pub fn charge(&mut self, client: u64, prompt: usize, generated: usize) {
+        let tokens = prompt as u64 + GENERATED * generated as u64;
+        self.groups.charge(group(client), tokens);
+        self.each.charge(client, tokens);
+    }
+
+    fn charged(&self, client: u64) -> [u64; 2] {
+        [self.groups.charged(group(client)), self.each.charged(client)]
+    }
+}
+
+fn group(client: u64) -> u64 {
+    client >> 32
+}
+
+#[derive(Debug, Default)]
+struct Accounts {
     accounts: BTreeMap<u64, Account>,
 }
 
@@ -145,20 +181,18 @@ struct Account {
     sequences: usize,
 }
 
-impl Clients {
-    /// A sequence of `client` has come.
-    pub fn arrive(&mut self, client: u64) {
+impl Accounts {
+    fn arrive(&mut self, owner: u64) {
         let least = self.least_active();
-        let account = self.accounts.entry(client).or_default();
+        let account = self.accounts.entry(owner).or_default();
         if account.sequences == 0 {
             account.charged = account.charged.max(least.unwrap_or(0));
         }
         account.sequences += 1;
     }
 
-    /// One has ended.
-    pub fn leave(&mut self, client: u64) {
-        let Some(account) = self.accounts.get_mut(&client) else { return };
+    fn leave(&mut self, owner: u64) {
+        let Some(account) = self.accounts.get_mut(&owner) else { return };
         account.sequences -= 1;
         if account.sequences > 0 {
             return;
@@ -168,23 +202,21 @@ impl Clients {
         self.accounts.retain(|_, account| account.sequences > 0 || account.charged > least);
         while self.accounts.values().filter(|account| account.sequences == 0).count() > MAX_IDLE {
             let idle = self.accounts.iter().filter(|(_, account)| account.sequences == 0);
-            let Some(least) = idle.min_by_key(|(_, account)| account.charged).map(|(client, _)| *client) else {
+            let Some(least) = idle.min_by_key(|(_, account)| account.charged).map(|(owner, _)| *owner) else {
                 break;
             };
             self.accounts.remove(&least);
         }
     }
 
-    /// Charges `client`.
-    pub fn charge(&mut self, client: u64, prompt: usize, generated: usize) {
-        if let Some(account) = self.accounts.get_mut(&client) {
-            let tokens = prompt as u64 + GENERATED * generated as u64;
+    fn charge(&mut self, owner: u64, tokens: u64) {
+        if let Some(account) = self.accounts.get_mut(&owner) {
             account.charged = account.charged.saturating_add(tokens);
         }
     }
 
-    fn charged(&self, client: u64) -> u64 {
-        self.accounts.get(&client).map_or(0, |account| account.charged)
+    fn charged(&self, owner: u64) -> u64 {
+        self.accounts.get(&owner).map_or(0, |account| account.charged)
     }
 
     fn least_active(&self) -> Option<u64> {
@@ -194,7 +226,7 @@ impl Clients {
 
 /// What a generated token counts beside a prompt's: the weights of the paper's evaluation.
 const GENERATED: u64 = 2;
-/// Clients without sequences whose accounts are kept.
+/// Accounts that are kept of those without sequences.
 const MAX_IDLE: usize = 1024;
 
 #[cfg(test)]
@@ -236,12 +268,23 @@ mod tests {
     }
 
     #[test]
+    fn a_group_takes_turns_as_one_however_many_clients_it_has() {
+        let [ann, bob, other] = [(1 << 32) + 1, (1 << 32) + 2, 2 << 32];
+        let mut queue = queue(&[(0, ann, 0, false), (0, bob, 1, false), (0, bob, 2, false), (0, other, 3, false)]);
+        assert_eq!(turns(&queue), [0, 1, 2, 3], "nobody is charged: arrival");
+        queue.clients.charge(ann, 1, 0);
+        assert_eq!(turns(&queue), [3, 1, 2, 0], "bob pays for ann beside others, and goes before her within the group");
+        queue.clients.charge(other, 2, 0);
+        assert_eq!(turns(&queue), [1, 2, 0, 3]);
+    }
+
+    #[test]
     fn who_was_away_has_saved_nothing_up_and_lost_no_debt() {
-        let mut clients = Clients::default();
+        let mut clients = Accounts::default();
         clients.arrive(1);
         clients.arrive(2);
-        clients.charge(1, 100, 0);
-        clients.charge(2, 300, 0);
+        clients.charge(1, 100);
+        clients.charge(2, 300);
         clients.leave(2);
         clients.arrive(2);
         assert_eq!(clients.charged(2), 300, "leaving pays no debt");
@@ -255,11 +298,11 @@ mod tests {
 
     #[test]
     fn accounts_are_bounded() {
-        let mut clients = Clients::default();
+        let mut clients = Accounts::default();
         clients.arrive(0);
         for client in 1..5000 {
             clients.arrive(client);
-            clients.charge(client, 1 + client as usize, 0);
+            clients.charge(client, 1 + client);
             clients.leave(client);
         }
         assert_eq!(clients.accounts.len(), 1 + MAX_IDLE);

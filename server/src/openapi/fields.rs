@@ -101,7 +101,7 @@ fn model() -> FieldOf {
 }
 
 fn user() -> FieldOf {
-    optional("user", json!({}), "Without API keys, waiting requests of different users take turns.")
+    optional("user", json!({}), "Without API keys, waiting requests of different users of an address take turns.")
 }
 
 fn boolean() -> Value {

@@ -26,12 +26,13 @@ use crate::body::{self, Body, Chunks};
 use crate::error::ApiError;
 use crate::respond::{Dialect, Reply};
 use crate::sse;
+use crate::tenant::{self, Tenant};
 
 /// Answers a request by a replica; `runs` says that it takes a place in its batch.
 pub(crate) async fn answer(
     app: &Arc<App>,
     replicas: &Arc<Replicas>,
-    owner: Option<usize>,
+    tenant: Tenant,
     dialect: Dialect,
     runs: bool,
     id: &str,
@@ -46,7 +47,7 @@ pub(crate) async fn answer(
         _ => Ok(()),
     };
     open()?;
-    let claim = if runs { Claim::Place(owner) } else { Claim::Answer };
+    let claim = if runs { Claim::Place(Some(tenant)) } else { Claim::Answer };
     if !replicas.has_room(claim) {
         return Err(no_room(app, replicas));
     }
@@ -54,6 +55,9 @@ pub(crate) async fn answer(
     HOP.iter().for_each(|name| drop(headers.remove(name)));
     if let Ok(id) = HeaderValue::from_str(id) {
         headers.insert(HeaderName::from_static("x-request-id"), id);
+    }
+    if let Some(tenant) = tenant.header() {
+        headers.insert(tenant::HEADER, tenant);
     }
     let target = request.uri().path_and_query().map_or("/", |target| target.as_str()).to_owned();
     let method = request.method().clone();
@@ -65,7 +69,7 @@ pub(crate) async fn answer(
     };
     open()?;
     let outline = outline(&body).await;
-    let keys = replicas.dispatch.keys(owner, &outline);
+    let keys = replicas.dispatch.keys(tenant.key(), &outline);
     let ask = Ask { method, target, headers, body };
     let job = Job { app: app.clone(), replicas: replicas.clone(), ask, keys, claim, dialect };
     let mut placed = Box::pin(async move {
@@ -399,7 +403,7 @@ impl Chunks for Stream {
 }
 
 /// Headers of a connection, not of what goes over it.
-const HOP: [HeaderName; 10] = [
+const HOP: [HeaderName; 11] = [
     CONNECTION,
     CONTENT_LENGTH,
     EXPECT,
@@ -410,6 +414,7 @@ const HOP: [HeaderName; 10] = [
     UPGRADE,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("x-request-id"),
+    tenant::HEADER,
 ];
 /// How often a request is moved whose replica was lost.
 const MOVES: usize = 2;

@@ -35,7 +35,7 @@ fn seat(replicas: &Arc<Replicas>, claim: Claim) -> Option<Seat> {
 #[test]
 fn whoever_has_nothing_is_let_in_where_another_fills_all_and_answers_take_no_place() {
     let replicas = answering(2, 1, 1);
-    let owner = |owner| Claim::Place(Some(owner));
+    let owner = |key| Claim::Place(Some(Tenant::of_key(key)));
     let full: Vec<Seat> = (0..4).map(|_| seat(&replicas, owner(0)).expect("there is room")).collect();
     assert!(seat(&replicas, owner(0)).is_none() && seat(&replicas, Claim::Place(None)).is_none());
     assert!(!replicas.has_room(owner(0)) && replicas.has_room(owner(1)) && replicas.has_room(Claim::Answer));
@@ -51,7 +51,20 @@ fn whoever_has_nothing_is_let_in_where_another_fills_all_and_answers_take_no_pla
     assert!(changed.has_changed().unwrap(), "who waits for a place is told");
     changed.mark_unchanged();
     drop(full);
-    assert!(changed.has_changed().unwrap() && load() == 0 && replicas.owners().is_empty());
+    assert!(changed.has_changed().unwrap() && load() == 0 && replicas.tenants().is_empty());
+}
+
+#[test]
+fn addresses_without_keys_are_let_in_where_another_fills_all_but_not_without_bound() {
+    let replicas = answering(1, 1, 1);
+    let from = |last| Claim::Place(Some(Tenant::of_peer([10, 0, 0, last].into())));
+    let _full: Vec<Seat> = (0..2).map(|_| seat(&replicas, from(1)).expect("there is room")).collect();
+    assert!(seat(&replicas, from(1)).is_none());
+    let _other = seat(&replicas, from(2)).expect("it has nothing");
+    assert!(seat(&replicas, from(2)).is_none(), "one beyond what there is");
+    replicas.members[0].load.fetch_add(1, Ordering::Relaxed);
+    assert!(replicas.seat(&Keys::default(), from(3), &[]).is_none(), "twice the room is taken");
+    replicas.members[0].load.fetch_sub(1, Ordering::Relaxed);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use njoule_server::{Outcome, Phase, Server, ServerConfig};
 use serde_json::{Value, json};
 
-use crate::support::{call, plain, read_answer, read_chunk, read_head, send_json, start};
+use crate::support::{call, connect_from, plain, read_answer, read_chunk, read_head, send_json, send_json_from, start};
 
 fn endless(stream: bool) -> Value {
     json!({"prompt": "Hi", "max_tokens": 400, "ignore_eos": true, "stream": stream})
@@ -65,6 +65,40 @@ fn too_many_are_refused_at_once_and_the_others_served() {
     }
     assert_eq!(live.post("/v1/completions", &body).status, 200);
     assert_eq!(live.get("/ready").status, 200);
+}
+
+#[test]
+fn without_keys_one_address_that_fills_the_queue_keeps_no_other_out() {
+    let live = start("qwen3", 1, ServerConfig { max_queued_requests: 4, ..ServerConfig::default() });
+    live.gate.allow(Some(0));
+    let count = |live: &crate::support::Live| live.engine.stats().running + live.engine.stats().queued;
+    let body = |user: u32, tokens: u32| json!({"prompt": "Hi", "max_tokens": tokens, "ignore_eos": true, "user": format!("u{user}")});
+    // As many users as requests: they are one address all the same.
+    let mut greedy: Vec<_> = (0..5)
+        .map(|user| {
+            let sent = send_json(live.address, "/v1/completions", &body(user, 40));
+            live.wait_for("taken in", |live| count(live) > user as usize);
+            sent
+        })
+        .collect();
+    live.post("/v1/completions", &body(9, 1)).is_error(503, "overloaded");
+    let from = |last: u8| send_json_from([127, 0, 0, last], live.address, "/v1/completions", &body(0, 1));
+    let mut others: Vec<_> = (2..=5)
+        .map(|last| {
+            let other = from(last);
+            live.wait_for("taken in", |live| count(live) >= 4 + usize::from(last));
+            other
+        })
+        .collect();
+    // Twice the queue is full: addresses are many.
+    read_answer(&mut from(6)).unwrap().is_error(503, "overloaded");
+    // Steps for what runs and for theirs, and not for what the greedy one has waiting beside that.
+    live.gate.allow(Some(60));
+    for other in &mut others {
+        assert_eq!(read_answer(other).unwrap().status, 200);
+    }
+    live.gate.allow(None);
+    assert!(greedy.iter_mut().all(|one| read_answer(one).unwrap().status == 200));
 }
 
 #[test]
@@ -197,4 +231,9 @@ fn connections_beyond_the_limit_are_told() {
         read_answer(&mut stream).is_ok_and(|answer| answer.is_error(503, "overloaded").is_object())
     });
     assert!(refused);
+    // The first one's address has one; another has none, and gets one, once.
+    let mut other = send_json_from([127, 0, 0, 2], live.address, "/tokenize", &json!({"prompt": "Hi"}));
+    assert_eq!(read_answer(&mut other).unwrap().status, 200);
+    let mut more = std::io::BufReader::new(connect_from([127, 0, 0, 2], live.address));
+    read_answer(&mut more).unwrap().is_error(503, "overloaded");
 }

@@ -258,7 +258,17 @@ pub fn send(
     headers: &[(&str, &str)],
     body: &[u8],
 ) -> BufReader<TcpStream> {
-    let mut stream = TcpStream::connect(address).expect("it listens");
+    send_over(TcpStream::connect(address).expect("it listens"), address, method, path, headers, body)
+}
+
+fn send_over(
+    mut stream: TcpStream,
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> BufReader<TcpStream> {
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\ncontent-length: {}\r\n", body.len());
     headers.iter().for_each(|(name, value)| head.push_str(&format!("{name}: {value}\r\n")));
@@ -271,6 +281,31 @@ pub fn send(
 /// Posts JSON and leaves the answer to be read.
 pub fn send_json(address: SocketAddr, path: &str, body: &Value) -> BufReader<TcpStream> {
     send(address, "POST", path, &[("content-type", "application/json")], body.to_string().as_bytes())
+}
+
+/// Connects from another address of this machine.
+pub fn connect_from(from: [u8; 4], to: SocketAddr) -> TcpStream {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().expect("a runtime");
+    let stream = runtime.block_on(async {
+        let socket = tokio::net::TcpSocket::new_v4()?;
+        socket.bind((from, 0).into())?;
+        socket.connect(to).await?.into_std()
+    });
+    let stream = stream.expect("every 127.x.y.z is this machine");
+    stream.set_nonblocking(false).unwrap();
+    stream
+}
+
+/// Posts JSON from another address of this machine and leaves the answer to be read.
+pub fn send_json_from(from: [u8; 4], to: SocketAddr, path: &str, body: &Value) -> BufReader<TcpStream> {
+    send_over(
+        connect_from(from, to),
+        to,
+        "POST",
+        path,
+        &[("content-type", "application/json")],
+        body.to_string().as_bytes(),
+    )
 }
 
 /// Status line and headers.

@@ -1,6 +1,6 @@
 //! What long work is stopped by: Ctrl-C, SIGTERM or SIGHUP ask it to end, a second Ctrl-C ends the process.
 //!
-//! Invariant: however the process ends by Ctrl-C, no compiler outlives it. They run in process groups of their own, which a
+//! Invariant: however the process ends by Ctrl-C, no compiler outlives it, and none has to be ended by its keeper. They run in process groups of their own, which a
 //! terminal's Ctrl-C does not reach.
 
 use std::io::{self, Read};

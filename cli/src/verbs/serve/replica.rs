@@ -78,7 +78,7 @@ impl Replica {
         ServerConfig {
             host: "127.0.0.1".into(),
             port: 0,
-            max_connections: config.max_connections.saturating_add(PROBES),
+            max_connections: config.max_connections.saturating_mul(2).saturating_add(PROBES),
             // Who stands in front sends no more than may run and wait; all of them may come between two steps.
             max_queued_requests: config.max_queued_requests.saturating_add(sequences),
             tls: None,

@@ -10,6 +10,7 @@ mod advice;
 mod cache;
 mod child;
 mod error;
+pub mod keeper;
 mod memory;
 mod pool;
 

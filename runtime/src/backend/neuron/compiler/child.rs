@@ -1,7 +1,7 @@
 //! One run of the compiler: started, watched, measured, and ended with all of its children.
 //!
 //! It runs in a process group of its own, which a terminal's Ctrl-C does not reach: whoever ends this process ends the groups
-//! first ([`end_all`]). Its memory is that of the whole group, since neuronx-cc starts workers: read from /proc on a period,
+//! first ([`end_all`]), and where nobody can, its [`keeper`] does. Its memory is that of the whole group, since neuronx-cc starts workers: read from /proc on a period,
 //! so a peak between two looks is missed.
 
 use std::fs::File;
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use super::{CompileError, memory};
+use super::{CompileError, keeper, memory};
 
 /// How a run ended.
 #[derive(Debug)]
@@ -54,13 +54,13 @@ pub(super) fn run(
     let out = File::create(log).map_err(CompileError::io("write", log))?;
     let err = out.try_clone().map_err(CompileError::io("write", log))?;
     let started = Instant::now();
-    let mut command = Command::new(program);
-    command.args(args).current_dir(dir).stdin(Stdio::null()).stdout(out).stderr(err);
+    let mut command = keeper::command(program, args);
+    command.current_dir(dir).stdout(out).stderr(err);
     let mut group = Group::start(command).map_err(CompileError::io("start", program))?;
     let mut peak = 0;
     let mut pause = FIRST_LOOK;
     let end = loop {
-        peak = peak.max(memory::of_group(group.child.id()));
+        peak = peak.max(memory::of_group(group.child.id(), keeper::is_on()));
         if let Some(status) = group.child.try_wait().map_err(CompileError::io("wait for", program))? {
             group.ended = true;
             break end_of(status);
@@ -177,7 +177,7 @@ impl Drop for Group {
     fn drop(&mut self) {
         // A group outlives its first process where that left workers behind (a compiler that crashed): they go too. While
         // one of them lives the number stays theirs; a group without processes is left alone.
-        let left = !self.ended || memory::of_group(self.child.id()) > 0;
+        let left = !self.ended || memory::of_group(self.child.id(), false) > 0;
         if let Some(pid) = self.pid().filter(|_| left) {
             let _ = kill_process_group(pid, Signal::KILL); // nobody left: nothing to do
         }

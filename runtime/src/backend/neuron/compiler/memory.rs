@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// Resident bytes of all processes of a group.
-pub(super) fn of_group(group: u32) -> u64 {
+/// Resident bytes of all processes of a group, or of all but its first.
+pub(super) fn of_group(group: u32, but_first: bool) -> u64 {
     let Ok(entries) = fs::read_dir("/proc") else { return 0 };
     let pages: u64 = entries
         .filter_map(|entry| {
             let name = entry.ok()?.file_name();
-            let pid = name.to_str().filter(|name| name.bytes().all(|b| b.is_ascii_digit()))?;
+            let pid: u32 = name.to_str()?.parse().ok().filter(|pid| !(but_first && *pid == group))?;
             let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
             // The command's name may hold anything, so fields are counted from its last parenthesis: state is the first.
             let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
@@ -94,8 +94,8 @@ mod tests {
     #[test]
     fn this_process_group_takes_memory_and_an_absent_one_none() {
         let own = rustix::process::getpgid(None).unwrap().as_raw_nonzero().get();
-        assert!(of_group(u32::try_from(own).unwrap()) > 1 << 20);
-        assert_eq!(of_group(u32::MAX), 0);
+        assert!(of_group(u32::try_from(own).unwrap(), false) > 1 << 20);
+        assert_eq!(of_group(u32::MAX, false), 0);
     }
 
     #[test]
