@@ -95,12 +95,16 @@ fn measure(options: &Options) -> Result<()> {
     let masks = Masks::new(&options.tokenizer, dir.path(), program.vocab())?;
     let timed = Timed::new(executor, clock, Answers::new(None, masks.end, PROMPT));
     println!(
-        "ms of a step beside the device ({}; vocabulary {}, {} candidates); CPU ms of a step: engine's thread, rank's",
+        "ms of a step beside the device ({}; vocabulary {}, {} candidates); CPU ms of a step: engine's thread, rank's; \
+         steps run again with masks",
         options.latency,
         program.vocab(),
         CANDIDATES
     );
-    println!("{:52} {:>5} {:>7} {:>7} {:>7} {:>7} {:>7}", "", "batch", "tenth", "median", "p99", "engine", "rank");
+    println!(
+        "{:52} {:>5} {:>7} {:>7} {:>7} {:>7} {:>7} {:>6}",
+        "", "batch", "tenth", "median", "p99", "engine", "rank", "again"
+    );
     let (mut ran, mut over) = (0, vec![]);
     for case in cases().iter().filter(|case| case.name.contains(&options.only)) {
         for &batch in &options.batches {
@@ -177,6 +181,7 @@ fn one(
         ensure!(completion.token_ids.len() == options.tokens, "{}: {} tokens", case.name, completion.token_ids.len());
     }
     let after = THREADS.map(computing);
+    let again = engine.stats().retried_steps;
     engine.shutdown(Duration::from_secs(10))?;
     let steps = steps.lock();
     let whole = |step: &&Step| step.sequences == batch && step.rows == batch;
@@ -185,7 +190,7 @@ fn one(
     over.sort_unstable();
     let at = |share: f64| over[((over.len() - 1) as f64 * share) as usize];
     let computed = [0, 1].map(|i| after[i].saturating_sub(before[i]) / steps.len().max(1) as u32);
-    Ok(Figures { tenth: at(0.1), median: at(0.5), p99: at(0.99), computed })
+    Ok(Figures { tenth: at(0.1), median: at(0.5), p99: at(0.99), computed, again })
 }
 
 struct Figures {
@@ -193,13 +198,15 @@ struct Figures {
     median: Duration,
     p99: Duration,
     computed: [Duration; 2],
+    /// Steps for rows whose masks came too late.
+    again: u64,
 }
 
 impl std::fmt::Display for Figures {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Figures { tenth, median, p99, computed: [engine, rank] } = self;
+        let Figures { tenth, median, p99, computed: [engine, rank], again } = self;
         let [tenth, median, p99, engine, rank] = [tenth, median, p99, engine, rank].map(|d| d.as_secs_f64() * 1e3);
-        write!(f, "{tenth:7.3} {median:7.3} {p99:7.3} {engine:7.3} {rank:7.3}")
+        write!(f, "{tenth:7.3} {median:7.3} {p99:7.3} {engine:7.3} {rank:7.3} {again:6}")
     }
 }
 

@@ -3,7 +3,8 @@
 //! A grammar takes tens of microseconds for a mask, and one that the device is to apply must be there before the step is. A row
 //! whose likeliest tokens are allowed ones anyway does not need that: its step goes without, the mask is made meanwhile, and
 //! the candidates that it forbids are dropped here. Where those that are left say too little (`Sampler::sample_late`), the row
-//! is run again with its mask: a step writes the same places again.
+//! is run again with its mask, beside the other rows of its module, so that it is the same module: a step writes the same places
+//! again.
 //!
 //! Invariant: which way a row goes depends on its sequence's own candidates alone, so that its tokens do not depend on others.
 
@@ -43,8 +44,9 @@ impl Late {
     }
 }
 
-/// Takes the rows of sequence `span` of a batch over into another, with their one output, its biases and its mask.
-pub fn again(from: &Batch, span: usize, output: usize, mask: &[u32], to: &mut Batch) {
+/// Takes the rows of sequence `span` of a batch over into another; with its one output, that one's biases and this mask, if
+/// they are `wanted`.
+pub fn again(from: &Batch, span: usize, wanted: Option<(usize, &[u32])>, to: &mut Batch) {
     let seq = &from.seqs[span];
     let (row, table, last) = (to.rows(), to.tables.len(), to.outputs.len());
     to.wants = Wants::Tokens;
@@ -53,6 +55,7 @@ pub fn again(from: &Batch, span: usize, output: usize, mask: &[u32], to: &mut Ba
     to.slots.extend_from_slice(&from.slots[seq.rows.clone()]);
     to.tables.extend_from_slice(&from.tables[seq.table.clone()]);
     to.seqs.push(SeqSpan { rows: row..to.rows(), table: table..to.tables.len(), ..seq.clone() });
+    let Some((output, mask)) = wanted else { return };
     // The engine checked that rows fit.
     let index = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     to.outputs.push(index(row) + from.outputs[output] - index(seq.rows.start));

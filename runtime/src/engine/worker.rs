@@ -58,8 +58,9 @@ struct Worker {
     allowed: Vec<u32>,
     /// Masks that are made while the step runs, by its outputs.
     late: Masks,
-    /// Running sequences for which those were not enough, and their rows once more.
+    /// Running sequences for which those were not enough, and single rows once more, by their place in the batch.
     undecided: Vec<usize>,
+    spans: Vec<usize>,
     again: Batch,
     answered: StepOutput,
     arrived: Vec<Submission>,
@@ -100,6 +101,7 @@ impl Worker {
             allowed: Vec::with_capacity(Masks::words_for(vocab)),
             late: room(capacity.max_seqs, Masks::words_for(vocab)),
             undecided: Vec::with_capacity(capacity.max_seqs),
+            spans: Vec::with_capacity(capacity.max_seqs),
             again: roomy_batch(&config, vocab),
             answered: roomy_output(&config),
             arrived: Vec::new(),

@@ -71,15 +71,24 @@ impl Worker {
         self.stats.step_started = Some(Instant::now());
         self.publish(shared);
         let mut busy = false;
-        loop {
+        // Sequences of the batch that the device has refused now.
+        let mut refused = Vec::new();
+        while !self.undecided.is_empty() {
             self.again.clear();
-            for sequence in self.undecided.iter().map(|i| &self.scheduler.running()[*i]) {
-                let at = sequence.sampled().start;
-                let mask = self.late.of(at).unwrap_or_default();
-                late::again(&self.batch, sequence.span, at, mask, &mut self.again);
-            }
-            if self.undecided.is_empty() {
-                break;
+            self.spans.clear();
+            let Worker { scheduler, batch, late, undecided, spans, again, .. } = self;
+            let mut asking = undecided.iter().map(|i| &scheduler.running()[*i]).peekable();
+            for (span, seq) in batch.seqs.iter().enumerate() {
+                if seq.rows.len() > 1 || refused.contains(&span) {
+                    continue;
+                }
+                spans.push(span);
+                let asks = asking.next_if(|sequence| sequence.span == span);
+                let wanted = asks.map(|sequence| {
+                    let at = sequence.sampled().start;
+                    (at, late.of(at).unwrap_or_default())
+                });
+                late::again(batch, span, wanted, again);
             }
             self.stats.retried_steps += 1;
             let result = self.executor.submit(&self.again).and_then(|()| self.executor.collect(&mut self.answered));
@@ -87,15 +96,16 @@ impl Worker {
                 Ok(()) => break,
                 Err(StepError::Busy(_)) if !busy => busy = true,
                 Err(StepError::OutOfBounds { seqs, what }) => {
-                    let before = self.undecided.len();
-                    for i in seqs.iter().filter_map(|k| self.undecided.get(*k)) {
-                        let end = End::Failed(RequestError::Refused(what.clone()));
-                        self.scheduler.running_mut()[*i].job.end = Some(end);
-                    }
-                    self.undecided.retain(|i| self.scheduler.running()[*i].job.end.is_none());
-                    if self.undecided.len() == before {
+                    let before = refused.len();
+                    refused.extend(seqs.iter().filter_map(|k| self.spans.get(*k)));
+                    if refused.len() == before {
                         return Err(RequestError::Step(what));
                     }
+                    let gone = |s: &&mut Box<Sequence<Job>>| s.chunk > 0 && refused.contains(&s.span);
+                    for sequence in self.scheduler.running_mut().iter_mut().filter(gone) {
+                        sequence.job.end = Some(End::Failed(RequestError::Refused(what.clone())));
+                    }
+                    self.undecided.retain(|i| self.scheduler.running()[*i].job.end.is_none());
                 }
                 Err(error) => return Err(RequestError::Step(error.to_string())),
             }
