@@ -437,11 +437,14 @@ fn an_artifact_that_does_not_fit_the_machine_or_is_damaged_is_refused_at_once_in
     let options = ["--quant", "none", "--tp", "2", "--batch", "2", "--max-neffs", "4"];
     let (artifact, _) = bench.build("llama_tied", "fine", &options);
     let refused = |says: &str, environment: &[(&str, &str)]| {
-        let started = Instant::now();
-        let seen = bench.generate(&artifact, &[], environment);
-        assert!(seen.code == 1 && seen.stderr.contains(says), "{says}: {}", seen.stderr);
-        // No limit of a device's was waited for.
-        assert!(started.elapsed() < Duration::from_secs(30), "{says}: {:?}", started.elapsed());
+        // Within a second, on a machine that may do other things: at one of three times.
+        let times = [0; 3].map(|_| {
+            let started = Instant::now();
+            let seen = bench.generate(&artifact, &[], environment);
+            assert!(seen.code == 1 && seen.stderr.contains(says), "{says}: {}", seen.stderr);
+            started.elapsed()
+        });
+        assert!(times.iter().any(|time| *time < Duration::from_secs(1)), "{says}: {times:?}");
     };
     let (newer, _) = bench_newer(&bench);
     let seen = bench.generate(&newer, &[], &[]);

@@ -70,6 +70,11 @@ pub fn sequence(seq: usize, vocab: usize) -> (Vec<u32>, usize) {
     ((0..len).map(|position| token(seq, position, vocab)).collect(), ROPE_LEN[seq])
 }
 
+/// Tokens of the longest sequence: a model of fewer positions cannot be fed so.
+pub fn longest() -> usize {
+    (0..SEQUENCES).map(|seq| sequence(seq, 2).0.len()).max().unwrap_or(0)
+}
+
 /// First block of a sequence, and its slot of each position so far.
 pub fn slots(seq: usize) -> (BlockId, Vec<usize>) {
     let (tokens, _) = sequence(seq, 2);

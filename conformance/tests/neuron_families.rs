@@ -45,7 +45,7 @@ fn fixtures() -> Vec<(String, Checkpoint, Option<f64>)> {
     let all: Vec<_> =
         dirs.into_iter().filter(|dir| !REFUSED.iter().any(|name| dir.ends_with(name))).filter_map(open).collect();
     // Those with tables of positions that are shorter than the script stand in the cases, with weights of the suite.
-    let script = (0..steps::SEQUENCES).map(|seq| steps::sequence(seq, 2).0.len()).max().unwrap();
+    let script = steps::longest();
     let all: Vec<_> = all.into_iter().filter(|(_, checkpoint, _)| checkpoint.config.max_len >= script).collect();
     assert!(all.len() >= 30, "{}", all.len());
     all

@@ -14,6 +14,7 @@
 #![cfg(all(target_os = "linux", target_pointer_width = "64"))]
 
 mod abi;
+pub mod clock;
 mod collective;
 pub mod compiler;
 pub mod config;

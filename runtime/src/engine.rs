@@ -2,7 +2,7 @@
 //!
 //! [`Engine`] is a handle to the thread that owns the [`Executor`]. Each step the thread takes new requests in, drops
 //! cancelled ones, lets the scheduler fill the one reused batch, runs it and samples. Where the executor computes by itself
-//! ([`Limits::overlaps`]) it sends the events of the last step and takes requests in meanwhile. In a step
+//! ([`Limits::overlaps`]) it sends the events of the last step, takes requests in and makes masks meanwhile. In a step
 //! without arrivals and departures the engine's side allocates nothing but what leaves it: the events' text and
 //! log-probabilities and the channel's own nodes, outside `submit` and `collect`.
 //!
@@ -24,6 +24,7 @@ mod doorbell;
 mod energy;
 mod inbox;
 mod job;
+mod late;
 mod metering;
 mod outputs;
 mod sampler;

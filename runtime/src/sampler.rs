@@ -8,6 +8,7 @@
 //! unchanged afterwards.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
 #[cfg(doc)]
 use crate::backend::Masks;
@@ -22,7 +23,7 @@ mod simd;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use candidates::Drawn;
+pub use candidates::{Drawn, mass};
 pub use draw::uniform;
 use filter::Candidate;
 pub use logprob::TokenLogprob;
@@ -59,7 +60,7 @@ impl Sampler {
         Sampler {
             changed: Vec::with_capacity(1024),
             candidates: Vec::with_capacity(vocab.min(filter::ROOM)),
-            edge: Vec::new(),
+            edge: Vec::with_capacity(vocab.min(EDGE_ROOM)),
             masked: Vec::new(),
             vocab,
             weights: Vec::new(),
@@ -133,6 +134,9 @@ impl Sampler {
     }
 }
 
+/// More candidates than any device returns.
+const EDGE_ROOM: usize = 1024;
+
 /// How to pick a token.
 #[derive(Clone, Copy, Debug)]
 pub struct Pick<'a> {
@@ -170,7 +174,27 @@ fn token(at: usize) -> u32 {
 pub struct History {
     active: bool,
     seen: Vec<Seen>,
-    places: HashMap<u32, usize>,
+    places: HashMap<u32, usize, BuildHasherDefault<Spread>>,
+}
+
+/// Spreads token ids, of which each candidate of each row is one: they are small and distinct, and a product with an odd
+/// number keeps them so. Nobody can make more of them collide than the vocabulary holds.
+#[derive(Clone, Copy, Debug, Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u32((self.0 as u32).rotate_left(8) ^ u32::from(*byte)));
+    }
+
+    fn write_u32(&mut self, id: u32) {
+        let product = u64::from(id).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = product ^ (product >> 32);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 #[derive(Debug)]

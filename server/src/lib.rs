@@ -62,6 +62,7 @@ use model::Model;
 pub use model::ModelParts;
 pub use openapi::request_fields;
 use replicas::{ReplicaSettings, Replicas};
+pub use structured::json_schema;
 
 /// A server that listens.
 pub struct Server {

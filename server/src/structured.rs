@@ -44,6 +44,16 @@ impl Grammars {
     }
 }
 
+/// The mask of answers that a JSON schema describes, as `response_format` gives one: for whoever measures what it costs.
+pub fn json_schema(
+    schema: serde_json::Value,
+    tokenizer: &Tokenizer,
+    vocab: usize,
+    eos: &[u32],
+) -> Result<Arc<dyn TokenMask>, ApiError> {
+    Grammars::default().compile(&Spec::json(schema)?, tokenizer, vocab, eos, None)
+}
+
 fn refused(spec: &Spec, error: &str) -> ApiError {
     let first = error.lines().next().unwrap_or_default();
     let message = format!("the grammar cannot be used: {}", first.chars().take(MESSAGE).collect::<String>());

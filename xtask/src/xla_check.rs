@@ -6,10 +6,11 @@
 
 mod compare;
 mod large;
+mod passed;
 mod xla;
 
-use std::collections::{HashSet, VecDeque};
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -20,9 +21,11 @@ use njoule_models::program::{Op, Program};
 use njoule_models::weights::WeightSource;
 use njoule_runtime::backend::candle::CandleBackend;
 use njoule_runtime::backend::neuron::evaluated::EvaluatedBackend;
+use njoule_runtime::backend::neuron::shard;
 use njoule_runtime::backend::{Backend, Quant, Routes};
 
 use self::compare::Bound;
+use self::passed::Passed;
 use self::xla::{Host, Xla};
 
 #[cfg(feature = "pjrt")]
@@ -30,39 +33,91 @@ pub use self::xla::serve;
 
 /// One model in one form.
 struct Check {
-    /// A fixture; layers of SmolLM2's size without.
-    fixture: Option<PathBuf>,
+    /// A fixture, by its place in testdata; layers of SmolLM2's size without.
+    fixture: Option<String>,
     bf16: bool,
     tp: usize,
 }
 
+/// What became of one.
+enum Outcome {
+    /// These figures.
+    Passed(String),
+    /// The lowering does not take it, in its own words.
+    Refused(String),
+    /// The steps do not fit it.
+    LeftOut(String),
+}
+
+/// What is to be run.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Every model in every form, not some.
+    all: bool,
+    /// Only checks whose names have one of these in them.
+    only: Vec<String>,
+    /// Without those that this very program has passed before.
+    resume: bool,
+}
+
+impl Options {
+    /// Of a command line; `None` where it makes no sense.
+    pub fn parse(words: &[&str]) -> Option<Options> {
+        let (mut options, mut words) = (Options::default(), words.iter());
+        while let Some(word) = words.next() {
+            match *word {
+                "--all" => options.all = true,
+                "--resume" => options.resume = true,
+                "--only" => options.only.extend(words.next()?.split(',').map(str::to_owned)),
+                _ => return None,
+            }
+        }
+        Some(options)
+    }
+}
+
 /// Runs the check: of some families, or of all in every form.
-pub fn run(all: bool) -> anyhow::Result<()> {
+pub fn run(options: &Options) -> anyhow::Result<()> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
     let (target, testdata) = (workspace.join("target"), workspace.join("testdata"));
+    let passed = Passed::open(&target.join("xla-check"), options.resume)?;
+    let mut checks = checks(options.all, &testdata)?;
+    let wanted = |name: &str| options.only.is_empty() || options.only.iter().any(|part| name.contains(part.as_str()));
+    checks.retain(|check| wanted(&check.name()));
+    if checks.is_empty() {
+        bail!("no check has {} in its name", options.only.join(" or "));
+    }
+    let all = checks.len();
+    checks.retain(|check| !passed.has(&check.name()));
+    let before = all - checks.len();
     let host = Host::find(&target)?;
     let start = Instant::now();
-    let every = || [false, true].into_iter().flat_map(|bf16| [1, 2, 4].map(|tp| (bf16, tp)));
-    let mut checks = VecDeque::new();
-    // The longest first.
-    let large: Vec<(bool, usize)> = if all { every().collect() } else { large::FORMS.into() };
-    checks.extend(large.into_iter().map(|(bf16, tp)| Check { fixture: None, bf16, tp }));
-    let fixture = |name: &str, (bf16, tp): (bool, usize)| Check { fixture: Some(testdata.join(name)), bf16, tp };
-    if all {
-        checks.extend(fixtures(&testdata)?.iter().flat_map(|name| every().map(move |form| fixture(name, form))));
-    } else {
-        checks.extend(SOME.map(|(name, bf16, tp)| fixture(name, (bf16, tp))));
-    }
     let checks = Mutex::new(checks);
     let (failures, modules) = (Mutex::new(vec![]), Mutex::new(HashSet::new()));
+    // By model: the first reason, and of how many forms there is one.
+    let others: Mutex<BTreeMap<String, (String, usize)>> = Mutex::default();
+    let other = |what: &str, check: &Check, why: String| {
+        let key = format!("{what}: {}", check.model());
+        taken(&others).entry(key).or_insert((why, 0)).1 += 1;
+    };
     let worker = |number: usize| -> anyhow::Result<()> {
         let xla = Xla::new(host.clone(), target.join("xla-check").join(number.to_string()))?;
         xla.check_isolation()?;
         loop {
             let Some(check) = taken(&checks).pop_front() else { break };
-            match check.run(&xla) {
-                Ok(figures) => println!("{}: {figures}", check.name()),
-                Err(error) => taken(&failures).push(format!("{}: {error:#}", check.name())),
+            let name = check.name();
+            match check.run(&testdata, &xla) {
+                Ok(Outcome::Passed(figures)) => {
+                    println!("{name}: {figures}");
+                    passed.note(&name)?;
+                }
+                Ok(Outcome::Refused(why)) => other("refused", &check, why),
+                Ok(Outcome::LeftOut(why)) => other("left out", &check, why),
+                Err(error) => {
+                    let failure = format!("{name}: {error:#}");
+                    println!("FAILED {failure}");
+                    taken(&failures).push(failure);
+                }
             }
             xla.forget()?;
         }
@@ -78,26 +133,55 @@ pub fn run(all: bool) -> anyhow::Result<()> {
         };
         workers.into_iter().map(ended).collect::<anyhow::Result<Vec<()>>>()
     })?;
-    let failures = taken(&failures);
+    let (failures, others) = (taken(&failures), taken(&others));
+    for (what, (why, forms)) in &*others {
+        println!("{what} ({forms} forms): {why}");
+    }
+    let not_run: usize = others.values().map(|(_, forms)| forms).sum();
+    let ran = all - before - not_run;
+    println!(
+        "{} of {ran} forms passed, {} modules in {:.0} s; {before} had passed before, {not_run} cannot be run",
+        ran - failures.len(),
+        taken(&modules).len(),
+        start.elapsed().as_secs_f32()
+    );
     if !failures.is_empty() {
         bail!("{}", failures.join("\n"));
     }
-    println!("{} modules in {:.0} s", taken(&modules).len(), start.elapsed().as_secs_f32());
     Ok(())
+}
+
+/// The longest first.
+fn checks(all: bool, testdata: &Path) -> anyhow::Result<VecDeque<Check>> {
+    let every = || [false, true].into_iter().flat_map(|bf16| [1, 2, 4].map(|tp| (bf16, tp)));
+    let mut checks = VecDeque::new();
+    let large: Vec<(bool, usize)> = if all { every().collect() } else { large::FORMS.into() };
+    checks.extend(large.into_iter().map(|(bf16, tp)| Check { fixture: None, bf16, tp }));
+    let fixture = |name: &str, (bf16, tp)| Check { fixture: Some(name.to_owned()), bf16, tp };
+    if all {
+        let names = fixtures(testdata)?;
+        checks.extend(names.iter().flat_map(|name| every().map(move |form| fixture(name, form))));
+    } else {
+        checks.extend(SOME.map(|(name, bf16, tp)| fixture(name, (bf16, tp))));
+    }
+    Ok(checks)
 }
 
 fn taken<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Those with a model, and variants of theirs.
 fn fixtures(testdata: &Path) -> anyhow::Result<Vec<String>> {
     let mut names = vec![];
-    for entry in std::fs::read_dir(testdata)? {
-        let path = entry?.path();
-        if path.join("config.json").is_file()
-            && let Some(name) = path.file_name()
-        {
-            names.push(name.to_string_lossy().into_owned());
+    for (dir, prefix) in [(testdata.to_owned(), ""), (testdata.join("variants"), "variants/")] {
+        for entry in std::fs::read_dir(dir)? {
+            let path = entry?.path();
+            if path.join("config.json").is_file()
+                && let Some(name) = path.file_name()
+            {
+                names.push(format!("{prefix}{}", name.to_string_lossy()));
+            }
         }
     }
     names.sort();
@@ -105,24 +189,33 @@ fn fixtures(testdata: &Path) -> anyhow::Result<Vec<String>> {
 }
 
 impl Check {
-    fn name(&self) -> String {
-        let name = self.fixture.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
-        let name = name.unwrap_or_else(|| "layers of SmolLM2's size".to_owned());
-        format!("{name} in {} on {}", if self.bf16 { "bf16" } else { "f32" }, self.tp)
+    fn model(&self) -> &str {
+        self.fixture.as_deref().unwrap_or("layers of SmolLM2's size")
     }
 
-    fn run(&self, xla: &Xla) -> anyhow::Result<String> {
+    fn name(&self) -> String {
+        format!("{} in {} on {}", self.model(), if self.bf16 { "bf16" } else { "f32" }, self.tp)
+    }
+
+    fn run(&self, testdata: &Path, xla: &Xla) -> anyhow::Result<Outcome> {
         match &self.fixture {
-            Some(dir) => family(dir, self.bf16, self.tp, xla),
-            None => large::check(self.bf16, self.tp, xla),
+            Some(name) => family(&testdata.join(name), self.bf16, self.tp, xla),
+            None => large::check(self.bf16, self.tp, xla).map(Outcome::Passed),
         }
     }
 }
 
 /// A fixture through the steps of the conformance suite: prefill, decode and score.
-fn family(dir: &Path, bf16: bool, tp: usize, xla: &Xla) -> anyhow::Result<String> {
+fn family(dir: &Path, bf16: bool, tp: usize, xla: &Xla) -> anyhow::Result<Outcome> {
     let checkpoint = Checkpoint::open(dir)?;
     let (program, source) = (checkpoint.config.program(), checkpoint.weights.as_ref());
+    if let Err(refusal) = shard(&program, tp) {
+        return Ok(Outcome::Refused(refusal.to_string()));
+    }
+    let (longest, most) = (steps::longest(), checkpoint.config.max_len);
+    if most < longest {
+        return Ok(Outcome::LeftOut(format!("it is for {most} positions, the steps have {longest}")));
+    }
     let quant = if bf16 { Quant::Bf16 } else { Quant::None };
     let mut candle = CandleBackend::on_cpu(quant).load_candle(&program, source, CAPACITY)?;
     // A near-tie of a router is decided by the last bit: in bf16 either way.
@@ -148,7 +241,7 @@ fn family(dir: &Path, bf16: bool, tp: usize, xla: &Xla) -> anyhow::Result<String
     let kept: Vec<bool> = steps::wanted().into_iter().map(|(seq, position)| agrees(seq, position)).collect();
     let logits = compare::logits(&got, &want, bound, &kept)?;
     let caches = compare::caches(&model, &candle, &program, if bf16 { 2.0 / 128.0 } else { 1e-4 }, &agrees)?;
-    Ok(format!("{logits}, {caches}"))
+    Ok(Outcome::Passed(format!("{logits}, {caches}")))
 }
 
 /// Whether both routed a token, and all before it in its sequence, to the same experts: it attends to those.

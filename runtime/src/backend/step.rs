@@ -77,7 +77,7 @@ impl Masks {
         mask.get(id as usize / 32).is_some_and(|word| word >> (id % 32) & 1 == 1)
     }
 
-    fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.outputs.clear();
         self.bits.clear();
     }

@@ -9,6 +9,7 @@ use std::time::Instant;
 use super::EngineConfig;
 use super::energy::RequestEnergy;
 use super::inbox::Submission;
+use super::late::Late;
 use super::metering::Account;
 use super::stop::StopMatcher;
 use crate::backend::Masks;
@@ -27,6 +28,8 @@ pub struct Job {
     /// For a backend that returns candidates: biases before and from `min_tokens` on.
     biases: [Vec<(u32, f32)>; 2],
     pub mask: Option<Box<dyn MaskStream>>,
+    /// Whether its next mask may be made while the step runs.
+    pub late: Late,
     pub min_tokens: usize,
     pub logprobs: Option<usize>,
     pub prompt_logprobs: Option<usize>,
@@ -123,6 +126,7 @@ impl Job {
             forbidden,
             biases,
             mask: request.mask.map(|mask| mask.start(&request.prompt)),
+            late: Late::default(),
             min_tokens: request.min_tokens,
             logprobs: request.logprobs,
             prompt_logprobs: request.prompt_logprobs,

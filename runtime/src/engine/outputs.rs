@@ -8,7 +8,7 @@ use super::EngineConfig;
 use super::job::Job;
 use crate::backend::{Batch, Bias, Masks, Returned, StepOutput, Wants};
 use crate::request::{Event, RequestError};
-use crate::sampler::{NotFinite, Pick, Sampler, TokenLogprob, is_sound};
+use crate::sampler::{NotFinite, Pick, Sampler, TokenLogprob, is_sound, mass};
 use crate::scheduler::Sequence;
 
 /// An empty batch that never grows. A shared block stands in several tables.
@@ -28,6 +28,20 @@ pub fn roomy_batch(config: &EngineConfig, vocab: usize) -> Batch {
         biases: Vec::with_capacity(biases.min(MAX_ROOM)),
         masks: Masks { words: Masks::words_for(vocab), ..Masks::default() },
     }
+}
+
+/// An output of candidates that does not grow.
+pub fn roomy_output(config: &EngineConfig) -> StepOutput {
+    let (rows, count) = (config.capacity.max_seqs, config.limits.candidates.unwrap_or(0));
+    let mut output = StepOutput::default();
+    let all = rows.saturating_mul(count).min(MAX_ROOM);
+    output.candidates.values.reserve(all);
+    output.candidates.ids.reserve(all);
+    if count > 0 {
+        output.candidates.log_sum_exp.reserve(rows);
+        output.candidates.greedy.reserve(rows);
+    }
+    output
 }
 
 /// Sends the outputs of prompt positions from `first` on.
@@ -71,18 +85,29 @@ pub fn prompt_outputs(
 pub struct Row<'a> {
     pub output: &'a mut StepOutput,
     pub at: usize,
+    pub biases: &'a [Bias],
+    pub mask: Option<&'a [u32]>,
+    /// Whether the mask was made after the step had begun.
+    pub late: bool,
+}
+
+/// What an output gave.
+pub enum Sampled {
+    /// A token.
+    Token(u32, Option<TokenLogprob>),
+    /// Too little to tell: the row is to be run again with its mask.
+    Again,
 }
 
 /// Draws a sequence's next token from an output.
 pub fn sample(
-    sequence: &Sequence<Job>,
+    sequence: &mut Sequence<Job>,
     row: Row<'_>,
-    biases: &[Bias],
-    mask: Option<&[u32]>,
     sampler: &mut Sampler,
     renormalised: &mut u64,
-) -> Result<(u32, Option<TokenLogprob>), NotFinite> {
-    let (job, index, Row { output, at }) = (&sequence.job, sequence.generated(), row);
+) -> Result<Sampled, NotFinite> {
+    let index = sequence.generated();
+    let (job, Row { output, at, biases, mask, late }) = (&mut sequence.job, row);
     let pick = Pick {
         params: &job.sampling,
         history: &job.history,
@@ -97,14 +122,26 @@ pub fn sample(
             let logits = &mut output.logits[start..start + output.vocab];
             let id = sampler.sample(logits, &pick)?;
             let logprob = job.logprobs.map(|top| sampler.logprob(logits, id, top)).transpose()?;
-            Ok((id, logprob))
+            Ok(Sampled::Token(id, logprob))
         }
         Returned::Candidates => {
             let row = output.candidates.row(at);
-            let drawn = sampler.sample_candidates(row, biases, &pick)?;
+            let drawn = match late {
+                false => sampler.sample_candidates(row, biases, &pick)?,
+                true => match sampler.sample_late(row, biases, &pick)? {
+                    Some(drawn) => drawn,
+                    None => {
+                        job.late.failed();
+                        return Ok(Sampled::Again);
+                    }
+                },
+            };
             *renormalised += u64::from(drawn.renormalised);
             let logprob = job.logprobs.map(|top| sampler.candidate_logprob(row, biases, drawn.id, top)).transpose()?;
-            Ok((drawn.id, logprob))
+            if mask.is_some() && !late {
+                job.late.applied(mass(row));
+            }
+            Ok(Sampled::Token(drawn.id, logprob))
         }
     }
 }
@@ -145,5 +182,5 @@ pub fn check_output(output: &StepOutput, batch: &Batch, vocab: usize) -> Result<
     }
 }
 
-/// Biases for which room is reserved at the start; more take it when they come.
+/// Biases, and numbers of candidates, for which room is reserved at the start; more take it when they come.
 const MAX_ROOM: usize = 1 << 16;

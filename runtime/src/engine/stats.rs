@@ -39,7 +39,8 @@ pub struct EngineStats {
     pub looked_up_tokens: u64,
     /// Prompt tokens that were in the cache already and were not run.
     pub cached_tokens: u64,
-    /// Steps that were run again because the device was busy, or without the sequences that it refused.
+    /// Steps that were run again because the device was busy, without the sequences that it refused, or for rows whose masks were
+    /// made too late.
     pub retried_steps: u64,
     /// Times a sequence gave up its cache.
     pub preemptions: u64,

@@ -10,16 +10,19 @@ use std::time::Instant;
 
 use super::inbox::{Phase, Submission, lock};
 use super::job::{End, Job, Spent};
+use super::late::room;
 use super::metering::{Metering, Rows, Wait};
-use super::outputs::{Row, check_output, prompt_outputs, roomy_batch, sample};
+use super::outputs::{Row, Sampled, check_output, prompt_outputs, roomy_batch, roomy_output, sample};
 use super::stats::EngineStats;
 use super::{EngineConfig, Shared};
-use crate::backend::{Batch, Bias, Executor, Masks, StepError, StepOutput, Wants};
+use crate::backend::{Batch, Executor, Masks, StepError, StepOutput};
 use crate::kv::Kv;
 use crate::policy::{Decision, Pace, Waiter, Waiting};
 use crate::request::{Event, FinishReason, RequestError};
 use crate::sampler::Sampler;
 use crate::scheduler::{Key, Plan, Scheduler, Sequence, StepLimits};
+
+mod steer;
 
 /// Body of the engine thread.
 pub fn run(executor: Box<dyn Executor>, vocab: usize, config: EngineConfig, metering: Metering, shared: &Shared) {
@@ -54,6 +57,13 @@ struct Worker {
     output: StepOutput,
     /// The mask of a row behind a draft.
     allowed: Vec<u32>,
+    /// Masks that are made while the step runs, by its outputs.
+    late: Masks,
+    /// Running sequences for which those were not enough, and single rows once more, by their place in the batch.
+    undecided: Vec<usize>,
+    spans: Vec<usize>,
+    again: Batch,
+    answered: StepOutput,
     arrived: Vec<Submission>,
     #[allow(clippy::vec_box)] // the scheduler hands sequences over in the boxes it keeps them in
     ended: Vec<Box<Sequence<Job>>>,
@@ -93,6 +103,11 @@ impl Worker {
             batch: roomy_batch(&config, vocab),
             output: StepOutput::default(),
             allowed: Vec::with_capacity(Masks::words_for(vocab)),
+            late: room(capacity.max_seqs, Masks::words_for(vocab)),
+            undecided: Vec::with_capacity(capacity.max_seqs),
+            spans: Vec::with_capacity(capacity.max_seqs),
+            again: roomy_batch(&config, vocab),
+            answered: roomy_output(&config),
             arrived: Vec::new(),
             ended: Vec::new(),
             metering,
@@ -273,37 +288,6 @@ impl Worker {
         plan
     }
 
-    /// Says what the outputs of the planned step are for, and what their tokens may be.
-    fn steer(&mut self) {
-        let Worker { scheduler, batch, config, vocab, .. } = self;
-        let scored = scheduler.running().iter().any(|s| s.chunk > 0 && s.scores());
-        batch.wants = if scored { Wants::Logits } else { Wants::Tokens };
-        let biased = !scored && config.limits.candidates.is_some();
-        // The order in which the scheduler writes rows.
-        for single in [true, false] {
-            let here = |s: &&mut Box<Sequence<Job>>| s.samples_now() && (s.chunk == 1) == single;
-            for sequence in scheduler.running_mut().iter_mut().filter(here) {
-                let (at, index) = (sequence.sampled().start, sequence.generated());
-                // Rows of a step fit into 32 bits, which the engine checks at its start.
-                let output = at as u32;
-                if biased {
-                    let biases = sequence.job.biases(index).iter();
-                    batch.biases.extend(biases.map(|&(id, value)| Bias { output, id, value }));
-                }
-                if sequence.job.mask.is_none() {
-                    continue;
-                }
-                let allowed = batch.masks.push(output);
-                let generated = &sequence.tokens[sequence.prompt_len..];
-                if let Err(error) = sequence.job.fill_mask(generated, *vocab, allowed) {
-                    // The step is planned: its row is run once more and nothing is drawn from it.
-                    allowed.fill(u32::MAX);
-                    sequence.job.end = Some(End::Failed(RequestError::Mask(error)));
-                }
-            }
-        }
-    }
-
     fn step(&mut self, plan: Plan, shared: &Shared) -> Result<(), RequestError> {
         self.metering.begin_step(self.stats.generated_tokens);
         let start = Instant::now();
@@ -331,11 +315,13 @@ impl Worker {
             self.pace.observe_waits(gap, first);
         }
         check_output(&self.output, &self.batch, self.vocab)?;
+        self.undecided.clear();
         for i in 0..self.scheduler.running().len() {
-            if self.scheduler.running()[i].chunk > 0 {
-                self.advance(i, now);
+            if self.scheduler.running()[i].chunk > 0 && !self.advance(i, now, None) {
+                self.undecided.push(i);
             }
         }
+        let now = if self.undecided.is_empty() { now } else { self.run_again(shared)? };
         self.account(now);
         self.scheduler.commit();
         for i in (0..self.scheduler.running().len()).rev() {
@@ -367,6 +353,7 @@ impl Worker {
             let mut result = self.executor.submit(&self.batch);
             if result.is_ok() {
                 if self.config.limits.overlaps {
+                    self.make_late();
                     self.deliver(shared);
                     self.receive(shared);
                 }
@@ -401,12 +388,13 @@ impl Worker {
     }
 
     /// Delivers the prompt outputs of running sequence `i` and samples its next token, as far as this step has them, and those
-    /// behind it as long as they were guessed right.
-    fn advance(&mut self, i: usize, now: Instant) {
-        let Worker { scheduler, sampler, batch, output, stats, config, allowed, vocab, .. } = self;
+    /// behind it as long as they were guessed right. False if its row says too little, so that it has to be run again; then
+    /// `again` is its place in that.
+    fn advance(&mut self, i: usize, now: Instant, again: Option<usize>) -> bool {
+        let Worker { scheduler, sampler, batch, output, stats, config, allowed, late, vocab, .. } = self;
         let sequence = &mut scheduler.running_mut()[i];
         if sequence.job.end.is_some() {
-            return;
+            return true;
         }
         let samples = sequence.samples_now();
         let first = sequence.computed.max(sequence.next_prompt_output);
@@ -415,12 +403,12 @@ impl Worker {
             let outputs = sequence.outputs.start..sequence.outputs.start + (end - first);
             if let Err(error) = prompt_outputs(sequence, first, outputs, output, sampler) {
                 sequence.job.end = Some(End::Failed(error));
-                return;
+                return true;
             }
             sequence.next_prompt_output = end;
         }
         if !samples {
-            return;
+            return true;
         }
         let mut accepted = 0;
         for (i, at) in sequence.sampled().enumerate() {
@@ -432,10 +420,21 @@ impl Worker {
                     break;
                 }
             }
-            let mask = if i == 0 { batch.masks.of(at) } else { Some(&allowed[..]).filter(|mask| !mask.is_empty()) };
-            let (row, biases) = (Row { output, at }, batch.biases_of(at));
-            match sample(sequence, row, biases, mask, sampler, &mut stats.renormalised) {
-                Ok((id, logprob)) => {
+            let row = match again {
+                Some(at) => {
+                    let (biases, mask) = (self.again.biases_of(at), self.again.masks.of(at));
+                    Row { output: &mut self.answered, at, biases, mask, late: false }
+                }
+                None => {
+                    let behind = || Some(&allowed[..]).filter(|mask| !mask.is_empty());
+                    let mask = if i == 0 { batch.masks.of(at) } else { behind() };
+                    let made = if i == 0 { late.of(at) } else { None };
+                    Row { output, at, biases: batch.biases_of(at), mask: mask.or(made), late: made.is_some() }
+                }
+            };
+            match sample(sequence, row, sampler, &mut stats.renormalised) {
+                Ok(Sampled::Again) => return false,
+                Ok(Sampled::Token(id, logprob)) => {
                     stats.generated_tokens += 1;
                     let index = sequence.generated();
                     sequence.tokens.push(id);
@@ -463,6 +462,7 @@ impl Worker {
             stats.accepted_tokens += accepted as u64;
             sequence.learn(accepted);
         }
+        true
     }
 
     /// Books the step's work, before its rows are committed.

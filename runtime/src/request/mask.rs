@@ -19,8 +19,8 @@ impl std::fmt::Debug for dyn TokenMask {
 /// The masks of one answer.
 pub trait MaskStream: Send {
     /// Sets in `allowed`, which is all 0, the bits of the tokens that may follow `generated`: bit `i % 32` of word `i / 32`
-    /// for token `i`. Called on the engine thread before every step that draws a token, also more than once after the same
-    /// tokens; it should take microseconds.
+    /// for token `i`. Called on the engine thread before every step that draws a token, or while it runs, also more than once
+    /// after the same tokens; it should take microseconds.
     fn fill(&mut self, generated: &[u32], allowed: &mut [u32]) -> Result<(), MaskError>;
 }
 

@@ -48,6 +48,13 @@ impl Spec {
         }
     }
 
+    /// An answer that this schema describes.
+    pub fn json(schema: Value) -> Field<Spec> {
+        let param = "response_format";
+        check_schema(param, &schema)?;
+        Ok(Spec { kind: Kind::Json(schema), param })
+    }
+
     /// An answer that is one call of one of these tools, or several, as the model writes them.
     pub fn calls(tools: &[Value], format: Format, single: bool) -> Field<Spec> {
         let key = if format == Format::Bare { "parameters" } else { "arguments" };

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use super::{Gate, MockExecutor};
@@ -44,6 +44,8 @@ pub struct MockDevice {
     pub latency: Duration,
     /// Whether a step was submitted and not collected.
     pub in_flight: Arc<AtomicBool>,
+    /// Masks that it was given.
+    pub masked: Arc<AtomicU64>,
     inner: MockExecutor,
     flight: Option<(Batch, Instant)>,
     calls: u64,
@@ -79,6 +81,7 @@ impl MockDevice {
             gate: Default::default(),
             latency: Duration::ZERO,
             in_flight: Default::default(),
+            masked: Default::default(),
             inner: MockExecutor::new(capacity, vocab),
             flight: None,
             calls: 0,
@@ -146,6 +149,7 @@ impl Executor for MockDevice {
             _ => {}
         }
         self.check(batch).map_err(StepError::Batch)?;
+        self.masked.fetch_add(batch.masks.outputs.len() as u64, Relaxed);
         self.flight = Some((batch.clone(), Instant::now()));
         self.in_flight.store(true, Relaxed);
         Ok(())

@@ -185,6 +185,34 @@ fn events_are_sent_while_the_next_step_runs_where_the_backend_overlaps() {
     }
 }
 
+#[test]
+fn masks_are_made_while_steps_run_and_rows_for_which_they_come_too_late_are_run_again() {
+    // Of 16 candidates all have to be allowed for the last of these.
+    let kinds = [(0.0, 0, 0.0), (0.7, 5, 0.5), (0.7, 16, 0.0)];
+    let request = |i: u32| {
+        let (temperature, top_k, presence_penalty) = kinds[i as usize % kinds.len()];
+        let seed = Some(u64::from(i));
+        let sampling = SamplingParams { temperature, top_k, presence_penalty, seed, ..Default::default() };
+        Request { mask: gaps(13), sampling, ..Request::new(prompt(6, i), 50) }
+    };
+    for overlaps in [true, false] {
+        let mut device = MockDevice::new(&[RowClass { rows: 4, max_len: 64 }], 16, VOCAB);
+        device.limits.overlaps = overlaps;
+        let masked = device.masked.clone();
+        let engine = start_device(device);
+        let handles: Vec<_> = (0..24).map(|i| engine.submit(request(i)).unwrap()).collect();
+        for (i, handle) in (0..24).zip(handles) {
+            assert_eq!(handle.wait().unwrap().token_ids, expected(&request(i)), "request {i}");
+        }
+        let (masked, again) = (masked.load(Ordering::Relaxed), engine.stats().retried_steps);
+        println!("{masked} masks for the device, {again} steps again, of 1200 tokens");
+        match overlaps {
+            true => assert!(masked < 1000 && again > 0, "{masked} masks for the device, {again} steps again"),
+            false => assert_eq!((masked, again), (1200, 0)),
+        }
+    }
+}
+
 prop_compose! {
     fn device_request()(
         base in any_request(),

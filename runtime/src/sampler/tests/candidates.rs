@@ -73,6 +73,22 @@ fn a_greedy_choice_that_penalties_push_below_the_candidates_is_reported() {
 }
 
 #[test]
+fn ranks_that_penalties_push_below_the_candidates_are_reported() {
+    let logits = [5.0, 4.0, 3.0, 2.9, 0.0];
+    let params = SamplingParams { presence_penalty: 1.5, top_k: 2, ..at(1.0) };
+    let mut history = History::new(&params, &[], 8);
+    let (three, mut sampler) = (candidates(&logits, &[], None, 3), Sampler::new(5));
+    let mut reported = |params: &SamplingParams, history: &History| {
+        sampler.sample_candidates(three.row(0), &[], &choose(params, history, 0, 0)).unwrap().renormalised
+    };
+    history.push(1);
+    assert!(!reported(&params, &history), "tokens 0 and 2 are the two");
+    history.push(2);
+    assert!(reported(&params, &history), "token 3 is the second");
+    assert!(!reported(&SamplingParams { min_p: 0.5, ..params.clone() }, &history), "it is too unlikely");
+}
+
+#[test]
 fn candidates_that_are_not_numbers_or_not_allowed_are_refused() {
     let (params, history, mut sampler) = (at(0.0), History::default(), Sampler::new(4));
     let good = candidates(&[1.0, 2.0, 3.0, 4.0], &[], None, 2);
@@ -91,6 +107,27 @@ fn candidates_that_are_not_numbers_or_not_allowed_are_refused() {
         let masked = Pick { mask: Some(&[0b0011]), ..choose(&params, &history, 0, 0) };
         assert_eq!(sampler.sample_candidates(good.row(0), &[], &masked), Err(NotFinite));
     }
+}
+
+#[test]
+fn a_late_mask_asks_the_device_only_where_candidates_do_not_tell() {
+    let logits: Vec<f32> = (0..1000).map(|i| 10.0 - 0.2 * i as f32).collect();
+    let (few, history, mut sampler) = (candidates(&logits, &[], None, 64), History::default(), Sampler::new(1000));
+    let mut late = |params: &SamplingParams, mask: &[u32]| {
+        let pick = Pick { mask: Some(mask), ..choose(params, &history, 3, 1) };
+        sampler.sample_late(few.row(0), &[], &pick).unwrap().map(|drawn| drawn.id)
+    };
+    let ranked = |top_k, top_p| SamplingParams { top_k, top_p, ..at(0.8) };
+    let (even, third, far) = (mask_of(1000, |i| i % 2 == 1), mask_of(1000, |i| i % 3 == 1), mask_of(1000, |i| i > 63));
+    assert_eq!(late(&at(0.0), &even), Some(1), "the likeliest that is allowed");
+    assert_eq!(late(&at(0.0), &far), None, "it is none of the candidates");
+    assert!(late(&ranked(20, 1.0), &even).is_some(), "32 are allowed");
+    assert_eq!(late(&ranked(40, 1.0), &even), None, "32 of 40");
+    assert!(late(&ranked(40, 0.9), &even).is_some(), "the others have no part in the first 0.9");
+    assert!(late(&ranked(40, 1.0), &mask_of(1000, |i| i == 3 || i == 9)).is_some(), "there are no more");
+    assert!(late(&at(1.0), &even).is_some(), "half of them");
+    assert_eq!(late(&at(1.0), &third), None);
+    assert!((mass(few.row(0)) - 1.0).abs() < 1e-4);
 }
 
 #[test]
@@ -185,6 +222,67 @@ proptest! {
                 sampler.sample_candidates(nudged.row(0), &added, &pick).unwrap().id == exact
             });
             prop_assert!(near, "{} from candidates, {exact} from logits", drawn.id);
+        }
+    }
+
+    #[test]
+    fn penalised_draws_by_rank_are_those_from_logits_or_reported(
+        steep in 2.0f32..40.0,
+        noise: u64,
+        params in any_params(),
+        (repetition, presence, frequency) in (1.0f32..1.5, 0.0f32..2.0, 0.0f32..2.0),
+        likely in 0usize..64,
+        others in prop::collection::vec(0u32..600, 0..40),
+        seed: u64,
+    ) {
+        let logits: Vec<f32> = (0..600).map(|i| (uniform(noise, i) as f32 - 0.5) * steep).collect();
+        let params = SamplingParams {
+            repetition_penalty: repetition, presence_penalty: presence, frequency_penalty: frequency, ..params
+        };
+        prop_assume!(params.is_greedy() || params.top_k > 0);
+        let added = biases(&params, &[]);
+        let few = candidates(&logits, &added, None, 64);
+        let mut history = History::new(&params, &others, 64);
+        few.ids[..likely].iter().chain(&others[others.len() / 2..]).for_each(|id| history.push(*id));
+        let (mut sampler, mut row) = (Sampler::new(600), logits);
+        for index in 0..10 {
+            let pick = choose(&params, &history, seed, index);
+            let exact = sampler.sample(&mut row, &pick).unwrap();
+            let drawn = sampler.sample_candidates(few.row(0), &added, &pick).unwrap();
+            prop_assert!(drawn.renormalised || drawn.id == exact, "{} from candidates, {exact} from logits", drawn.id);
+        }
+    }
+
+    /// What is drawn from unmasked candidates is what the device's mask would have given, or it is to be asked.
+    #[test]
+    fn a_mask_that_comes_late_changes_no_token(
+        steep in 2.0f32..60.0,
+        noise: u64,
+        params in any_params(),
+        penalty in prop::sample::select(vec![0.0f32, 0.0, 1.0]),
+        every in 1usize..40,
+        likely in 0usize..20,
+        seed: u64,
+    ) {
+        let logits: Vec<f32> = (0..600).map(|i| (uniform(noise, i) as f32 - 0.5) * steep).collect();
+        let params = SamplingParams { presence_penalty: penalty, ..params };
+        let added = biases(&params, &[]);
+        let few = candidates(&logits, &added, None, 64);
+        let mask = mask_of(600, |i| i % every == 0);
+        let masked = candidates(&logits, &added, Some(&mask), 64);
+        let mut history = History::new(&params, &[], 64);
+        few.ids[..likely].iter().for_each(|id| history.push(*id));
+        let (mut sampler, mut row) = (Sampler::new(600), logits);
+        for index in 0..10 {
+            let pick = Pick { mask: Some(&mask), ..choose(&params, &history, seed, index) };
+            let late = sampler.sample_late(few.row(0), &added, &pick).unwrap();
+            let Some(late) = late else { continue };
+            prop_assert!(Masks::allows(&mask, late.id) && few.ids.contains(&late.id));
+            if params.is_greedy() || params.top_k > 0 {
+                prop_assert_eq!(late.id, sampler.sample(&mut row, &pick).unwrap());
+                let applied = sampler.sample_candidates(masked.row(0), &added, &pick).unwrap();
+                prop_assert!(applied.renormalised || applied.id == late.id);
+            }
         }
     }
 
