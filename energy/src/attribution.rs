@@ -4,12 +4,12 @@
 //! occupied slot-time) and dynamic (the rest, split by each sequence's weight):
 //!
 //! ```text
-//! w = A · FLOPs + M · (cache bytes + weight bytes / sequences of the step)
+//! w = A · FLOPs + K · cache bytes + W · weight bytes / sequences of the step
 //! ```
 //!
-//! The equal share of the weights' reading is the Shapley value of a fixed cost, so no order matters. A and M are fitted to
-//! the meter ([`Fit`]) or declared. Invariants: the buckets add up to what was settled; no share is negative; what cannot be
-//! given to anybody goes to a bucket that says so. After its first steps nothing here allocates.
+//! The equal share of the weights' reading is the Shapley value of a fixed cost, so no order matters. A, K and W are declared
+//! until the meter has told them ([`Fit`]). Invariants: the buckets add up to what was settled; no share is negative; what
+//! cannot be given to anybody goes to a bucket that says so. After its first steps nothing here allocates.
 
 use serde::Serialize;
 
@@ -24,8 +24,10 @@ pub use fit::Fit;
 pub struct Coefficients {
     /// Joules per floating-point operation.
     pub joules_per_flop: f64,
-    /// Joules per byte of memory.
-    pub joules_per_byte: f64,
+    /// Joules per byte of cache read or written.
+    pub joules_per_kv_byte: f64,
+    /// Joules per byte of weights read; what a step costs beside its rows is in it where it was fitted.
+    pub joules_per_weight_byte: f64,
     /// Watts with the model loaded and nothing to do; unknown is `None`, and all energy is dynamic then.
     pub idle_w: Option<f64>,
     /// Whether the meter gave them, or a declaration.
@@ -38,7 +40,8 @@ impl Default for Coefficients {
         let bound = crate::bound::LimitConstants::default();
         Coefficients {
             joules_per_flop: bound.eps_f_pj_flop * 1e-12,
-            joules_per_byte: 8.0 * bound.eps_m_pj_bit * 1e-12,
+            joules_per_kv_byte: 8.0 * bound.eps_m_pj_bit * 1e-12,
+            joules_per_weight_byte: 8.0 * bound.eps_m_pj_bit * 1e-12,
             idle_w: None,
             calibrated: false,
         }
@@ -151,6 +154,9 @@ impl Used {
 #[derive(Clone, Debug)]
 pub struct Ledger {
     coefficients: Coefficients,
+    /// What the fit falls back on.
+    declared: Coefficients,
+    currency: Currency,
     accounts: Vec<Account>,
     free: Vec<AccountId>,
     /// Accounts with something pending.
@@ -183,11 +189,41 @@ impl Account {
     }
 }
 
+/// What costs are fitted to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Currency {
+    Joules,
+    CpuTime,
+}
+
 /// What is pending of one purpose.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Part {
-    weight: f64,
+    work: Work,
     slot_s: f64,
+}
+
+/// Work whose price is looked up when it is settled.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Work {
+    flops: f64,
+    kv_bytes: f64,
+    /// Its share of the weights' reading.
+    weight_bytes: f64,
+}
+
+impl Work {
+    fn add(&mut self, flops: f64, kv_bytes: f64, weight_bytes: f64) {
+        self.flops += flops;
+        self.kv_bytes += kv_bytes;
+        self.weight_bytes += weight_bytes;
+    }
+
+    fn cost(&self, coefficients: &Coefficients) -> f64 {
+        coefficients.joules_per_flop * self.flops
+            + coefficients.joules_per_kv_byte * self.kv_bytes
+            + coefficients.joules_per_weight_byte * self.weight_bytes
+    }
 }
 
 /// What has happened since the last reading.
@@ -196,19 +232,31 @@ struct Period {
     steps: u32,
     active_s: f64,
     idle_s: f64,
-    weight: f64,
+    /// All of it that somebody has, padding included.
+    work: Work,
     slot_s: f64,
     /// Of padding, which has no account.
-    padding: f64,
-    flops: f64,
-    bytes: f64,
+    padding: Work,
+    /// Weight bytes read, whoever has them.
+    weight_bytes: f64,
 }
 
 impl Ledger {
-    /// Empty.
+    /// Empty; `coefficients` are declared.
     pub fn new(coefficients: Coefficients) -> Ledger {
+        Ledger::of(Currency::Joules, coefficients)
+    }
+
+    /// Empty, of a time whose costs are fitted to the CPU-seconds and not to joules.
+    pub fn of_cpu_time(coefficients: Coefficients) -> Ledger {
+        Ledger::of(Currency::CpuTime, coefficients)
+    }
+
+    fn of(currency: Currency, coefficients: Coefficients) -> Ledger {
         Ledger {
             coefficients,
+            declared: coefficients,
+            currency,
             accounts: vec![],
             free: vec![],
             touched: vec![],
@@ -225,9 +273,16 @@ impl Ledger {
         self.coefficients
     }
 
-    /// Believes something else from the next step on.
+    /// Believes something else from the next reading on.
     pub fn set_coefficients(&mut self, coefficients: Coefficients) {
         self.coefficients = coefficients;
+    }
+
+    /// Believes from the next reading on what the readings so far say: the fitted costs as soon as they can be told, and the idle
+    /// power.
+    pub fn learn(&mut self) {
+        let known = Coefficients { idle_w: self.fit.idle_w().or(self.declared.idle_w), ..self.declared };
+        self.coefficients = self.fit.solve(&self.declared).unwrap_or(known);
     }
 
     /// Periods and their work so far, for [`Fit::solve`].
@@ -302,7 +357,11 @@ impl Ledger {
 
     /// A step of `seconds` that read `weight_bytes` and did `shares`.
     pub fn step(&mut self, seconds: f64, weight_bytes: f64, shares: &[Share]) {
-        let Coefficients { joules_per_flop, joules_per_byte, .. } = self.coefficients;
+        self.part_of_step(1.0, seconds, weight_bytes, shares);
+    }
+
+    /// The `part` of a step's work that was done in `seconds` of it, where a reading lies inside it.
+    pub fn part_of_step(&mut self, part: f64, seconds: f64, weight_bytes: f64, shares: &[Share]) {
         // Sequences, not shares: one that has a part to waste beside its token is one.
         self.round += 1;
         let round = self.round;
@@ -316,28 +375,27 @@ impl Ledger {
             }
         }
         let (working, holding) = (f64::from(working.max(1)), f64::from(holding.max(1)));
+        let weight_bytes = part * weight_bytes;
         let pending = &mut self.pending;
         pending.steps += 1;
         pending.active_s += seconds;
-        pending.bytes += weight_bytes;
+        pending.weight_bytes += weight_bytes;
         for share in shares {
-            pending.flops += share.flops;
-            pending.bytes += share.kv_bytes;
-            let own = joules_per_flop * share.flops + joules_per_byte * share.kv_bytes;
+            let (flops, kv_bytes) = (part * share.flops, part * share.kv_bytes);
             let Some(id) = share.account else {
-                pending.padding += own;
-                pending.weight += own;
+                pending.padding.add(flops, kv_bytes, 0.0);
+                pending.work.add(flops, kv_bytes, 0.0);
                 continue;
             };
             let account = &mut self.accounts[id.0 as usize];
             // Once for each sequence: with its first share, and with its first that works.
             let works = share.flops > 0.0 && account.worked.take_if(|at| *at == round).is_some();
-            let read = if works { joules_per_byte * weight_bytes / working } else { 0.0 };
+            let read = if works { weight_bytes / working } else { 0.0 };
             let held = if account.held.take_if(|at| *at == round).is_some() { seconds / holding } else { 0.0 };
-            let part = &mut account.pending[share.purpose as usize];
-            part.weight += own + read;
-            part.slot_s += held;
-            pending.weight += own + read;
+            let own = &mut account.pending[share.purpose as usize];
+            own.work.add(flops, kv_bytes, read);
+            own.slot_s += held;
+            pending.work.add(flops, kv_bytes, read);
             pending.slot_s += held;
             if !account.touched {
                 account.touched = true;
@@ -371,17 +429,23 @@ impl Ledger {
         let moving = active - fixed;
         self.split.idle_j += idle;
         self.cpu_s += amounts.cpu_s;
-        match amounts.joules {
-            Some(_) if period.steps == 0 => self.fit.add_idle(period.idle_s, best),
-            Some(_) if period.idle_s == 0.0 => self.fit.add([period.active_s, period.flops, period.bytes], best),
+        let work = [period.active_s, period.work.flops, period.work.kv_bytes, period.weight_bytes];
+        match (self.currency, amounts.joules) {
+            (Currency::Joules, Some(_)) if period.steps == 0 => self.fit.add_idle(period.idle_s, best),
+            (Currency::Joules, Some(_)) if period.idle_s == 0.0 => self.fit.add(work, best),
+            // Idling takes none worth telling.
+            (Currency::CpuTime, _) if period.steps > 0 => self.fit.add(work, amounts.cpu_s),
             _ => {}
         }
-        let mut given = 0.0;
-        if period.weight > 0.0 {
-            let padding = moving * ratio(period.padding, period.weight);
-            self.split.wasted_j += padding;
-            given += padding;
-        }
+        let whole = period.work.cost(&self.coefficients);
+        // Of a time in which slots were held and nothing was run, all is by slot-time.
+        let by_work = |work: &Work, slot_s: f64| match whole > 0.0 {
+            true => ratio(work.cost(&self.coefficients), whole),
+            false => ratio(slot_s, period.slot_s),
+        };
+        let padding = moving * by_work(&period.padding, 0.0);
+        self.split.wasted_j += padding;
+        let mut given = padding;
         let spread = best.max(f64::MIN_POSITIVE);
         let around = amounts.joules.and_then(Joules::bounds).map(|(low, high)| (low / spread, high / spread));
         for id in self.touched.drain(..) {
@@ -392,9 +456,9 @@ impl Ledger {
             used.known &= amounts.joules.is_some();
             used.interpolated |= period.steps > 1;
             let mut all = 0.0;
-            let mut by_work = 0.0;
+            let mut worked = 0.0;
             for (purpose, part) in parts.iter().enumerate() {
-                let share = ratio(part.weight, period.weight);
+                let share = by_work(&part.work, part.slot_s);
                 let held = fixed * ratio(part.slot_s, period.slot_s);
                 let joules = moving * share + held;
                 let (own, bucket) = match (purpose, account.aborted) {
@@ -406,17 +470,17 @@ impl Ledger {
                 *bucket += joules;
                 used.static_j += held;
                 all += joules;
-                by_work += share;
+                worked += share;
             }
             given += all;
             let before = used.bounds.or((used.prefill_j + used.decode_j + used.wasted_j == all).then_some((0.0, 0.0)));
             used.bounds = before.zip(around).map(|(b, (low, high))| (b.0 + all * low, b.1 + all * high));
-            used.cpu_s += amounts.cpu_s * by_work;
+            used.cpu_s += amounts.cpu_s * worked;
             // A sum with a part unknown is unknown.
             let sums = [(&mut used.core_s, amounts.core_s), (&mut used.util_s, amounts.util_s)];
             for ((sum, amount), lost) in sums.into_iter().zip(&mut account.lost) {
                 *lost |= amount.is_none();
-                *sum = amount.filter(|_| !*lost).map(|amount| sum.unwrap_or(0.0) + amount * by_work);
+                *sum = amount.filter(|_| !*lost).map(|amount| sum.unwrap_or(0.0) + amount * worked);
             }
         }
         // What closed accounts had pending, and what nobody can be given.

@@ -65,6 +65,8 @@ pub struct EngineConfig {
     pub prefix_cache: bool,
     /// Whether tokens are guessed and checked several at a time. No effect where the backend cannot ([`Limits::drafts`]).
     pub speculate: Speculate,
+    /// Sequences beyond which [`Speculate::Auto`] does not guess.
+    pub speculate_sequences: usize,
     /// Whether steps wait for company.
     pub objective: Objective,
     /// Threads whose tokens cost the fewest joules, if that was measured; for [`Objective::TokensPerJoule`].
@@ -89,6 +91,7 @@ impl EngineConfig {
             max_unread_rows: 128,
             prefix_cache: true,
             speculate: Speculate::Off,
+            speculate_sequences: usize::MAX,
             objective: Objective::Latency,
             thrifty_workers: None,
             energy_wait: Duration::from_millis(250),

@@ -14,6 +14,10 @@
 //! serving everybody only moves deadlines later); what is lost against one that knows the future is the margin of the
 //! prediction alone. [`simulate`] measures that.
 //!
+//! Where a meter has told what a step costs ([`StepEnergy`]), whether waiting saves little is asked of joules, and so is whether
+//! guessed tokens are worth their rows (`scheduler/speculate.rs`); of seconds otherwise, which on one number of busy cores are
+//! joules but for a factor.
+//!
 //! Expected time: `t(rows) = c0 + c1·rows` by least squares of recent steps; rows beyond the longest of them are taken to cost what
 //! a row of them costs on average, which is never less.
 //!
@@ -60,6 +64,24 @@ impl Default for Bounds {
     }
 }
 
+/// What a step costs in joules, as fitted to a meter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepEnergy {
+    /// Whatever its rows.
+    pub fixed: f64,
+    /// Each row, its context apart, which the row reads at whatever batch.
+    pub per_row: f64,
+    /// Watts that always flow.
+    pub per_second: f64,
+}
+
+impl StepEnergy {
+    /// Joules of a step of `rows` that takes `seconds`.
+    pub fn joules(&self, rows: usize, seconds: f64) -> f64 {
+        self.fixed + self.per_row * rows as f64 + self.per_second * seconds
+    }
+}
+
 /// A request as far as time matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiter {
@@ -87,6 +109,8 @@ pub enum Waiting {
 pub struct Pace {
     objective: Objective,
     crews: Crews,
+    /// Of joules, where they are known.
+    energy: Option<StepEnergy>,
     /// Seconds that steps start earlier by, for those who join at the last moment.
     reserve: f64,
 }
@@ -104,12 +128,17 @@ impl Pace {
     /// For an objective and a number of threads, with nothing measured yet. `thrifty` is the number of threads whose tokens cost
     /// the fewest joules, if that was measured.
     pub fn new(objective: Objective, workers: NonZero<usize>, thrifty: Option<NonZero<usize>>) -> Pace {
-        Pace { objective, crews: Crews::new(workers, thrifty), reserve: 0.0 }
+        Pace { objective, crews: Crews::new(workers, thrifty), energy: None, reserve: 0.0 }
     }
 
     /// Takes note of what a step of `rows` took that was shared by `workers`.
     pub fn observe(&mut self, workers: NonZero<usize>, rows: usize, seconds: f64) {
         self.crews.observe(workers, rows as f64, seconds);
+    }
+
+    /// Asks joules whether waiting saves enough, or time where they are not known.
+    pub fn weigh(&mut self, energy: Option<StepEnergy>) {
+        self.energy = energy;
     }
 
     /// Takes note of the longest time between two tokens that ended with a step, and of the longest to a first token: where a
@@ -167,13 +196,23 @@ impl Pace {
             return at_once;
         };
         let run = Decision::Run(self.crews.size(crew));
-        if amid || full || !self.crews.is_worth_company(crew, rows) {
+        if amid || full || !self.is_worth_company(crew, rows) {
             return run;
         }
         match due(crew).and_then(|due| due.checked_sub(SLACK)) {
             Some(due) if due > now => Decision::Wait(due),
             _ => run,
         }
+    }
+
+    /// Whether what a step shares is enough of it for company to save anything.
+    fn is_worth_company(&self, crew: usize, rows: usize) -> bool {
+        let Some((fixed, per_row)) = self.crews.line(crew) else { return false };
+        let (shared, own) = match self.energy {
+            None => (fixed, per_row),
+            Some(e) => (e.fixed + e.per_second * fixed, e.per_row + e.per_second * per_row),
+        };
+        shared >= LITTLE * own * rows as f64
     }
 }
 
@@ -182,6 +221,9 @@ const MARGIN: f64 = 1.2;
 
 /// How fast the reserve is given up, a step.
 const RESERVE_FADE: f64 = 0.997;
+
+/// What is shared over what is each row's own, below which company saves too little to wait for.
+const LITTLE: f64 = 0.05;
 
 /// Time for waking up, which is added too.
 const SLACK: Duration = Duration::from_millis(2);
@@ -277,6 +319,17 @@ mod tests {
         let unmeasured = alone(Objective::TokensPerJoule(BOUNDS));
         assert_eq!(hold(&unmeasured, now, &[token], 4), None, "nothing measured");
         assert_eq!(hold(&paced, now, &[], 4), None);
+    }
+
+    /// What is shared and what is each row's own is asked of joules where they are known.
+    #[test]
+    fn joules_say_whether_company_saves_enough() {
+        let (mut pace, now) = (pace(), Instant::now());
+        let token = [waiter(now, 1, Waiting::Token)];
+        pace.weigh(Some(StepEnergy { fixed: 0.001, per_row: 1.0, per_second: 0.0 }));
+        assert_eq!(hold(&pace, now, &token, 4), None, "a row costs a thousand times what is shared");
+        pace.weigh(Some(StepEnergy { fixed: 0.0, per_row: 0.0, per_second: 5.0 }));
+        assert!(hold(&pace, now, &token, 4).is_some(), "watts flow for the fixed part of a step's time");
     }
 
     #[test]

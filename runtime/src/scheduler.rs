@@ -18,6 +18,7 @@ use std::ops::Range;
 
 use crate::backend::{Batch, BlockId, Capacity, Limits, SeqSpan};
 use crate::kv::{BlockPool, Digest, Kv};
+use crate::policy::StepEnergy;
 
 mod admit;
 mod draft;
@@ -297,7 +298,11 @@ pub struct Scheduler<J> {
     last: usize,
     preemptions: u64,
     speculate: Speculate,
+    /// Sequences beyond which [`Speculate::Auto`] does not guess.
+    most_guessing: usize,
     costs: StepCosts,
+    /// What a step costs in joules, where guesses are to save these and it is known.
+    energy: Option<StepEnergy>,
 }
 
 impl<J> Scheduler<J> {
@@ -310,8 +315,20 @@ impl<J> Scheduler<J> {
             last: GROUPS - 1,
             preemptions: 0,
             speculate,
+            most_guessing: usize::MAX,
             costs: StepCosts::new(),
+            energy: None,
         }
+    }
+
+    /// Lets [`Speculate::Auto`] guess while at most so many sequences run.
+    pub fn guess_up_to(self, sequences: usize) -> Self {
+        Scheduler { most_guessing: sequences, ..self }
+    }
+
+    /// Weighs guesses by joules, or by time where they are not known.
+    pub fn weigh(&mut self, energy: Option<StepEnergy>) {
+        self.energy = energy;
     }
 
     /// Queues a sequence.

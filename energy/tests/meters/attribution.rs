@@ -99,11 +99,21 @@ proptest! {
     }
 }
 
+/// Any byte costs this much.
+fn bytes_at(joules: f64) -> Coefficients {
+    Coefficients {
+        joules_per_flop: 0.0,
+        joules_per_kv_byte: joules,
+        joules_per_weight_byte: joules,
+        idle_w: None,
+        calibrated: true,
+    }
+}
+
 #[test]
 fn shares_of_a_known_step() {
     // 1 J per 1e12 operations, 1 J per 1e9 bytes, 10 W of idle.
-    let coefficients =
-        Coefficients { joules_per_flop: 1e-12, joules_per_byte: 1e-9, idle_w: Some(10.0), calibrated: true };
+    let coefficients = Coefficients { joules_per_flop: 1e-12, idle_w: Some(10.0), ..bytes_at(1e-9) };
     let mut ledger = Ledger::new(coefficients);
     let (a, b) = (ledger.open(), ledger.open());
     let share = |account, purpose, flops, kv_bytes| Share { account: Some(account), purpose, flops, kv_bytes };
@@ -130,8 +140,7 @@ fn shares_of_a_known_step() {
 /// A sequence with a part to waste beside its token is one sequence: it reads the weights once and holds one slot.
 #[test]
 fn a_sequence_of_two_shares_is_one() {
-    let coefficients =
-        Coefficients { joules_per_flop: 0.0, joules_per_byte: 1e-9, idle_w: Some(10.0), calibrated: true };
+    let coefficients = Coefficients { joules_per_flop: 0.0, idle_w: Some(10.0), ..bytes_at(1e-9) };
     let mut ledger = Ledger::new(coefficients);
     let (a, b) = (ledger.open(), ledger.open());
     let share = |account, purpose| Share { account: Some(account), purpose, flops: 1.0, kv_bytes: 0.0 };
@@ -289,7 +298,7 @@ fn eight_mixed_requests_get_their_true_joules_within_five_percent() {
             ledger.settle(&Amounts { joules: Joules::new(joules), ..Amounts::default() });
         }
     }
-    let fitted = ledger.fit().solve().unwrap();
+    let fitted = ledger.fit().solve(&Coefficients::default()).unwrap();
     ledger.set_coefficients(fitted);
 
     let request = |prompt, tokens, arrives, leaves| Sequence {

@@ -3,7 +3,7 @@
 //! The engine knows no meter: an [`EnergySource`] is given to it and is read on a thread of its own, about once a second and
 //! when a request that wants its energy has ended. What is unknown is `None`, never 0.
 
-use njoule_energy::attribution::Split;
+use njoule_energy::attribution::{Coefficients, Split};
 use njoule_energy::load::own_cpu_s;
 use njoule_energy::{Joules, Method};
 use serde_json::Value;
@@ -130,6 +130,8 @@ pub struct EnergyStats {
     pub split: Option<Split>,
     /// Their sum with its interval.
     pub joules: Option<Joules>,
+    /// What they are split by: declared, or fitted to the meter; `None` until something was read.
+    pub costs: Option<Coefficients>,
     /// The weakest method of those joules.
     pub method: Option<Method>,
     /// Mean power between the last two readings with joules.

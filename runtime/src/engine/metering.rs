@@ -3,7 +3,9 @@
 //! Three ledgers get the same work: one of CPU and core seconds, which every reading tells, and those of joules and of
 //! utilisation-seconds, whose readings may be rarer. A request that wants its energy is answered when the readings reach beyond
 //! its end, or after [`EngineConfig::energy_wait`](super::EngineConfig::energy_wait) without; for minutes of utilisation nobody
-//! waits. Invariant: a step allocates nothing here after warm-up, and what was settled is the sum of the buckets.
+//! waits. A reading that was made in the middle of a step settles the part of its work that was done by then. What operations, cache
+//! bytes and a step cost is fitted to the readings as they come, and declared before that. Invariant: a step allocates nothing
+//! here after warm-up, and what was settled is the sum of the buckets.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +18,7 @@ use super::Doorbell;
 use super::energy::{CpuTime, EnergySource, EnergyStats, Metered, Reading, RequestEnergy, Utilised};
 use super::sampler::{Sample, Sampler, Ticket};
 use crate::backend::{Cost, CostModel};
+use crate::policy::StepEnergy;
 
 /// A request's place in the books.
 #[derive(Clone, Copy, Debug)]
@@ -65,13 +68,22 @@ struct Book {
 }
 
 impl Book {
-    fn new(coefficients: Coefficients) -> Book {
-        Book { ledger: Ledger::new(coefficients), shares: Vec::new(), leaving: Vec::new() }
+    fn new(ledger: Ledger) -> Book {
+        Book { ledger, shares: Vec::new(), leaving: Vec::new() }
     }
 
-    fn step(&mut self, seconds: f64, weight_bytes: f64) {
-        self.ledger.step(seconds, weight_bytes, &self.shares);
-        self.shares.clear();
+    /// A part of the step in the making.
+    fn work(&mut self, part: f64, seconds: f64, weight_bytes: f64) {
+        self.ledger.part_of_step(part, seconds, weight_bytes, &self.shares);
+    }
+
+    /// Time without a step, which is theirs who hold a slot.
+    fn wait(&mut self, seconds: f64) {
+        if self.shares.is_empty() {
+            self.ledger.idle(seconds);
+        } else if seconds > 0.0 {
+            self.ledger.part_of_step(0.0, seconds, 0.0, &self.shares);
+        }
     }
 
     fn settle(&mut self, joules: Option<Joules>) {
@@ -111,6 +123,7 @@ pub struct Metering {
     period_s: f64,
     tokens_before: u64,
     stats: EnergyStats,
+    step_energy: Option<StepEnergy>,
 }
 
 impl Metering {
@@ -127,12 +140,12 @@ impl Metering {
         let source = source.unwrap_or_else(|| Box::new(CpuTime::begin()));
         Ok(Metering {
             costs,
-            seconds: Book::new(Coefficients::default()),
-            joules: metered.then(|| Book::new(Coefficients::default())),
+            seconds: Book::new(Ledger::of_cpu_time(Coefficients::default())),
+            joules: metered.then(|| Book::new(Ledger::new(Coefficients::default()))),
             // An idle device's utilisation is none: the idle power is taken off.
             util: cores
                 .filter(|_| metered)
-                .map(|_| Book::new(Coefficients { idle_w: Some(0.0), ..Coefficients::default() })),
+                .map(|_| Book::new(Ledger::new(Coefficients { idle_w: Some(0.0), ..Coefficients::default() }))),
             known: false,
             sampler: Sampler::start(source, metered, doorbell, patience)?,
             begun: false,
@@ -145,6 +158,7 @@ impl Metering {
             period_s: 0.0,
             tokens_before: 0,
             stats: EnergyStats::default(),
+            step_energy: None,
         })
     }
 
@@ -156,6 +170,11 @@ impl Metering {
     /// As of the last reading.
     pub fn stats(&self) -> EnergyStats {
         self.stats
+    }
+
+    /// What a step costs, once the meter has told.
+    pub fn step_energy(&self) -> Option<StepEnergy> {
+        self.step_energy
     }
 
     /// A sequence's part of the step that has been run; `account` is opened with its first.
@@ -203,35 +222,74 @@ impl Metering {
         self.settle(generated);
     }
 
-    /// The step is over, of which [`Metering::rows`] has told, and in which so much was computed for nobody. What lies between
-    /// steps is theirs who run. Cores are occupied for the sequences alone, however they are padded: all of their seconds is
-    /// given to these.
-    pub fn step(&mut self, now: Instant, padding: Cost) {
-        let seconds = self.passed(now);
-        self.core_s += self.cores.map_or(0.0, |cores| cores as f64 * seconds);
-        let weights = self.costs.weight_bytes();
-        self.seconds.step(seconds, weights);
-        for book in [&mut self.joules, &mut self.util].into_iter().flatten() {
-            if padding.flops > 0.0 || padding.kv_bytes > 0.0 {
-                let Cost { flops, kv_bytes, .. } = padding;
-                book.shares.push(Share { account: None, purpose: Purpose::Waste, flops, kv_bytes });
+    /// A sequence that ran before waits in its slot and has no rows.
+    pub fn holds(&mut self, account: &Account, prefill: bool) {
+        let purpose = if prefill { Purpose::Prefill } else { Purpose::Decode };
+        let share = |account| Share { account, purpose, flops: 0.0, kv_bytes: 0.0 };
+        self.seconds.shares.push(share(Some(account.seconds)));
+        for (book, id) in [(&mut self.joules, account.joules), (&mut self.util, account.util)] {
+            if let Some(book) = book {
+                book.shares.push(share(id));
             }
-            book.step(seconds, weights);
         }
     }
 
-    /// Nothing has run until now.
-    pub fn idle(&mut self, now: Instant) {
-        let seconds = self.passed(now);
-        self.seconds.ledger.idle(seconds);
-        for book in [&mut self.joules, &mut self.util].into_iter().flatten() {
-            book.ledger.idle(seconds);
+    /// The step that began at `started` is over, of which [`Metering::rows`] has told, and in which so much was computed for
+    /// nobody. What lies between steps is theirs who run. Cores are occupied for the sequences alone, however they are padded: all
+    /// of their seconds is given to these. `generated` are the tokens so far.
+    pub fn step(&mut self, started: Instant, now: Instant, generated: u64, padding: Cost) {
+        if padding.flops > 0.0 || padding.kv_bytes > 0.0 {
+            let Cost { flops, kv_bytes, .. } = padding;
+            for book in [&mut self.joules, &mut self.util].into_iter().flatten() {
+                book.shares.push(Share { account: None, purpose: Purpose::Waste, flops, kv_bytes });
+            }
         }
+        let whole = now.saturating_duration_since(started).as_secs_f64();
+        let mut done = 0.0;
+        while let Some(sample) = self.sampler.take() {
+            let before = sample.at.saturating_duration_since(started).as_secs_f64();
+            let part = if before < whole { before / whole } else { 1.0 };
+            self.work(part - done, sample.at.min(now));
+            done = part;
+            self.take_in(&sample, generated);
+        }
+        self.work(1.0 - done, now);
+        self.books().for_each(|book| book.shares.clear());
+    }
+
+    /// A part of the step's work, done by `until`.
+    fn work(&mut self, part: f64, until: Instant) {
+        let seconds = self.passed(until);
+        if part == 0.0 && seconds == 0.0 {
+            return;
+        }
+        self.core_s += self.cores.map_or(0.0, |cores| cores as f64 * seconds);
+        let weights = self.costs.weight_bytes();
+        self.books().for_each(|book| book.work(part, seconds, weights));
+    }
+
+    /// No step has run until now. Those of whom [`Metering::holds`] has told have waited in their slots.
+    pub fn waited(&mut self, now: Instant, generated: u64) {
+        while let Some(sample) = self.sampler.take() {
+            self.wait(sample.at.min(now));
+            self.take_in(&sample, generated);
+        }
+        self.wait(now);
+        self.books().for_each(|book| book.shares.clear());
+    }
+
+    fn wait(&mut self, until: Instant) {
+        let seconds = self.passed(until);
+        self.books().for_each(|book| book.wait(seconds));
+    }
+
+    fn books(&mut self) -> impl Iterator<Item = &mut Book> {
+        std::iter::once(&mut self.seconds).chain(&mut self.joules).chain(&mut self.util)
     }
 
     fn passed(&mut self, now: Instant) -> f64 {
         let seconds = now.saturating_duration_since(self.mark).as_secs_f64();
-        self.mark = now;
+        self.mark = self.mark.max(now);
         self.period_s += seconds;
         seconds
     }
@@ -244,11 +302,15 @@ impl Metering {
     }
 
     fn take_in(&mut self, sample: &Sample, generated: u64) {
-        let Sample { reading, first, answered, metered } = *sample;
+        let Sample { reading, first, answered, metered, .. } = *sample;
         let Reading { cpu_s, core_s, util, energy } = reading;
         let held = std::mem::take(&mut self.core_s);
         let core_s = core_s.or(self.cores.map(|_| held));
         self.seconds.ledger.settle(&Amounts { joules: None, cpu_s, core_s, util_s: None });
+        // Where a device computes, CPU time says nothing of what its seconds went for.
+        if self.cores.is_none() {
+            self.seconds.ledger.learn();
+        }
         self.answered = Some(answered);
         self.stats.cpu_s += cpu_s;
         self.stats.core_s = core_s.map(|more| self.stats.core_s.unwrap_or(0.0) + more);
@@ -288,7 +350,7 @@ impl Metering {
         let ticket = self.sampler.ask();
         loop {
             doorbell.take();
-            self.settle(generated);
+            self.waited(Instant::now(), generated);
             if self.metered >= Some(ticket) || !doorbell.wait(Some(until)) {
                 return;
             }
@@ -317,12 +379,15 @@ impl Metering {
                 self.stats.watts = None;
             }
         }
-        // The idle power is that of this machine with this model, measured while nothing ran.
-        let idle_w = book.ledger.fit().idle_w();
-        if idle_w.is_some() {
-            let coefficients = Coefficients { idle_w, ..book.ledger.coefficients() };
-            book.ledger.set_coefficients(coefficients);
-        }
+        // Idle power and costs are those of this machine with this model.
+        book.ledger.learn();
+        let costs = book.ledger.coefficients();
+        self.stats.costs = Some(costs);
+        self.step_energy = costs.calibrated.then(|| StepEnergy {
+            fixed: costs.joules_per_weight_byte * self.costs.weight_bytes(),
+            per_row: costs.joules_per_flop * self.costs.cost(0, 1, 1).flops,
+            per_second: costs.idle_w.unwrap_or(0.0),
+        });
         book.close_leaving();
         self.stats.split = self.known.then(|| book.ledger.split());
     }

@@ -9,11 +9,13 @@ use std::num::NonZero;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use crate::backend::{Batch, Capacity, Cost, Executor, MemoryUse, Padding, SeqSpan, StepError, StepOutput};
+use crate::backend::{Batch, Capacity, Cost, CostModel, Executor, MemoryUse, Padding, SeqSpan, StepError, StepOutput};
 
 mod device;
+mod hidden;
 
 pub use device::{DeviceFault, MockDevice};
+pub use hidden::{Hidden, HiddenMeter, Prices, Work};
 
 /// What goes wrong, and at which step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +93,8 @@ pub struct MockExecutor {
     /// Accelerator cores that it says to have, and what it computes for nobody in every step.
     pub cores: Option<usize>,
     pub padding: Padding,
+    /// What its steps cost, where somebody meters them.
+    pub hidden: Option<Arc<Hidden>>,
     cache: Vec<Option<Entry>>,
     result: Vec<f32>,
     step: u64,
@@ -114,6 +118,7 @@ impl MockExecutor {
             active: usize::MAX,
             cores: None,
             padding: Padding::default(),
+            hidden: None,
             cache: vec![None; capacity.blocks * capacity.block_len],
             result: Vec::new(),
             step: 0,
@@ -167,6 +172,17 @@ impl MockExecutor {
         block.0 as usize * len + position % len
     }
 
+    /// A sequence's part of the batch, by its first token.
+    fn work(&self, batch: &Batch, seq: &SeqSpan) -> Work {
+        let rows = seq.rows.len();
+        let first = match batch.positions[seq.rows.start] {
+            0 => batch.tokens[seq.rows.start],
+            _ => self.cache[self.slot(batch, seq, 0)].map_or(u32::MAX, |entry| entry.token),
+        };
+        let outputs = batch.outputs.iter().filter(|row| seq.rows.contains(&(**row as usize))).count();
+        Work { first, rows, context: seq.context - rows, outputs }
+    }
+
     /// Writes a sequence's rows, then lets each row read what it attends to.
     fn run(&mut self, batch: &Batch, seq: &SeqSpan) -> Result<(), String> {
         let root = u64::from(self.border.is_some_and(|border| seq.rope_len > border));
@@ -215,7 +231,12 @@ impl MockExecutor {
 impl Executor for MockExecutor {
     fn submit(&mut self, batch: &Batch) -> Result<(), StepError> {
         self.gate.pass();
-        std::thread::sleep(self.takes);
+        match &self.hidden {
+            None => std::thread::sleep(self.takes),
+            Some(hidden) => {
+                hidden.run(&batch.seqs.iter().map(|seq| self.work(batch, seq)).collect::<Vec<_>>(), self.takes)
+            }
+        }
         self.step += 1;
         match self.fault {
             Some(Fault::Error(step)) if step == self.step => {
@@ -268,6 +289,10 @@ impl Executor for MockExecutor {
 
     fn cores(&self) -> Option<usize> {
         self.cores
+    }
+
+    fn cost_model(&self) -> CostModel {
+        self.hidden.as_ref().map_or_else(CostModel::default, |hidden| hidden.cost_model())
     }
 
     fn memory(&self) -> MemoryUse {

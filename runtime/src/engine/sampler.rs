@@ -30,9 +30,9 @@ struct Shared {
 #[derive(Default)]
 struct Slot {
     /// The first reading, of the time before the engine, until it is taken.
-    first: Option<Reading>,
+    first: Option<Read>,
     /// What else was not taken yet.
-    untaken: Option<Reading>,
+    untaken: Option<Read>,
     /// Readings that were asked for, and the last of them that began before a reading that is there.
     asked: u64,
     asked_at: Option<Instant>,
@@ -43,6 +43,13 @@ struct Slot {
     ended: bool,
 }
 
+/// A reading and when it was made: what it holds lies before that.
+#[derive(Clone, Copy)]
+struct Read {
+    reading: Reading,
+    at: Instant,
+}
+
 /// Readings up to a request's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(u64);
@@ -50,6 +57,8 @@ pub struct Ticket(u64);
 /// What is new.
 pub struct Sample {
     pub reading: Reading,
+    /// When it was made.
+    pub at: Instant,
     /// Whether it is the first.
     pub first: bool,
     /// Up to where it holds CPU time, and energy.
@@ -115,8 +124,8 @@ impl Sampler {
         let reading = first.or_else(|| slot.untaken.take());
         // What came behind the first is for the next look.
         self.taken = if slot.untaken.is_some() { made - 1 } else { made };
-        let (reading, first) = (reading?, first.is_some());
-        Some(Sample { reading, first, answered: Ticket(slot.answered), metered: Ticket(slot.metered) })
+        let (Read { reading, at }, first) = (reading?, first.is_some());
+        Some(Sample { reading, at, first, answered: Ticket(slot.answered), metered: Ticket(slot.metered) })
     }
 }
 
@@ -133,12 +142,14 @@ fn run(mut source: Box<dyn EnergySource>, wakes: bool, doorbell: &Doorbell, pati
         let began = Instant::now();
         let asked = lock(&shared.slot).asked;
         let reading = source.read();
+        let at = Instant::now();
         let description = Arc::new(source.describe());
         let mut slot = lock(&shared.slot);
         if std::mem::take(&mut first) {
-            slot.first = Some(reading);
+            slot.first = Some(Read { reading, at });
         } else {
-            slot.untaken = Some(slot.untaken.take().map_or(reading, |before| before.and(reading)));
+            let reading = slot.untaken.map_or(reading, |before| before.reading.and(reading));
+            slot.untaken = Some(Read { reading, at });
         }
         let answers = asked > slot.answered;
         slot.answered = asked;

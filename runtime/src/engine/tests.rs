@@ -11,6 +11,7 @@ use super::*;
 
 mod device;
 mod energy;
+mod hidden;
 mod load;
 mod pace;
 use crate::request::{Event, FinishReason, SinkClosed, StopMatch, TextStream, TokenText};

@@ -96,7 +96,7 @@ impl Worker {
         let workers = executor.workers();
         Worker {
             executor,
-            scheduler: Scheduler::new(limits, kv, config.speculate),
+            scheduler: Scheduler::new(limits, kv, config.speculate).guess_up_to(config.speculate_sequences),
             sampler: Sampler::new(vocab),
             vocab,
             stats: EngineStats::new(capacity.blocks),
@@ -138,6 +138,7 @@ impl Worker {
                 self.idle_since = None;
                 let until = self.next_wake().map_or(until, |wake| wake.min(until));
                 shared.doorbell.wait(Some(until));
+                self.account_waiting();
                 continue;
             }
             let plan = self.plan(shared);
@@ -151,7 +152,7 @@ impl Worker {
                 }
                 self.idle_since = None;
                 shared.doorbell.wait(self.next_wake());
-                self.metering.idle(Instant::now());
+                self.metering.waited(Instant::now(), self.stats.generated_tokens);
                 continue;
             }
             self.step(plan, shared)?;
@@ -322,7 +323,7 @@ impl Worker {
             }
         }
         let now = if self.undecided.is_empty() { now } else { self.run_again(shared)? };
-        self.account(now);
+        self.account(start, now);
         self.scheduler.commit();
         for i in (0..self.scheduler.running().len()).rev() {
             let sequence = &mut self.scheduler.running_mut()[i];
@@ -465,8 +466,18 @@ impl Worker {
         true
     }
 
-    /// Books the step's work, before its rows are committed.
-    fn account(&mut self, now: Instant) {
+    /// Books the time in which a step waited for company: it is theirs who hold a slot.
+    fn account_waiting(&mut self) {
+        for sequence in self.scheduler.running() {
+            if let Some(account) = &sequence.job.account {
+                self.metering.holds(account, sequence.computed < sequence.prompt_len);
+            }
+        }
+        self.metering.waited(Instant::now(), self.stats.generated_tokens);
+    }
+
+    /// Books the work of the step that began at `start`, before its rows are committed.
+    fn account(&mut self, start: Instant, now: Instant) {
         for sequence in self.scheduler.running_mut() {
             let run = sequence.chunk;
             if run == 0 {
@@ -479,7 +490,7 @@ impl Worker {
         }
         let padding = self.executor.padding();
         self.stats.padded_rows += padding.rows as u64;
-        self.metering.step(now, padding.cost);
+        self.metering.step(start, now, self.stats.generated_tokens, padding.cost);
     }
 
     /// Sends the terminal events of `ended`, after the figures that they should be seen in; of those that want their energy,
@@ -518,9 +529,13 @@ impl Worker {
         stats.prefill_seconds += seconds * plan.prefill as f64 / rows;
         stats.decode_seconds += seconds * decode / rows;
         self.pace.observe(self.workers, self.batch.rows(), seconds);
+        let energy = self.metering.step_energy().filter(|_| self.pace.may_wait());
         // Guesses are to save what the objective is about; steps of few threads are not to be taken for dear ones.
-        let spent = if self.pace.may_wait() { seconds * self.workers.get() as f64 } else { seconds };
+        let counts_cpu = self.pace.may_wait() && energy.is_none();
+        let spent = if counts_cpu { seconds * self.workers.get() as f64 } else { seconds };
         self.scheduler.observe(self.batch.rows(), self.batch.outputs.len(), spent);
+        self.pace.weigh(energy);
+        self.scheduler.weigh(energy);
     }
 
     fn publish(&mut self, shared: &Shared) {

@@ -87,10 +87,9 @@ impl Crews {
         larger.map(|(at, seconds)| seconds * size(at) / size(crew)).or_else(smaller)
     }
 
-    /// Whether reading weights is enough of a step for company to save anything.
-    pub fn is_worth_company(&self, crew: usize, rows: usize) -> bool {
-        let measured = (crew..self.crews.len()).chain(0..crew).find_map(|at| self.crews[at].costs.line());
-        measured.is_some_and(|(fixed, per_row)| fixed >= LITTLE * per_row * rows as f64)
+    /// Seconds of a step and of a row of it, of the crew or, if it has not run, of another.
+    pub fn line(&self, crew: usize) -> Option<(f64, f64)> {
+        (crew..self.crews.len()).chain(0..crew).find_map(|at| self.crews[at].costs.line())
     }
 }
 
@@ -147,9 +146,6 @@ impl Costs {
 
 /// How fast old steps are forgotten: half within 70.
 const FADE: f64 = 0.99;
-
-/// The fixed part of a step over that of its rows, below which company saves too little to wait for.
-const LITTLE: f64 = 0.05;
 
 /// Steps, one of which goes to the crew that has not run for longest.
 const TRY: u64 = 128;

@@ -10,7 +10,8 @@
 //! * `p`, a sequence's share of guesses that were accepted lately. It drifts back to a half while none are made, so that they
 //!   are tried again now and then.
 //!
-//! Guesses are kept, likeliest first, as far as expected tokens per second grow: `(sequences + sum of p^j) / T(rows)`.
+//! Guesses are kept, likeliest first, as far as expected tokens per second grow: `(sequences + sum of p^j) / T(rows)`. Where joules
+//! are what counts and a meter has told what a step costs, `E(rows)` ([`crate::policy::StepEnergy`]) stands in the place of `T(rows)`.
 //!
 //! Invariant: tokens do not depend on any of it; only how many steps they take does.
 
@@ -54,10 +55,10 @@ impl<J> Scheduler<J> {
         if !limits.drafts || room == 0 || rows == 0 || self.running.iter().any(|s| s.chunk > 1) {
             return;
         }
-        if measured && !self.costs.may_pay(rows) {
+        let running = self.running.len();
+        if measured && (running > self.most_guessing || !self.may_pay(rows)) {
             return;
         }
-        let running = self.running.len();
         for sequence in self.running.iter_mut().filter(|s| s.samples_now() && !s.scores()) {
             // The last token of all is never run.
             let left = sequence.max_tokens - sequence.tokens.len() - 1;
@@ -88,22 +89,34 @@ impl<J> Scheduler<J> {
         }
     }
 
-    /// How many guesses of all sequences give most tokens per second, in a step of `rows` and at most `room` more.
+    /// What a step of `rows` will take, or cost where that counts; unknown where nothing like it has run lately.
+    fn price(&self, rows: usize) -> Option<f64> {
+        let seconds = self.costs.seconds(rows)?;
+        Some(self.energy.map_or(seconds, |energy| energy.joules(rows, seconds)))
+    }
+
+    /// Whether guesses would pay if all were right.
+    fn may_pay(&self, rows: usize) -> bool {
+        let gain = |more: usize| {
+            let (alone, together) = (self.price(rows)?, self.price(rows + more)?);
+            Some((rows + more) as f64 / together > MARGIN * rows as f64 / alone)
+        };
+        [1, 3, MOST_DRAFTS].into_iter().any(|more| gain(more).unwrap_or(false))
+    }
+
+    /// How many guesses of all sequences give most tokens per second or joule, in a step of `rows` and at most `room` more.
     fn worth(&mut self, rows: usize, room: usize) -> usize {
-        let Some(alone) = self.costs.seconds(rows) else { return 0 };
+        let Some(alone) = self.price(rows) else { return 0 };
         let mut best = (MARGIN * rows as f64 / alone, 0);
         let mut expected = rows as f64;
         for sequence in &mut self.running {
             sequence.kept = 0;
         }
         for more in 1..=room {
-            let (Some(gain), Some(seconds)) = (keep_one(&mut self.running, true), self.costs.seconds(rows + more))
-            else {
-                break;
-            };
+            let (Some(gain), Some(price)) = (keep_one(&mut self.running, true), self.price(rows + more)) else { break };
             expected += gain;
-            if expected / seconds > best.0 {
-                best = (expected / seconds, more);
+            if expected / price > best.0 {
+                best = (expected / price, more);
             }
         }
         best.1
@@ -184,15 +197,6 @@ impl StepCosts {
         let more = self.wide.map_or(cell.seconds / at as f64 / 2.0, |(per_row, _)| per_row);
         Some(cell.seconds + more * (rows - at) as f64)
     }
-
-    /// Whether guesses would pay if all were right.
-    fn may_pay(&self, rows: usize) -> bool {
-        let gain = |more: usize| {
-            let (alone, together) = (self.seconds(rows)?, self.seconds(rows + more)?);
-            Some((rows + more) as f64 / together > MARGIN * rows as f64 / alone)
-        };
-        [1, 3, MOST_DRAFTS].into_iter().any(|more| gain(more).unwrap_or(false))
-    }
 }
 
 /// What is known after one more measurement. What disturbs a step makes it longer, so that a shorter one says more.
@@ -209,6 +213,7 @@ const WIDE: usize = 128;
 mod tests {
     use super::*;
     use crate::backend::{Batch, Capacity, Limits};
+    use crate::policy::StepEnergy;
     use crate::scheduler::StepLimits;
 
     /// A machine that reads weights in `read` and computes a row in `row` seconds.
@@ -255,11 +260,21 @@ mod tests {
 
     /// How many guesses a step of `sequences` that repeat themselves gets.
     fn guesses(sequences: u64, speculate: Speculate, costs: StepCosts, acceptance: f64) -> usize {
+        guesses_of(sequences, speculate, costs, acceptance, |scheduler| scheduler)
+    }
+
+    fn guesses_of(
+        sequences: u64,
+        speculate: Speculate,
+        costs: StepCosts,
+        acceptance: f64,
+        adjust: impl Fn(Scheduler<()>) -> Scheduler<()>,
+    ) -> usize {
         let capacity =
             Capacity { blocks: 400, block_len: 4, max_rows: 64, max_seqs: 64, max_outputs: 64, max_len: 100 };
         let limits = StepLimits::new(&capacity, 64, 64, &Limits::paged(4));
         let kv = Kv::new(&capacity, &Limits::paged(4), true);
-        let mut s = Scheduler::new(limits, kv, speculate);
+        let mut s = adjust(Scheduler::new(limits, kv, speculate));
         for id in 0..sequences {
             s.add(Box::new(Sequence::new((0, id), vec![7; 1], 90, 4, ())));
         }
@@ -288,6 +303,25 @@ mod tests {
         assert_eq!(auto(32, 10.0, 1.0), 0, "the batch is large");
         assert!(auto(4, 10.0, 0.9) > 0);
         assert_eq!(guesses(1, Speculate::Auto, StepCosts::new(), 0.9), 0, "nothing is known yet");
+    }
+
+    #[test]
+    fn joules_decide_where_they_are_known_and_an_operating_point_says_when_to_stop() {
+        let auto = |sequences, energy: Option<StepEnergy>, most: usize| {
+            guesses_of(sequences, Speculate::Auto, costs(10.0, 1.0), 0.9, |scheduler| {
+                let mut scheduler = scheduler.guess_up_to(most);
+                scheduler.weigh(energy);
+                scheduler
+            })
+        };
+        assert_eq!(auto(1, None, usize::MAX), 7, "eight rows take as long as one");
+        // They cost as many joules as eight steps, however long they take.
+        let rows = StepEnergy { fixed: 0.0, per_row: 1.0, per_second: 0.0 };
+        assert_eq!(auto(1, Some(rows), usize::MAX), 0);
+        // A step costs the same whatever its rows.
+        let steps = StepEnergy { fixed: 1.0, per_row: 0.0, per_second: 0.0 };
+        assert_eq!(auto(1, Some(steps), usize::MAX), MOST_DRAFTS);
+        assert_eq!((auto(2, None, 1), auto(2, None, 2) > 0), (0, true));
     }
 
     #[test]

@@ -44,9 +44,11 @@ pub fn schemas() -> Map<String, Value> {
         "UsedEnergy": closed(json!({"joules": amount(), "low_j": amount(), "high_j": amount(), "method": method(),
             "prefill_j": amount(), "decode_j": amount(), "wasted_j": amount(), "static_j": amount(),
             "interpolated": {"type": "boolean"}, "cpu_s": {"type": "number", "minimum": 0}, "core_s": amount(), "util_s": amount()})),
-        "Energy": closed(json!({"joules": amount(), "method": method(), "by_bucket": {"anyOf": [{"type": "null"}, closed(json!({
+        "Energy": closed(json!({"joules": amount(), "low_j": amount(), "high_j": amount(), "method": method(), "by_bucket": {"anyOf": [{"type": "null"}, closed(json!({
                 "prefill_j": amount(), "decode_j": amount(), "wasted_j": amount(), "idle_j": amount(), "load_j": amount(),
                 "unattributed_j": amount()}))]},
+            "split_by": {"anyOf": [{"type": "null"}, closed(json!({"joules_per_flop": amount(), "joules_per_kv_byte": amount(),
+                "joules_per_weight_byte": amount(), "idle_w": amount(), "calibrated": {"type": "boolean"}}))]},
             "watts": amount(), "unknown_s": amount(), "output_tokens": count(), "output_tokens_per_joule": amount(),
             "cpu_s": amount(), "core_s": amount(), "util_s": amount(),
             "boundary": {"type": ["string", "null"]}, "meters": {"type": "array", "items": {"type": "object"}}, "reasons": {"type": "array", "items": string()}})),

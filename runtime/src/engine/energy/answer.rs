@@ -111,6 +111,7 @@ impl EnergyStats {
             "high_j": self.joules.and_then(|j| j.high()),
             "method": self.method.map(|method| method.name()),
             "by_bucket": self.split,
+            "split_by": self.costs,
             "watts": self.watts,
             "unknown_s": self.unknown_s,
             "output_tokens": self.tokens,
