@@ -287,3 +287,76 @@ fn tune_keeps_the_cheapest_point_and_a_paced_server_waits_for_company() {
     let itl = bench.json()["runs"][0]["metrics"]["itl_s"]["p50"].as_f64().unwrap();
     assert!(itl > 0.03, "{itl}");
 }
+
+/// The lines that a server writes before it listens.
+fn said_before_listening(args: &[&str], cache: &std::path::Path) -> String {
+    use std::io::BufRead;
+    let mut serve = njoule(args);
+    serve.env("NJOULE_CACHE", cache).env("NJOULE_SYSFS_ROOT", cache);
+    let mut serve = serve.stderr(std::process::Stdio::piped()).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let mut said = String::new();
+    for line in std::io::BufReader::new(serve.stderr.take().unwrap()).lines() {
+        let line = line.unwrap();
+        if line.starts_with("listening") {
+            break;
+        }
+        said.push_str(&(line + "\n"));
+    }
+    serve.kill().unwrap();
+    serve.wait().unwrap();
+    said
+}
+
+/// Each objective gets its own; what changes tokens is shown with its quality, and used by nobody who does not say so.
+#[test]
+fn tune_keeps_a_point_for_every_objective_and_chooses_nothing_that_changes_tokens() {
+    let dir = Written(tempfile::tempdir().unwrap());
+    let (model, text, page) = (model("gguf_llama"), dir.path("text"), dir.path("page.html"));
+    std::fs::write(&text, "The quick brown fox jumps over the lazy dog.").unwrap();
+    let tune = [
+        ["tune", "-m", &model, "--try-threads", "1,2", "-b", "1,2", "-p", "4"],
+        ["-g", "4", "-r", "1", "--try-kv", "int8", "--try-quant", "none", "--json"],
+    ]
+    .concat();
+    let tune = [&tune[..], &["--perplexity", &text, "--html", &page]].concat();
+    let tuned =
+        ran(njoule(&tune).env("NJOULE_CACHE", dir.0.path()).env("NJOULE_SYSFS_ROOT", dir.0.path()).output().unwrap());
+    let tuned = tuned.json();
+    let others = tuned["other_types"].as_array().unwrap();
+    let of = |key: &str| others.iter().map(|other| other[key].as_str().unwrap_or("default")).collect::<Vec<_>>();
+    assert_eq!((of("kv_type"), of("quant")), (vec!["int8", "default"], vec!["auto", "none"]), "{tuned:#}");
+    for other in others {
+        assert!(other["perplexity_ratio"].as_f64().is_some_and(|ratio| ratio > 0.5 && ratio < 2.0), "{other}");
+        assert!(other["cost_ratio"].as_f64().is_some_and(|ratio| ratio > 0.0), "{other}");
+    }
+    // Only points of the model's own types are chosen among, each at all batches where it is the best.
+    let points = tuned["points"].as_array().unwrap();
+    assert!(points.iter().all(|point| point["quant"] == "auto" && point["kv_type"].is_null()));
+    assert!(tuned["chosen"]["kv_type"].is_null() && tuned["chosen"]["quant"] == "auto");
+    let point = &tuned["operating_point"];
+    assert_eq!((&point["version"], &point["threads"]), (&2.into(), &tuned["chosen"]["threads"]));
+    let latency = point["objectives"]["latency"]["threads"].as_u64().unwrap();
+    assert!(!tuned["guesses"].as_array().unwrap().is_empty() && !point["speculate"].is_null(), "{tuned:#}");
+    let page = std::fs::read_to_string(page).unwrap();
+    assert!(page.contains("Frontier: cost against latency") && page.contains("CPU ms per token (energy unknown)"));
+
+    let serve =
+        |more: &[&str]| said_before_listening(&[&["serve", &model, "--port", "0"], more].concat(), dir.0.path());
+    let (threads, batch) = (point["threads"].as_u64().unwrap(), point["batch"].as_u64().unwrap());
+    let said = serve(&["--objective", "tokens-per-joule"]);
+    assert!(said.contains(&format!("as tuned: {threads} threads, at most {batch} sequences, --wait ")), "{said}");
+    assert!(!said.contains("--kv-type"), "{said}");
+    let said = serve(&[]);
+    assert!(said.contains(&format!("as tuned: {latency} threads, --wait ")) && !said.contains("at most"), "{said}");
+
+    // Cheaper or not: a file that says so is believed if that is allowed, and no other file is.
+    let kept = std::path::Path::new(tuned["kept_in"].as_str().unwrap());
+    let mut points: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(kept).unwrap()).unwrap();
+    points.as_object_mut().unwrap().values_mut().for_each(|point| point["kv"] = "int8".into());
+    std::fs::write(kept, points.to_string()).unwrap();
+    let said = serve(&["--objective", "tokens-per-joule", "--tuned-kv"]);
+    assert!(said.contains("--kv-type int8, which changes what the model says"), "{said}");
+    std::fs::write(kept, "{").unwrap();
+    let said = serve(&["--objective", "tokens-per-joule"]);
+    assert!(said.contains("warning: ") && said.contains("operating-points.json"), "{said}");
+}

@@ -1,9 +1,9 @@
 //! An SPMD team of threads: all run the same function, meet at barriers, and claim work from shared counters.
 //!
-//! The caller is worker 0. A job wakes the others once; inside it workers meet at [`Worker::barrier`]: a bounded spin,
-//! then a futex, so that a preempted worker costs the others no more than its own delay. There is no other system call
-//! and no allocation. What a worker computes never depends on how many there are, so that a run may be shared by fewer than
-//! all: the others sleep on.
+//! The caller is worker 0. A job wakes the others once; inside it workers meet at [`Worker::barrier`]: a bounded spin (how
+//! long, [`Waiting`] says), then a futex, so that a preempted worker costs the others no more than its own delay. There is no
+//! other system call and no allocation. What a worker computes never depends on how many there are, so that a run may be
+//! shared by fewer than all: the others sleep on.
 
 use std::any::Any;
 use std::num::NonZero;
@@ -14,8 +14,28 @@ use std::thread::JoinHandle;
 
 use rustix::thread::futex;
 
-/// Polls before a waiter sleeps. A poll is a `pause`, about 40 cycles: the sum is what a futex call costs.
-const SPINS: u32 = 300;
+/// How long a member that waits for others polls before it sleeps. Whatever it is, a team without a job sleeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Waiting {
+    /// As long as a futex call takes.
+    #[default]
+    Brief,
+    /// Not at all: cores that others could use, or that clock higher alone.
+    Park,
+    /// For longer than most steps leave a core without work: it costs CPU time and saves wake-ups.
+    Spin,
+}
+
+impl Waiting {
+    /// Polls. One is a `pause`, about 40 cycles.
+    fn polls(self) -> u32 {
+        match self {
+            Waiting::Brief => 300,
+            Waiting::Park => 0,
+            Waiting::Spin => 20_000,
+        }
+    }
+}
 
 /// Members of a team at most.
 const MOST: u32 = 1024;
@@ -67,6 +87,8 @@ struct Shared {
     phase: Gate,
     arrived: AtomicU32,
     stop: AtomicBool,
+    /// Polls before a waiter sleeps.
+    polls: u32,
 }
 
 /// The job of the current run. Written by the caller before `start` is bumped (Release), read by workers after they see
@@ -89,9 +111,9 @@ unsafe impl Sync for JobSlot {}
 unsafe impl Send for JobSlot {}
 
 impl Gate {
-    /// Waits until the value is another than `seen`; what it is then.
-    fn wait(&self, seen: u32) -> u32 {
-        for _ in 0..SPINS {
+    /// Waits until the value is another than `seen`, polling so often before it sleeps; what it is then.
+    fn wait(&self, seen: u32, polls: u32) -> u32 {
+        for _ in 0..polls {
             let value = self.value.load(Ordering::Acquire);
             if value != seen {
                 return value;
@@ -121,10 +143,16 @@ impl Gate {
 }
 
 impl Team {
-    /// A team of `threads` members, the caller included.
+    /// A team of `threads` members, the caller included, that waits briefly.
     pub fn new(threads: NonZero<usize>) -> std::io::Result<Self> {
+        Team::waiting(threads, Waiting::Brief)
+    }
+
+    /// A team whose members wait for each other like this.
+    pub fn waiting(threads: NonZero<usize>, waiting: Waiting) -> std::io::Result<Self> {
         let count = u32::try_from(threads.get()).unwrap_or(u32::MAX).min(MOST);
-        let mut team = Team { shared: Arc::default(), threads: vec![], active: count, runs: 0 };
+        let shared = Arc::new(Shared { polls: waiting.polls(), ..Shared::default() });
+        let mut team = Team { shared, threads: vec![], active: count, runs: 0 };
         for id in 1..count as usize {
             let shared = Arc::clone(&team.shared);
             let thread = std::thread::Builder::new().name(format!("njoule-{id}")).spawn(move || work(&shared, id))?;
@@ -180,7 +208,7 @@ impl Drop for Team {
 fn work(shared: &Shared, id: usize) {
     let mut seen = 0;
     loop {
-        seen = shared.start.wait(seen);
+        seen = shared.start.wait(seen, shared.polls);
         if shared.stop.load(Ordering::Acquire) {
             return;
         }
@@ -221,7 +249,7 @@ impl Worker<'_> {
             shared.arrived.store(0, Ordering::Relaxed);
             shared.phase.open(seen.wrapping_add(1));
         } else {
-            shared.phase.wait(seen);
+            shared.phase.wait(seen, shared.polls);
         }
     }
 

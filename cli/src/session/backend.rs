@@ -228,6 +228,17 @@ impl RunOptions {
         }
     }
 
+    /// The backend that would be tried first for `model`, if that is not Neuron's.
+    pub fn without_device(&self, model: &Model) -> Result<Option<AnyBackend>, UsageError> {
+        #[cfg(target_os = "linux")]
+        if self.backend == BackendArg::Neuron || model.artifact.is_some() {
+            return Ok(None);
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = model;
+        Ok(Some(self.first_choice()?.0))
+    }
+
     fn first_choice(&self) -> Result<(AnyBackend, String), UsageError> {
         let asked = "--backend asks for it".to_owned();
         match self.backend {
@@ -312,7 +323,7 @@ impl RunOptions {
 
     fn cpu(&self) -> Result<AnyBackend, UsageError> {
         let mut backend = CpuBackend::new(self.threads, self.quant()).map_err(|e| UsageError(e.to_string()))?;
-        backend.kv = self.kv;
+        (backend.kv, backend.waiting) = (self.kv, self.wait.waiting());
         #[cfg(target_os = "linux")]
         backend.shared.clone_from(&self.shared);
         Ok(AnyBackend::Cpu(backend))

@@ -21,6 +21,10 @@ pub struct ObjectiveArgs {
     /// Time to a request's first token that may be used so, such as 2s [default: 2s]
     #[arg(long, value_name = "TIME", value_parser = seconds)]
     ttft: Option<f64>,
+    /// Take the cache's type from the operating point of `njoule tune` as well, unless --kv-type is given: it changes what the
+    /// model says
+    #[arg(long)]
+    tuned_kv: bool,
 }
 
 /// `--objective`.
@@ -35,6 +39,11 @@ enum ObjectiveArg {
 }
 
 impl ObjectiveArgs {
+    /// Whether a tuned type of the cache may be used.
+    pub fn allows_kv(&self) -> bool {
+        self.tuned_kv
+    }
+
     /// What they say.
     pub fn read(&self) -> Result<Objective, UsageError> {
         let default = Bounds::default();

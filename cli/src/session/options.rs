@@ -4,10 +4,12 @@ use std::num::NonZero;
 
 use clap::{Args, ValueEnum};
 use njoule_energy::Wanted;
+use njoule_runtime::backend::cpu::Waiting;
 use njoule_runtime::backend::{KvType, Quant};
+use serde::{Deserialize, Serialize};
 
 use super::backend::BackendArg;
-use super::operating::OperatingPoint;
+use super::operating::Setting;
 use super::{Schedule, threads};
 use crate::args::UsageError;
 
@@ -34,6 +36,9 @@ pub struct RunArgs {
     /// Threads that compute [default: the cores of this machine]
     #[arg(long, short = 't', value_name = "N")]
     threads: Option<NonZero<usize>>,
+    /// How threads of the cpu backend wait for each other within a step; between steps they sleep [default: brief]
+    #[arg(long, value_enum, value_name = "HOW")]
+    wait: Option<WaitArg>,
     /// Longest sequence in tokens, prompt and answer [default: what the model was made for, at most 8192]
     #[arg(long, short = 'c', visible_alias = "max-len", alias = "max-model-len", value_name = "N")]
     context: Option<NonZero<usize>>,
@@ -47,6 +52,42 @@ pub struct RunArgs {
 pub enum FallbackArg {
     /// This project's own kernels
     Cpu,
+}
+
+/// `--wait`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WaitArg {
+    /// Poll for as long as going to sleep takes, then sleep
+    #[default]
+    Brief,
+    /// Sleep at once: fewer CPU-seconds where cores are shared or steps long
+    Park,
+    /// Poll for longer: a little faster where nobody else wants the cores
+    Spin,
+}
+
+impl WaitArg {
+    /// All of them.
+    pub const ALL: [WaitArg; 3] = [WaitArg::Brief, WaitArg::Park, WaitArg::Spin];
+
+    /// The backend's name for it.
+    pub fn waiting(self) -> Waiting {
+        match self {
+            WaitArg::Brief => Waiting::Brief,
+            WaitArg::Park => Waiting::Park,
+            WaitArg::Spin => Waiting::Spin,
+        }
+    }
+
+    /// As it is typed.
+    pub fn name(self) -> &'static str {
+        match self {
+            WaitArg::Brief => "brief",
+            WaitArg::Park => "park",
+            WaitArg::Spin => "spin",
+        }
+    }
 }
 
 /// `--quant`.
@@ -140,6 +181,8 @@ pub struct RunOptions {
     pub(super) instance: Option<String>,
     /// Threads that compute.
     pub threads: NonZero<usize>,
+    /// How they wait for each other.
+    pub wait: WaitArg,
     /// Longest sequence, if given.
     pub context: Option<usize>,
     /// Most sequences, if given.
@@ -161,14 +204,28 @@ impl RunArgs {
         self.threads.is_some()
     }
 
-    /// What was tuned, in the place of what was not named. Threads are those that steps keep to while promises allow, where
-    /// that was found in joules; CPU time the policy measures itself.
-    pub fn tuned(&self, options: RunOptions, point: &OperatingPoint) -> RunOptions {
-        let schedule = match point.currency.as_str() {
-            "joules" => options.schedule.with_thrifty_workers(point.threads),
-            _ => options.schedule,
+    /// Whether a way of waiting was named.
+    pub fn names_wait(&self) -> bool {
+        self.wait.is_some()
+    }
+
+    /// What was tuned, in the place of what was not named. A part of a machine uses no more threads than it has. With
+    /// [`Objective::TokensPerJoule`] steps keep to the threads that were found while promises allow, and use all otherwise.
+    pub fn tuned(&self, options: RunOptions, setting: &Setting, whole_machine: bool) -> RunOptions {
+        let most = |threads: NonZero<usize>| if whole_machine { threads } else { threads.min(options.threads) };
+        let found = setting.threads.map(most);
+        let (threads, schedule) = match (options.schedule.objective(), found) {
+            (Objective::TokensPerJoule(_), Some(found)) => (None, options.schedule.with_thrifty_workers(found)),
+            (Objective::TokensPerJoule(_), None) => (None, options.schedule),
+            (Objective::Latency | Objective::Throughput, found) => (found, options.schedule),
         };
-        RunOptions { schedule, batch_size: options.batch_size.or(Some(point.batch.get())), ..options }
+        RunOptions {
+            threads: self.threads.or(threads).unwrap_or(options.threads),
+            batch_size: options.batch_size.or(setting.batch.map(NonZero::get)),
+            wait: self.wait.or(setting.wait).unwrap_or_default(),
+            schedule,
+            ..options
+        }
     }
 
     /// The options; packing uses as many threads as computing.
@@ -183,6 +240,7 @@ impl RunArgs {
             kv: self.kv_type.map(KvArg::kv),
             instance: self.instance.clone(),
             threads,
+            wait: self.wait.unwrap_or_default(),
             context: self.context.map(NonZero::get),
             batch_size: self.batch_size.map(NonZero::get),
             schedule: Schedule::default(),
@@ -207,9 +265,24 @@ impl RunOptions {
         self.quant.quant()
     }
 
-    /// The same with other threads, and another stored type if one is given.
-    pub fn with(self, quant: Option<QuantArg>, threads: NonZero<usize>) -> RunOptions {
-        RunOptions { quant: quant.unwrap_or(self.quant), threads, ..self }
+    /// The stored type as it was typed.
+    pub fn quant_arg(&self) -> QuantArg {
+        self.quant
+    }
+
+    /// The same with another stored type.
+    pub fn stored_as(self, quant: QuantArg) -> RunOptions {
+        RunOptions { quant, ..self }
+    }
+
+    /// The same with another type of the cache.
+    pub fn caching_as(self, kv: KvType) -> RunOptions {
+        RunOptions { kv: Some(kv), ..self }
+    }
+
+    /// The type of the cache, if one was named.
+    pub fn kv(&self) -> Option<KvType> {
+        self.kv
     }
 
     /// The same, scheduled so.

@@ -6,6 +6,7 @@ use clap::Args;
 use njoule_runtime::policy::Objective;
 use njoule_runtime::{EngineConfig, Speculate};
 
+use super::operating::Guesses;
 use crate::args::UsageError;
 
 /// How requests are scheduled, as typed.
@@ -21,14 +22,25 @@ pub struct ScheduleArgs {
     #[arg(long, hide = true)]
     enable_prefix_caching: bool,
     /// Guess tokens from the text so far and check several in one step; the answer is the same. `auto` while it pays, or
-    /// at most N per step (1 to 15)
-    #[arg(long, env = "NJOULE_SPECULATE", value_name = "auto|off|N", default_value = "auto", value_parser = speculate)]
+    /// at most N per step (1 to 15) [default: auto]
+    #[arg(long, env = "NJOULE_SPECULATE", value_name = "auto|off|N", value_parser = speculate)]
     speculate: Option<Speculate>,
     #[arg(long, hide = true, value_name = "JSON")]
     speculative_config: Option<String>,
 }
 
 impl ScheduleArgs {
+    /// What was tuned about guesses, in the place of what was not named.
+    pub fn tuned(&self, schedule: Schedule, guesses: Option<Guesses>) -> Schedule {
+        match guesses.filter(|_| self.speculate.is_none()) {
+            None => schedule,
+            Some(Guesses::Off) => Schedule { speculate: Speculate::Off, ..schedule },
+            Some(Guesses::UpTo(most)) => {
+                Schedule { speculate: Speculate::Auto, speculate_sequences: most.get(), ..schedule }
+            }
+        }
+    }
+
     /// What they say.
     pub fn read(&self) -> Result<Schedule, UsageError> {
         if self.speculative_config.is_some() {
@@ -38,7 +50,7 @@ impl ScheduleArgs {
         }
         Ok(Schedule {
             prefix_cache: self.enable_prefix_caching || !self.no_prefix_cache,
-            speculate: self.speculate.unwrap_or_default(),
+            speculate: self.speculate.unwrap_or(Speculate::Auto),
             ..Schedule::default()
         })
     }
@@ -49,6 +61,8 @@ impl ScheduleArgs {
 pub struct Schedule {
     prefix_cache: bool,
     speculate: Speculate,
+    /// Sequences beyond which nothing is guessed by itself.
+    speculate_sequences: usize,
     objective: Objective,
     thrifty_workers: Option<NonZero<usize>>,
 }
@@ -56,7 +70,13 @@ pub struct Schedule {
 impl Default for Schedule {
     /// For verbs that give their requests to the engine once: nothing repeats, and steps are what they seem.
     fn default() -> Self {
-        Schedule { prefix_cache: true, speculate: Speculate::Off, objective: Objective::Latency, thrifty_workers: None }
+        Schedule {
+            prefix_cache: true,
+            speculate: Speculate::Off,
+            speculate_sequences: usize::MAX,
+            objective: Objective::Latency,
+            thrifty_workers: None,
+        }
     }
 }
 
@@ -88,6 +108,7 @@ impl Schedule {
     /// Tells an engine.
     pub fn apply(self, config: &mut EngineConfig) {
         (config.prefix_cache, config.speculate) = (self.prefix_cache, self.speculate);
+        config.speculate_sequences = self.speculate_sequences;
         (config.objective, config.thrifty_workers) = (self.objective, self.thrifty_workers);
     }
 }

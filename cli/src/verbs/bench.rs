@@ -10,7 +10,7 @@ mod interval;
 mod lines;
 mod load;
 pub mod measure;
-mod plot;
+pub mod plot;
 pub mod record;
 mod reports;
 mod roofline;

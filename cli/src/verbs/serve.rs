@@ -13,7 +13,6 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::ValueEnum;
 use njoule_runtime::EngineConfig;
-use njoule_runtime::policy::Objective;
 use njoule_server::config::TlsFiles;
 use njoule_server::log::{Format, Log};
 use njoule_server::metrics::Names;
@@ -25,7 +24,8 @@ use super::Context;
 use crate::args::{ModelArgs, UsageError};
 use crate::session::metering::MeteringArgs;
 use crate::session::operating::OperatingPoints;
-use crate::session::{Interrupted, Model, ObjectiveArgs, RunArgs, ScheduleArgs, Size};
+use crate::session::options::kv_name;
+use crate::session::{Interrupted, Model, ObjectiveArgs, RunArgs, RunOptions, ScheduleArgs, Size};
 
 /// Arguments of `serve`.
 #[derive(Debug, clap::Args)]
@@ -186,16 +186,8 @@ impl Args {
         let schedule = self.schedule.read()?.aiming_at(self.objective.read()?);
         let asked = self.model.resolve(&context.fetch.env)?;
         let mut options = self.run.options()?.scheduled(schedule);
-        if matches!(schedule.objective(), Objective::TokensPerJoule(_))
-            && let Ok(points) = OperatingPoints::open(&context.fetch.env)
-            && let Some(point) = points.of(&asked.to_string(), &options)
-        {
-            let threads = match point.currency.as_str() {
-                "joules" => format!(", {} threads where latency allows", point.threads),
-                _ => String::new(),
-            };
-            context.note(&format!("as tuned: at most {} sequences{threads}", point.batch));
-            options = self.run.tuned(options, point);
+        if let Ok(points) = OperatingPoints::open(&context.fetch.env) {
+            options = self.tuned(&points, &asked.to_string(), options, replica.is_none(), context);
         }
         options.meters = Some(match &replica {
             Some(_) => self.metering.wanted_of_replica(),
@@ -260,6 +252,34 @@ impl Args {
             Outcome::Aborted => Err(Interrupted.into()),
             Outcome::EngineLost | Outcome::ReplicaFailed(_) => Err(EngineLost.into()),
         }
+    }
+
+    /// What `njoule tune` has kept for this objective, in the place of what was not named.
+    fn tuned(
+        &self,
+        points: &OperatingPoints,
+        model: &str,
+        options: RunOptions,
+        whole_machine: bool,
+        context: &Context<'_>,
+    ) -> RunOptions {
+        let point = match points.of(model, &options) {
+            Ok(Some(point)) => point,
+            Ok(None) => return options,
+            Err(why) => {
+                context.note(&format!("warning: {why}; nothing is taken as tuned"));
+                return options;
+            }
+        };
+        let Some(setting) = point.setting(options.schedule.objective()) else { return options };
+        context.note(&format!("as tuned: {setting}, where no flag says otherwise"));
+        let schedule = self.schedule.tuned(options.schedule, setting.speculate);
+        let mut options = self.run.tuned(options.scheduled(schedule), &setting, whole_machine);
+        if let Some(kv) = point.kv.filter(|_| self.objective.allows_kv() && options.kv().is_none()) {
+            context.note(&format!("as tuned: --kv-type {}, which changes what the model says", kv_name(kv)));
+            options = options.caching_as(kv);
+        }
+        options
     }
 
     fn config(&self, sequences: usize) -> anyhow::Result<ServerConfig> {

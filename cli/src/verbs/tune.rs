@@ -1,29 +1,38 @@
 //! `njoule tune`: the cheapest way to run a model on this machine.
 //!
-//! Decode is measured for every number of threads and batch, in joules where a meter gives them and in CPU-seconds where
-//! none does; `E(B) = a + b/B` is fitted for each number of threads. The point kept is the cheapest per token whose step takes
-//! no longer than `--tpot`; `serve --objective tokens-per-joule` uses it. Stored types are measured beside each other with
-//! `--try-quant` and never chosen: they change what the model says.
+//! Decode is measured along one axis after the other (`tune/descent.rs`): batch, threads, how threads wait, guessed tokens, and
+//! what changes tokens: types of the cache and, where they are asked for, of the weights. Costs are joules where a meter gives
+//! them and CPU-seconds where none does; `E(B) = a + b/B` and `t(B)` are fitted. The point kept is the cheapest per token whose step
+//! takes no longer than `--tpot`, with what suits the other objectives beside it; `serve --objective` uses it. What changes tokens
+//! is shown and never chosen.
 
+mod descent;
 mod points;
+mod report;
 
 use std::num::NonZero;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use njoule_energy::bound::BatchLaw;
-use njoule_runtime::backend::Capacity;
+use anyhow::Context as _;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use njoule_runtime::backend::{Capacity, KvType};
 use serde_json::{Value, json};
 
-use self::points::{Point, choose, laws, on_frontier};
+use self::descent::{Axes, Measure, descend, in_joules};
+use self::points::{Point, Setup, cheapest, fastest, guesses, laws, needed, quickest, setting};
+use self::report::Found;
 use super::Context;
 use super::bench::case::{Bench, Case};
 use super::bench::measure::{MeasureArgs, Metered};
 use super::bench::record::{self, Run};
-use super::bench::sweep::phase_run;
+use super::bench::sweep::{NEURON_SECONDS, phase_run};
+use super::score;
 use crate::args::{ModelArgs, UsageError};
+use crate::fetch::ModelRef;
 use crate::session::backend::{AnyBackend, Loaded};
-use crate::session::operating::{OperatingPoint, OperatingPoints};
-use crate::session::options::{QuantArg, kv_name};
+use crate::session::operating::{OperatingPoint, OperatingPoints, Others};
+use crate::session::options::{KvArg, QuantArg, WaitArg, kv_name};
 use crate::session::planning::seconds;
 use crate::session::{Model, RunArgs, RunOptions, threads};
 use crate::verbs::energy::subject::Subject;
@@ -34,15 +43,25 @@ use crate::verbs::energy::subject::Subject;
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
+    /// What to look for, one after the other, each from the best point so far
+    #[arg(long, value_enum, value_name = "AXIS,...", value_delimiter = ',', default_value = "threads,wait,guesses,kv")]
+    axes: Vec<Axis>,
     /// Sequences at once
     #[arg(long, short = 'b', value_name = "N,N,...", value_delimiter = ',', default_value = "1,2,4,8,16,32")]
     batch: Vec<NonZero<usize>>,
     /// Numbers of threads [default: 1, 2, 4, ... and the cores of this machine]
     #[arg(long, value_name = "N,N,...", value_delimiter = ',', conflicts_with = "threads")]
     try_threads: Vec<NonZero<usize>>,
+    /// Types of the cache to measure beside --kv-type; they are shown, and kept as an offer to `serve --tuned-kv` [default: all of the
+    /// backend]
+    #[arg(long, value_enum, value_name = "TYPE,...", value_delimiter = ',')]
+    try_kv: Vec<KvArg>,
     /// Stored types to measure beside --quant; they are shown and never chosen
     #[arg(long, value_enum, value_name = "TYPE,...", value_delimiter = ',')]
     try_quant: Vec<QuantArg>,
+    /// A text whose perplexity says what other types cost in quality, as `njoule score --text` has it
+    #[arg(long, value_name = "FILE")]
+    perplexity: Option<PathBuf>,
     /// Time between two tokens that a chosen point may take
     #[arg(long, value_name = "TIME", value_parser = seconds, default_value = "200ms")]
     tpot: f64,
@@ -70,83 +89,120 @@ pub struct Args {
     run: RunArgs,
 }
 
+/// `--axes`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Axis {
+    /// Threads that compute
+    Threads,
+    /// How they wait for each other
+    Wait,
+    /// Up to how many sequences guessed tokens pay
+    Guesses,
+    /// Types of the cache
+    Kv,
+}
+
 impl Args {
     /// Measures, prints, keeps.
     pub fn run(self, context: &mut Context<'_>) -> anyhow::Result<()> {
         let options = self.run.options()?;
         let asked = self.model.resolve(&context.fetch.env)?;
+        let text = self
+            .perplexity
+            .as_ref()
+            .map(|path| std::fs::read_to_string(path).with_context(|| format!("{}: cannot be read", path.display())));
+        let text = text.transpose()?;
         let outputs = self.measure.outputs()?;
         let metered = self.measure.open(Subject::Local)?;
-        let mut points = vec![];
-        let mut reports = vec![];
-        let quants: Vec<Option<QuantArg>> =
-            std::iter::once(None).chain(self.try_quant.iter().copied().map(Some)).collect();
-        for quant in quants {
-            for threads in self.threads(&options) {
-                let model = Model::open(&asked, context)?;
-                let options = options.clone().with(quant, threads);
-                self.measure_points(&model, &options, &metered, &mut points, &mut reports, context)?;
-            }
+        let start = Setup {
+            quant: options.quant_arg(),
+            kv: options.kv(),
+            threads: self.try_threads.iter().max().copied().unwrap_or(options.threads),
+            wait: options.wait,
+        };
+        let backend = options.with_setup(&start).without_device(&Model::open(&asked, context)?)?;
+        let axes = self.axes(&options, backend.as_ref());
+        let bar = bar(context, axes.planned());
+        let mut bench = Measuring {
+            args: &self,
+            asked: &asked,
+            options: &options,
+            metered: &metered,
+            context: &*context,
+            bar: bar.as_ref(),
+            reports: vec![],
+        };
+        let points = descend(start, &axes, self.tpot, &mut bench)?;
+        let reports = bench.finish();
+        if let Some(bar) = bar {
+            bar.finish_and_clear();
         }
-        if context.progress_line() {
-            eprint!("\r\x1b[K");
-        }
-        record::finish(&mut reports, None);
-        let joules = points.iter().all(|point| point.joules_per_token.is_some());
-        let chosen = choose(&points, options.quant_name(), self.tpot, joules);
+        let perplexities = text.map(|text| self.perplexities(&text, &points, &asked, &options, context)).transpose()?;
+
+        let joules = in_joules(&points);
+        let chosen = cheapest(&points, &start, self.tpot, joules);
         let laws = laws(&points, joules);
-        let kept = match &chosen {
-            Some(chosen) if !self.dry_run => {
-                let law = laws.iter().find(|(quant, threads, _)| (*quant, *threads) == (chosen.quant, chosen.threads));
-                let point = OperatingPoint {
-                    threads: chosen.threads,
-                    batch: chosen.batch,
-                    currency: if joules { "joules" } else { "cpu_seconds" }.to_owned(),
-                    method: chosen.method.clone().filter(|_| joules),
-                    per_token: chosen.cost(joules),
-                    tpot_s: chosen.step_s,
-                    a: None,
-                    b: None,
-                };
-                let mut all = OperatingPoints::open(&context.fetch.env)?;
-                let point = point.with_law(law.and_then(|(_, _, law)| *law));
-                Some(all.keep(&asked.to_string(), &options, point)?.clone())
+        let needed = chosen.map(|chosen| needed(&points, &chosen.setup, |p| p.cost(joules))).unwrap_or_default();
+        let point = chosen.map(|chosen| self.point(chosen, &points, start, joules, &laws));
+        let mut kept = None;
+        if let Some(point) = point.as_ref().filter(|_| !self.dry_run) {
+            let mut all = OperatingPoints::open(&context.fetch.env)?;
+            if let Some(why) = all.broken() {
+                context.note(&format!("warning: {why}; it is replaced"));
             }
-            _ => None,
+            kept = Some(all.keep(&asked.to_string(), &options, point)?.to_owned());
+        }
+        let name = asked.to_string();
+        let found = Found {
+            model: &name,
+            points: &points,
+            types: start,
+            joules,
+            laws: &laws,
+            needed: &needed,
+            chosen,
+            point: point.as_ref(),
+            perplexities: perplexities.as_deref().unwrap_or_default(),
+            tpot: self.tpot,
         };
         if self.json {
-            let point = |p: &Point| {
-                json!({
-                    "quant": p.quant, "threads": p.threads, "batch": p.batch, "step_s": p.step_s,
-                    "tokens_per_s": p.tokens_per_s, "cpu_s_per_token": p.cpu_s_per_token,
-                    "energy": {"joules_per_token": p.joules_per_token, "method": p.method},
-                    "on_frontier": on_frontier(p, &points, joules),
-                })
-            };
-            let law = |(quant, threads, law): &(&str, NonZero<usize>, Option<BatchLaw>)| json!({"quant": quant, "threads": threads, "law": law});
-            let result = json!({
-                "model": asked.to_string(),
-                "currency": if joules { "joules" } else { "cpu_seconds" },
-                "points": points.iter().map(point).collect::<Vec<Value>>(),
-                "laws": laws.iter().map(law).collect::<Vec<Value>>(),
-                "chosen": chosen.as_ref().map(point),
-                "kept_in": kept,
-            });
-            writeln!(context.out, "{result}")?;
+            writeln!(context.out, "{}", found.json(kept.as_deref()))?;
         } else {
-            self.table(&points, &laws, joules, chosen.as_ref(), context)?;
+            found.table(context.out)?;
             if let Some(path) = kept {
                 context.note(&format!("kept in {}", path.display()));
             }
         }
-        outputs.write(&reports)
+        let named: Vec<(&str, &[Value])> = reports.iter().map(|(name, reports)| (&**name, &**reports)).collect();
+        outputs.write_all(&named, &found.charts())
     }
 
-    fn threads(&self, options: &RunOptions) -> Vec<NonZero<usize>> {
+    /// What is worth trying: what the command line names, or what the backend has.
+    fn axes(&self, options: &RunOptions, backend: Option<&AnyBackend>) -> Axes {
+        let on_cpu = matches!(backend, Some(AnyBackend::Cpu(_)));
+        let wanted = |axis| on_cpu && self.axes.contains(&axis);
+        let kvs: Vec<KvType> = match self.try_kv.is_empty() {
+            false => self.try_kv.iter().map(|kv| kv.kv()).collect(),
+            // Who named a type wants that.
+            true if wanted(Axis::Kv) && options.kv().is_none() => KvArg::ALL.map(KvArg::kv).into(),
+            true => vec![],
+        };
+        Axes {
+            batches: self.batch.clone(),
+            threads: self.threads(options, backend.is_some() && self.axes.contains(&Axis::Threads)),
+            waits: if wanted(Axis::Wait) && !self.run.names_wait() { WaitArg::ALL.into() } else { vec![] },
+            // A guess needs a second step to be looked at.
+            guesses: wanted(Axis::Guesses) && self.r#gen.get() > 1,
+            kvs: kvs.into_iter().filter(|kv| Some(*kv) != backend.map(AnyBackend::kv_type)).collect(),
+            quants: self.try_quant.iter().copied().filter(|quant| *quant != options.quant_arg()).collect(),
+        }
+    }
+
+    fn threads(&self, options: &RunOptions, wanted: bool) -> Vec<NonZero<usize>> {
         if !self.try_threads.is_empty() {
             return self.try_threads.clone();
         }
-        if self.run.names_threads() {
+        if self.run.names_threads() || !wanted {
             return vec![options.threads];
         }
         let cores = threads::cores();
@@ -154,157 +210,241 @@ impl Args {
         powers.take_while(|n| *n < cores).chain([cores]).collect()
     }
 
-    fn measure_points(
+    /// What is kept: the cheapest point, and beside it what suits the other objectives.
+    fn point(
         &self,
-        model: &Model,
+        chosen: &Point,
+        points: &[Point],
+        start: Setup,
+        joules: bool,
+        laws: &[points::Laws],
+    ) -> OperatingPoint {
+        // Where time is what counts, by time.
+        let by_time = guesses(&needed(points, &chosen.setup, |p| p.step_s));
+        let by_cost = guesses(&needed(points, &chosen.setup, |p| p.cost(joules)));
+        let latency = quickest(points, &start).map(|p| setting(p, points, false, by_time));
+        let throughput = fastest(points, &start).map(|p| setting(p, points, true, by_time));
+        let law = laws.iter().find(|laws| laws.setup == chosen.setup);
+        let kv = points
+            .iter()
+            .filter(|p| {
+                p.setup.quant == start.quant && p.setup.kv != start.kv && p.cost(joules) < 0.98 * chosen.cost(joules)
+            })
+            .filter(|p| p.batch == chosen.batch && p.step_s <= self.tpot)
+            .min_by(|a, b| a.cost(joules).total_cmp(&b.cost(joules)));
+        let point = OperatingPoint {
+            version: OperatingPoint::VERSION,
+            threads: chosen.setup.threads,
+            batch: chosen.batch,
+            wait: Some(chosen.setup.wait),
+            speculate: by_cost,
+            kv: kv.and_then(|p| p.setup.kv),
+            currency: if joules { "joules" } else { "cpu_seconds" }.to_owned(),
+            method: chosen.method.clone().filter(|_| joules),
+            per_token: chosen.cost(joules),
+            tpot_s: chosen.step_s,
+            a: None,
+            b: None,
+            row_s: None,
+            step_s: None,
+            objectives: Some(Others { latency, throughput }),
+        };
+        point.with_laws(law.and_then(|law| law.cost), law.and_then(|law| law.time))
+    }
+
+    /// Perplexities of all types that were measured, those that were asked for first.
+    fn perplexities(
+        &self,
+        text: &str,
+        points: &[Point],
+        asked: &ModelRef,
         options: &RunOptions,
-        metered: &Metered,
-        points: &mut Vec<Point>,
-        reports: &mut Vec<Value>,
-        context: &Context<'_>,
-    ) -> anyhow::Result<()> {
-        let case =
-            |batch: NonZero<usize>| Case { batch: batch.get(), prompt: self.prompt.get(), generated: self.r#gen.get() };
+        context: &mut Context<'_>,
+    ) -> anyhow::Result<Vec<(Setup, f64)>> {
+        let mut known: Vec<(Setup, f64)> = vec![];
+        for point in points {
+            if known.iter().any(|(setup, _)| setup.same_types(&point.setup)) {
+                continue;
+            }
+            let model = Model::open(asked, context)?;
+            let perplexity = score::perplexity(model, text, &options.with_setup(&point.setup), context)?;
+            known.push((point.setup, perplexity));
+        }
+        Ok(known)
+    }
+}
+
+impl RunOptions {
+    /// The same with a setup.
+    fn with_setup(&self, setup: &Setup) -> RunOptions {
+        let mut options = self.clone().stored_as(setup.quant);
+        if let Some(kv) = setup.kv {
+            options = options.caching_as(kv);
+        }
+        (options.threads, options.wait) = (setup.threads, setup.wait);
+        options
+    }
+}
+
+/// Measures points, each setup on a model of its own.
+struct Measuring<'a, 'c> {
+    args: &'a Args,
+    asked: &'a ModelRef,
+    options: &'a RunOptions,
+    metered: &'a Metered,
+    context: &'a Context<'c>,
+    bar: Option<&'a ProgressBar>,
+    /// By setup.
+    reports: Vec<(Setup, Vec<Value>)>,
+}
+
+impl Measure for Measuring<'_, '_> {
+    fn measure(&mut self, setup: &Setup, batches: &[NonZero<usize>], guesses: usize) -> anyhow::Result<Vec<Point>> {
+        let Args { prompt, r#gen, min_time, measure, .. } = self.args;
+        let case = |batch: NonZero<usize>| Case { batch: batch.get(), prompt: prompt.get(), generated: r#gen.get() };
         let len = case(NonZero::<usize>::MIN).tokens();
+        let model = Model::open(self.asked, self.context)?;
+        let options = self.options.with_setup(setup);
         let limit = options.context.unwrap_or(model.checkpoint.config.max_len);
         if len > limit {
             return Err(UsageError(format!("{len} tokens per sequence are more than the context of {limit}")).into());
         }
-        let widest = self.batch.iter().map(|batch| batch.get()).max().unwrap_or(1);
+        let widest = batches.iter().map(|batch| batch.get()).max().unwrap_or(1);
         let capacity = |backend: &AnyBackend| {
-            let block_len = backend.limits(model).block_len;
-            let max_rows = 512.max(widest);
+            let block_len = backend.limits(&model).block_len;
+            let rows = widest * (1 + guesses);
             let blocks = widest * len.div_ceil(block_len);
-            Capacity { blocks, block_len, max_rows, max_seqs: widest, max_outputs: widest, max_len: len }
+            Capacity { blocks, block_len, max_rows: 512.max(rows), max_seqs: widest, max_outputs: rows, max_len: len }
         };
-        let Loaded { capacity, mut executor, backend, .. } = options.load(model, capacity, context)?;
-        let types = backend.stored_types(model)?;
+        if let Some(bar) = self.bar {
+            bar.set_message(format!("{setup}: loading"));
+        }
+        let Loaded { capacity, mut executor, backend, .. } = options.load(&model, capacity, self.context)?;
+        let least = min_time.unwrap_or(0.0);
+        if backend.name() == "neuron" && least < NEURON_SECONDS && measure.wants_energy() {
+            return Err(UsageError(format!(
+                "the Neuron driver has one figure a minute, and three whole minutes are needed: --min-time {NEURON_SECONDS}s"
+            ))
+            .into());
+        }
+        let types = backend.stored_types(&model)?;
         let described = record::model(&[
             ("id", json!(model.name)),
             ("backend", json!(backend.name())),
-            ("quant", json!(options.quant_name())),
+            ("quant", json!(setup.quant.name())),
             ("stored_bytes", json!(types)),
             ("kv_type", json!(kv_name(backend.kv_type()))),
-            ("threads", json!(options.threads)),
+            ("threads", json!(setup.threads)),
+            ("wait", json!(setup.wait.name())),
         ]);
-        let least = Duration::from_secs_f64(self.min_time.unwrap_or(0.0));
         let mut bench = Bench::new(&mut *executor, capacity, model.program.vocab());
-        for &batch in &self.batch {
-            if context.progress_line() {
-                eprint!("\r\x1b[K{} threads, weights {}, batch {batch} ...", options.threads, options.quant_name());
+        let mut points = vec![];
+        for &batch in batches {
+            if let Some(bar) = self.bar {
+                let rows = if guesses > 0 { ", guesses" } else { "" };
+                bar.set_message(format!("{setup}, batch {batch}{rows}"));
             }
-            let case = case(batch);
-            let warmup = bench.warm_up(case)?;
-            bench.prefill(case, Duration::ZERO)?;
-            let mut runs = vec![];
-            for repeat in 0..self.repeat.get() {
-                let mark = metered.source.mark();
-                let Some(phase) = bench.decode(case, least)? else { continue };
-                let run = Run {
-                    workload: "decode",
-                    concurrency: batch.get(),
-                    prompt: case.prompt,
-                    generated: case.generated,
-                    repeat,
-                    warmup: Some(warmup),
-                    ..Run::default()
-                };
-                let report = record::of(metered, &mark, &phase_run(run, &phase), &described);
-                let joules = report["energy"]["total_j"].as_f64().map(|joules| joules / phase.tokens as f64);
-                let method = report["energy"]["method"].as_str().map(str::to_owned);
-                reports.push(report);
-                runs.push((phase, joules, method));
+            let point =
+                self.point(&mut bench, setup, case(batch), guesses, Duration::from_secs_f64(least), &described)?;
+            points.extend(point);
+            if let Some(bar) = self.bar {
+                bar.set_length(bar.length().unwrap_or(0).max(bar.position() + 1));
+                bar.inc(1);
             }
-            let phases: Vec<_> = runs.iter().map(|(phase, ..)| *phase).collect();
-            let Some(median) = super::bench::case::median(&phases) else { continue };
-            let mut joules: Option<Vec<f64>> = runs.iter().map(|(_, joules, _)| *joules).collect();
-            if let Some(joules) = &mut joules {
-                joules.sort_by(f64::total_cmp);
-            }
-            points.push(Point {
-                quant: options.quant_name(),
-                threads: options.threads,
-                batch,
-                step_s: median.seconds / median.steps as f64,
-                tokens_per_s: median.rate(),
-                cpu_s_per_token: median.cpu_seconds / median.tokens as f64,
-                joules_per_token: joules.map(|joules| joules[joules.len() / 2]),
-                method: runs.pop().and_then(|(_, _, method)| method),
-            });
         }
-        Ok(())
+        Ok(points)
+    }
+}
+
+impl Measuring<'_, '_> {
+    /// The medians of a case's runs.
+    fn point(
+        &mut self,
+        bench: &mut Bench<'_>,
+        setup: &Setup,
+        case: Case,
+        guesses: usize,
+        least: Duration,
+        described: &Value,
+    ) -> anyhow::Result<Option<Point>> {
+        bench.guess(0);
+        let warmup = bench.warm_up(case)?;
+        bench.prefill(case, Duration::ZERO)?;
+        bench.guess(guesses);
+        let mut runs = vec![];
+        for repeat in 0..self.args.repeat.get() {
+            let mark = self.metered.source.mark();
+            let Some(phase) = bench.decode(case, least)? else { continue };
+            let run = Run {
+                workload: if guesses > 0 { "decode-guessed" } else { "decode" },
+                concurrency: case.batch,
+                prompt: case.prompt,
+                generated: case.generated,
+                repeat,
+                warmup: Some(warmup),
+                ..Run::default()
+            };
+            let report = record::of(self.metered, &mark, &phase_run(run, &phase), described);
+            let joules = report["energy"]["total_j"].as_f64().map(|joules| joules / phase.tokens as f64);
+            let method = report["energy"]["method"].as_str().map(str::to_owned);
+            self.keep(setup, report);
+            runs.push((phase, joules, method));
+        }
+        let phases: Vec<_> = runs.iter().map(|(phase, ..)| *phase).collect();
+        let Some((median, batch)) = super::bench::case::median(&phases).zip(NonZero::new(case.batch)) else {
+            return Ok(None);
+        };
+        let mut joules: Option<Vec<f64>> = runs.iter().map(|(_, joules, _)| *joules).collect();
+        if let Some(joules) = &mut joules {
+            joules.sort_by(f64::total_cmp);
+        }
+        Ok(Some(Point {
+            setup: *setup,
+            batch,
+            guesses,
+            step_s: median.seconds / median.steps as f64,
+            tokens_per_s: median.rate(),
+            cpu_s_per_token: median.cpu_seconds / median.tokens as f64,
+            joules_per_token: joules.map(|joules| joules[joules.len() / 2]),
+            method: runs.pop().and_then(|(_, _, method)| method),
+            output_sha256: median.output_sha256,
+        }))
     }
 
-    fn table(
-        &self,
-        points: &[Point],
-        laws: &[(&str, NonZero<usize>, Option<BatchLaw>)],
-        joules: bool,
-        chosen: Option<&Point>,
-        context: &mut Context<'_>,
-    ) -> std::io::Result<()> {
-        let unit = if joules { "J" } else { "CPU ms" };
-        let cost = |cost: f64| if joules { cost } else { 1e3 * cost };
-        writeln!(
-            context.out,
-            "{:>7} {:>8} {:>6} {:>10} {:>10} {:>14}",
-            "weights",
-            "threads",
-            "batch",
-            "step ms",
-            "tokens/s",
-            format!("{unit}/token")
-        )?;
-        for point in points {
-            let mark = match () {
-                () if chosen
-                    .is_some_and(|c| (c.quant, c.threads, c.batch) == (point.quant, point.threads, point.batch)) =>
-                {
-                    " <"
-                }
-                () if on_frontier(point, points, joules) => " *",
-                () => "",
-            };
-            writeln!(
-                context.out,
-                "{:>7} {:>8} {:>6} {:>10.2} {:>10.1} {:>14.4}{mark}",
-                point.quant,
-                point.threads,
-                point.batch,
-                1e3 * point.step_s,
-                point.tokens_per_s,
-                cost(point.cost(joules))
-            )?;
-        }
-        writeln!(context.out, "* nothing is both faster and cheaper; < chosen")?;
-        for (quant, threads, law) in laws {
-            match law {
-                Some(law) => writeln!(
-                    context.out,
-                    "{quant}, {threads} threads: a token costs {:.4} + {:.4}/batch {unit}, within {:.0} %",
-                    cost(law.a),
-                    cost(law.b),
-                    100.0 * law.worst_residual
-                )?,
-                None => writeln!(context.out, "{quant}, {threads} threads: no a + b/batch fits")?,
-            }
-        }
-        let method = points.iter().find_map(|point| point.method.clone());
-        match (joules, method) {
-            (true, Some(method)) => writeln!(context.out, "energy: {method}"),
-            _ => writeln!(context.out, "energy: unknown (no meter for all points); CPU time stands in its place"),
-        }?;
-        match chosen {
-            Some(_) => Ok(()),
-            None => writeln!(context.out, "no point keeps {:.0} ms between tokens: none is chosen", 1e3 * self.tpot),
+    fn keep(&mut self, setup: &Setup, report: Value) {
+        match self.reports.iter_mut().find(|(of, _)| of == setup) {
+            Some((_, reports)) => reports.push(report),
+            None => self.reports.push((*setup, vec![report])),
         }
     }
+
+    /// All reports, by setup, with the statistics of each.
+    fn finish(self) -> Vec<(String, Vec<Value>)> {
+        let finish = |(setup, mut reports): (Setup, Vec<Value>)| {
+            record::finish(&mut reports, None);
+            (setup.to_string(), reports)
+        };
+        self.reports.into_iter().map(finish).collect()
+    }
+}
+
+fn bar(context: &Context<'_>, planned: usize) -> Option<ProgressBar> {
+    if !context.progress_line() {
+        return None;
+    }
+    let bar = ProgressBar::with_draw_target(Some(planned as u64), ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg}") {
+        bar.set_style(style);
+    }
+    Some(bar)
 }
 
 const EXAMPLES: &str = "\
 Examples:
   njoule tune                                     the default model
   njoule tune -m model.gguf --tpot 100ms --html tune.html
-  njoule tune -m MODEL --try-quant int8,int4      types beside each other; docs/accuracy.md has what they cost
+  njoule tune -m MODEL --axes threads,wait        nothing else
+  njoule tune -m MODEL --try-kv int8 --try-quant int8,int4 --perplexity text.txt
+                                                  types beside each other, with what they cost in quality
   njoule serve -m MODEL --objective tokens-per-joule      uses what was kept
 ";

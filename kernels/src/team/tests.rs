@@ -135,6 +135,26 @@ fn many_short_runs_neither_hang_nor_skip_anyone() {
     }
 }
 
+/// Whoever polls longer or not at all: barriers order, and a team without a job sleeps.
+#[test]
+fn every_way_of_waiting_orders_and_rests() {
+    const ROUNDS: usize = 100;
+    for waiting in [Waiting::Brief, Waiting::Park, Waiting::Spin] {
+        let mut team = Team::waiting(NonZero::new(3).expect("not zero"), waiting).expect("threads");
+        let arrived: Vec<AtomicUsize> = (0..ROUNDS).map(|_| AtomicUsize::new(0)).collect();
+        let early = AtomicUsize::new(0);
+        team.run(&|worker| {
+            for count in &arrived {
+                count.fetch_add(1, Ordering::Relaxed);
+                worker.barrier();
+                early.fetch_add(usize::from(count.load(Ordering::Relaxed) != 3), Ordering::Relaxed);
+            }
+        });
+        assert_eq!(early.into_inner(), 0, "{waiting:?}");
+        wait_until_parked(&worker_threads(&mut team));
+    }
+}
+
 #[test]
 fn a_run_may_be_shared_by_fewer_than_all() {
     for threads in [2, 3, 8] {

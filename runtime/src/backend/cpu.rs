@@ -16,6 +16,7 @@ use njoule_kernels::plan::{Plan, Span, StepInput};
 #[cfg(target_os = "linux")]
 pub use njoule_kernels::shared::Shared;
 use njoule_kernels::team::Team;
+pub use njoule_kernels::team::Waiting;
 use njoule_models::program::{Op, Program, RowSet, WeightId};
 use njoule_models::weights::WeightSource;
 
@@ -34,6 +35,8 @@ pub struct CpuBackend {
     pub quant: Quant,
     /// Type of the cache; f32 with [`Quant::None`], else bf16 where the CPU multiplies it and f16 otherwise, if unset.
     pub kv: Option<KvType>,
+    /// How threads wait for each other within a step.
+    pub waiting: Waiting,
     /// Where packed weights lie that other processes read as well.
     #[cfg(target_os = "linux")]
     pub shared: Option<Arc<Shared>>,
@@ -47,6 +50,7 @@ impl CpuBackend {
             threads,
             quant,
             kv: None,
+            waiting: Waiting::default(),
             #[cfg(target_os = "linux")]
             shared: None,
             kernels: Kernels::detect()?,
@@ -90,8 +94,8 @@ impl CpuBackend {
         let stored = self.stored(program, weights)?;
         let weight_bytes = stored.bytes();
         let plan = compile::plan(program, &stored, self.kernels, kv_stored(self.kv_type()), capacity, self.threads)?;
-        let team =
-            Team::new(self.threads).map_err(|source| LoadError::Threads { count: self.threads.get(), source })?;
+        let team = Team::waiting(self.threads, self.waiting)
+            .map_err(|source| LoadError::Threads { count: self.threads.get(), source })?;
         let logits = vec![0.0; capacity.max_outputs * plan.logits_stride()];
         Ok(CpuExecutor {
             memory: MemoryUse {

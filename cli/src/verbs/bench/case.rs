@@ -75,12 +75,15 @@ pub struct Bench<'a> {
     batch: Batch,
     out: StepOutput,
     steps: Option<Steps>,
+    /// Rows of each sequence in a decode step beyond one.
+    guesses: usize,
 }
 
 impl<'a> Bench<'a> {
     /// Cases within `capacity`.
     pub fn new(executor: &'a mut dyn Executor, capacity: Capacity, vocab: usize) -> Self {
-        Bench { executor, capacity, vocab, batch: Batch::default(), out: StepOutput::default(), steps: None }
+        let (batch, out) = (Batch::default(), StepOutput::default());
+        Bench { executor, capacity, vocab, batch, out, steps: None, guesses: 0 }
     }
 
     /// The same, every step of the last phase recorded in the room that `steps` has.
@@ -91,6 +94,11 @@ impl<'a> Bench<'a> {
     /// The steps of the last phase, if they are recorded.
     pub fn steps(&self) -> Option<&Steps> {
         self.steps.as_ref()
+    }
+
+    /// Lets decode steps have so many rows more of each sequence, with outputs, as guessed tokens have them.
+    pub fn guess(&mut self, guesses: usize) {
+        self.guesses = guesses;
     }
 
     /// Runs a short form of `case` until two runs take equally long, and says how many that took and how far the last two
@@ -154,7 +162,7 @@ impl<'a> Bench<'a> {
             while seq < case.batch && self.batch.rows() < self.capacity.max_rows {
                 let room = self.capacity.max_rows - self.batch.rows();
                 let rows = room.min(case.prompt - position);
-                self.push(case, seq, position, rows, position + rows == case.prompt);
+                self.push(case, seq, position, rows, usize::from(position + rows == case.prompt));
                 position += rows;
                 if position == case.prompt {
                     (seq, position) = (seq + 1, 0);
@@ -167,14 +175,17 @@ impl<'a> Bench<'a> {
     }
 
     fn decode_once(&mut self, case: Case, phase: &mut Phase) -> Result<(), StepError> {
-        for i in 0..case.generated {
+        // Guessed rows lie within the sequence as well.
+        let steps = case.generated.saturating_sub(self.guesses);
+        let rows = 1 + self.guesses;
+        for i in 0..steps {
             self.batch.clear();
             for seq in 0..case.batch {
-                self.push(case, seq, case.prompt + i, 1, true);
+                self.push(case, seq, case.prompt + i, rows, rows);
             }
             self.step(phase, false)?;
         }
-        phase.tokens += case.batch * case.generated;
+        phase.tokens += case.batch * steps;
         Ok(())
     }
 
@@ -207,8 +218,9 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Adds rows of a sequence, which owns `per_seq` consecutive blocks. Tokens are arbitrary but fixed.
-    fn push(&mut self, case: Case, seq: usize, position: usize, rows: usize, output: bool) {
+    /// Adds rows of a sequence, which owns `per_seq` consecutive blocks; the last of them have outputs. Tokens are arbitrary but
+    /// fixed.
+    fn push(&mut self, case: Case, seq: usize, position: usize, rows: usize, outputs: usize) {
         let block_len = self.capacity.block_len;
         let per_seq = case.tokens().div_ceil(block_len);
         let batch = &mut self.batch;
@@ -227,9 +239,7 @@ impl<'a> Bench<'a> {
             table: table..table + per_seq,
             rope_len: case.tokens(),
         });
-        if output {
-            batch.outputs.push(index(first + rows - 1));
-        }
+        batch.outputs.extend((first + rows - outputs..first + rows).map(index));
     }
 }
 

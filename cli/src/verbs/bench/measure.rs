@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde_json::Value;
 
+use super::plot::chart::Chart;
 use super::{plot, table};
 use crate::args::UsageError;
 use crate::session::metering::MeteringArgs;
@@ -90,9 +91,15 @@ impl MeasureArgs {
 impl Outputs {
     /// Writes all reports, then looks whether they are as good as was asked.
     pub fn write(self, reports: &[Value]) -> anyhow::Result<()> {
+        self.write_all(&[("", reports)], &[])
+    }
+
+    /// The same of several sets, each with a name on the page, which begins with these charts.
+    pub fn write_all(self, sets: &[(&str, &[Value])], charts: &[Chart]) -> anyhow::Result<()> {
+        let all = || sets.iter().flat_map(|(_, reports)| reports.iter());
         if let Some((path, file)) = self.report {
             let mut file = BufWriter::new(file);
-            let written = reports.iter().try_for_each(|report| writeln!(file, "{report}")).and_then(|()| file.flush());
+            let written = all().try_for_each(|report| writeln!(file, "{report}")).and_then(|()| file.flush());
             written.with_context(|| format!("{}: cannot write", path.display()))?;
         }
         let text = |given: Option<(PathBuf, File)>, text: &dyn Fn() -> String| match given {
@@ -101,9 +108,9 @@ impl Outputs {
             }
             None => Ok(()),
         };
-        text(self.csv, &|| table::csv(reports))?;
-        text(self.html, &|| plot::page(&[("", reports)]))?;
-        self.require_energy.map_or(Ok(()), |required| reports.iter().try_for_each(|report| required.check(report)))
+        text(self.csv, &|| table::csv(&all().cloned().collect::<Vec<_>>()))?;
+        text(self.html, &|| plot::page(sets, charts))?;
+        self.require_energy.map_or(Ok(()), |required| all().try_for_each(|report| required.check(report)))
     }
 }
 

@@ -3,7 +3,7 @@
 //! Every axis has its unit and every energy its method. Where joules are unknown the page says why and shows CPU-seconds in
 //! their place, under their own name: nothing is drawn as energy that is none.
 
-mod chart;
+pub mod chart;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -35,7 +35,7 @@ impl Args {
         let sets: Vec<(String, Vec<Value>)> = sets.collect::<anyhow::Result<_>>()?;
         let named: Vec<(&str, &[Value])> = sets.iter().map(|(name, reports)| (name.as_str(), &reports[..])).collect();
         let mut file = create(&self.output)?;
-        let written = std::io::Write::write_all(&mut file, page(&named).as_bytes());
+        let written = std::io::Write::write_all(&mut file, page(&named, &[]).as_bytes());
         written.with_context(|| format!("{}: cannot write", self.output.display()))?;
         context.note(&format!("{}", self.output.display()));
         Ok(())
@@ -67,8 +67,8 @@ impl Currency {
     }
 }
 
-/// The page of some sets of reports, each with its name.
-pub fn page(sets: &[(&str, &[Value])]) -> String {
+/// The page of some sets of reports, each with its name; it begins with the charts that are given.
+pub fn page(sets: &[(&str, &[Value])], first: &[Chart]) -> String {
     let all = || sets.iter().flat_map(|(_, reports)| reports.iter());
     let known = all().any(|r| Currency::Joules.of(r).is_some());
     let currency = if known { Currency::Joules } else { Currency::CpuSeconds };
@@ -119,7 +119,7 @@ pub fn page(sets: &[(&str, &[Value])]) -> String {
             series: series(sets, &at_once, &|r| r["metrics"]["limit_ratio"].as_f64()),
         },
     ];
-    for chart in &charts {
+    for chart in first.iter().chain(&charts) {
         body.push_str(&chart.svg());
     }
     let title = format!("{} by phase", if known { "Energy" } else { "CPU time" });
@@ -169,6 +169,7 @@ fn series(
     }
     let line = |(name, points): (String, BTreeMap<u64, Vec<(f64, f64)>>)| Series {
         name,
+        joined: true,
         points: points.into_values().map(|repeats| Point::of(&repeats)).collect(),
     };
     lines.into_iter().map(line).collect()
@@ -256,12 +257,12 @@ mod tests {
 
     #[test]
     fn joules_are_drawn_with_their_method_and_nothing_else_as_joules() {
-        let known = page(&[("", &[report(1, Some(4.0)), report(4, Some(8.0))])]);
+        let known = page(&[("", &[report(1, Some(4.0)), report(4, Some(8.0))])], &[]);
         assert!(
             known.contains("tokens per joule (measured, cpu)") && known.contains("a&lt;b") && known.contains("steal")
         );
         assert!(!known.contains("CPU-second") && !known.contains("no data"));
-        let unknown = page(&[("", &[report(1, None), report(4, None)])]);
+        let unknown = page(&[("", &[report(1, None), report(4, None)])], &[]);
         assert!(unknown.contains("Energy is unknown: no meter") && unknown.contains("tokens per CPU-second"));
         assert!(!unknown.contains("tokens per joule ("));
         // The bound is about joules alone.

@@ -310,4 +310,4 @@ fn progress(context: &Context<'_>, text: &str) {
 const STEP_ROWS: usize = 512;
 
 /// Three whole minutes, wherever the first begins.
-const NEURON_SECONDS: f64 = 240.0;
+pub const NEURON_SECONDS: f64 = 240.0;

@@ -31,6 +31,8 @@ impl Point {
 pub struct Series {
     /// For the legend.
     pub name: String,
+    /// Whether a line joins the points.
+    pub joined: bool,
     /// From left to right.
     pub points: Vec<Point>,
 }
@@ -99,12 +101,14 @@ impl Chart {
             let colour = COLOURS[at % COLOURS.len()];
             let mut points = series.points.clone();
             points.sort_by(|a, b| a.x.total_cmp(&b.x));
-            let path: Vec<String> = points.iter().map(|p| format!("{:.1},{:.1}", across(p.x), up(p.y))).collect();
-            let _ = write!(
-                svg,
-                "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>",
-                path.join(" ")
-            );
+            if series.joined {
+                let path: Vec<String> = points.iter().map(|p| format!("{:.1},{:.1}", across(p.x), up(p.y))).collect();
+                let _ = write!(
+                    svg,
+                    "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>",
+                    path.join(" ")
+                );
+            }
             for p in &points {
                 let x = across(p.x);
                 let _ = write!(
