@@ -160,6 +160,10 @@ struct Case {
     lines: Vec<String>,
     /// Ratios of B to A: name, interval of the logarithm.
     ratios: Vec<(&'static str, Option<Interval>)>,
+    /// Across machines: which side has no joules, and the watts below which it spends less.
+    break_even: Option<(&'static str, f64)>,
+    /// USD per million tokens of both, where prices are known.
+    usd_per_million: Option<[f64; 2]>,
 }
 
 impl Case {
@@ -172,7 +176,12 @@ impl Case {
         };
         let ratios: serde_json::Map<String, Value> =
             self.ratios.iter().map(|(name, r)| ((*name).to_owned(), json!(ratio(r)))).collect();
-        json!({"case": self.key, "verdict": self.verdict.name(), "b_over_a": ratios, "notes": self.lines})
+        let break_even = self.break_even.map(|(side, watts)| json!({"side": side, "spends_less_below_w": watts}));
+        let prices = self.usd_per_million.map(|[a, b]| json!({"a": a, "b": b}));
+        json!({
+            "case": self.key, "verdict": self.verdict.name(), "b_over_a": ratios, "break_even": break_even,
+            "usd_per_million_tokens": prices, "notes": self.lines,
+        })
     }
 }
 
@@ -222,6 +231,8 @@ fn case(key: &str, a: &[Value], b: &[Value], given: Given) -> Case {
         verdict: Verdict::NotComparable,
         lines: vec![],
         ratios: vec![("joules_per_token", energy), ("seconds_per_token", time), ("used_seconds_per_token", used_ratio)],
+        break_even: None,
+        usd_per_million: None,
     };
     let (first, second) = (&a[0], &b[0]);
     let same = |path: &str| first.pointer(path) == second.pointer(path);
@@ -265,7 +276,7 @@ fn case(key: &str, a: &[Value], b: &[Value], given: Given) -> Case {
     }
     if !one_machine {
         say("two kinds of machines".to_owned());
-        across(a, b, time, &mut say);
+        case.break_even = across(a, b, time, &mut say);
     }
     if let [Some(a_usd), Some(b_usd)] =
         [(first, given.prices[0]), (second, given.prices[1])].map(|(r, usd)| usd.or_else(|| list_price(r)))
@@ -275,6 +286,7 @@ fn case(key: &str, a: &[Value], b: &[Value], given: Given) -> Case {
         };
         if let Some((a, b)) = million(a, a_usd).zip(million(b, b_usd)) {
             say(format!("price per million tokens: A {a:.3} USD, B {b:.3} USD"));
+            case.usd_per_million = Some([a, b]);
         }
     }
     if !alike(first, second, given.same_types, &mut say) {
@@ -327,30 +339,32 @@ fn alike(a: &Value, b: &Value, same_types: bool, say: &mut impl FnMut(String)) -
 }
 
 /// What would have to hold of watts that nobody has measured.
-fn across(a: &[Value], b: &[Value], time: Option<Interval>, say: &mut impl FnMut(String)) {
+fn across(
+    a: &[Value],
+    b: &[Value],
+    time: Option<Interval>,
+    say: &mut impl FnMut(String),
+) -> Option<(&'static str, f64)> {
     let mean = |reports: &[Value], amount: &dyn Fn(&Value) -> Option<f64>| {
         per_token(reports, amount).map(|values| values.iter().sum::<f64>() / values.len() as f64)
     };
     let (a_joules, b_joules) = (mean(a, &joules), mean(b, &joules));
     // P · t per token below the other's joules per token.
-    match (a_joules, b_joules) {
-        (Some(_), Some(_)) => {}
-        (None, Some(theirs)) => {
-            if let Some(s) = mean(a, &seconds) {
-                say(format!("A spends less below {:.2} W", theirs / s));
-            }
-        }
-        (Some(theirs), None) => {
-            if let Some(s) = mean(b, &seconds) {
-                say(format!("B spends less below {:.2} W", theirs / s));
-            }
-        }
+    let even = match (a_joules, b_joules) {
+        (Some(_), Some(_)) => None,
+        (None, Some(theirs)) => mean(a, &seconds).map(|s| ("a", theirs / s)),
+        (Some(theirs), None) => mean(b, &seconds).map(|s| ("b", theirs / s)),
         (None, None) => {
             if let Some(time) = time {
                 say(format!("B spends less if its watts are below {:.3} times those of A", (-time.mean).exp()));
             }
+            None
         }
+    };
+    if let Some((side, watts)) = even {
+        say(format!("{} spends less below {watts:.2} W", side.to_uppercase()));
     }
+    even
 }
 
 fn list_price(report: &Value) -> Option<f64> {

@@ -95,6 +95,14 @@ fn other_machines_get_break_even_watts_and_prices() {
     assert!(lines.contains("B spends less below 10.00 W"), "{lines}");
     // 0.1 s per token at 0.0001 USD/s; 0.05 s at 0.001.
     assert!(lines.contains("A 10.000 USD, B 50.000 USD"), "{lines}");
+    // The same for scripts, and from the other side.
+    let json = case.json();
+    let near = |value: &Value, expected: f64| (value.as_f64().unwrap() / expected - 1.0).abs() < 1e-9;
+    assert_eq!(json["break_even"]["side"], "b");
+    assert!(near(&json["break_even"]["spends_less_below_w"], 10.0), "{json}");
+    assert!(near(&json["usd_per_million_tokens"]["b"], 50.0), "{json}");
+    let turned = cases(&b, &a, Given::default())[0].json();
+    assert_eq!((&turned["break_even"]["side"], &turned["usd_per_million_tokens"]), (&json!("a"), &Value::Null));
 }
 
 #[test]
