@@ -131,17 +131,17 @@ impl OperatingPoint {
 
 impl std::fmt::Display for Setting {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} threads", self.threads)?;
+        write!(f, "--threads {}", self.threads)?;
         if let Some(batch) = self.batch {
-            write!(f, ", at most {batch} sequences")?;
+            write!(f, " --max-num-seqs {batch}")?;
         }
         if let Some(wait) = self.wait {
-            write!(f, ", --wait {}", wait.name())?;
+            write!(f, " --wait {}", wait.name())?;
         }
         match self.speculate {
             None => Ok(()),
-            Some(Guesses::Off) => write!(f, ", no guesses"),
-            Some(Guesses::UpTo(most)) => write!(f, ", guesses up to {most} sequences"),
+            Some(Guesses::Off) => write!(f, " --speculate off"),
+            Some(Guesses::UpTo(most)) => write!(f, " --speculate auto while at most {most} run"),
         }
     }
 }
@@ -275,7 +275,7 @@ mod tests {
         assert_eq!((point.wait, point.speculate, point.kv, point.objectives), (None, None, None, None));
         assert_eq!(point.setting(Objective::Latency), None);
         let setting = point.setting(Objective::TokensPerJoule(Bounds::default())).unwrap();
-        assert_eq!(setting.to_string(), "2 threads, at most 8 sequences");
+        assert_eq!(setting.to_string(), "--threads 2 --max-num-seqs 8");
         assert_eq!(points.get("another").unwrap(), None);
     }
 

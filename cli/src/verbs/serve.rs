@@ -263,20 +263,26 @@ impl Args {
         whole_machine: bool,
         context: &Context<'_>,
     ) -> RunOptions {
+        // Of replicas the process that starts them has said it.
+        let say = |text: String| {
+            if whole_machine {
+                context.note(&text)
+            }
+        };
         let point = match points.of(model, &options) {
             Ok(Some(point)) => point,
             Ok(None) => return options,
             Err(why) => {
-                context.note(&format!("warning: {why}; nothing is taken as tuned"));
+                say(format!("warning: {why}; nothing is taken as tuned"));
                 return options;
             }
         };
         let Some(setting) = point.setting(options.schedule.objective()) else { return options };
-        context.note(&format!("as tuned: {setting}, where no flag says otherwise"));
+        say(format!("as tuned: {setting}, where no flag says otherwise"));
         let schedule = self.schedule.tuned(options.schedule, setting.speculate);
         let mut options = self.run.tuned(options.scheduled(schedule), &setting, whole_machine);
         if let Some(kv) = point.kv.filter(|_| self.objective.allows_kv() && options.kv().is_none()) {
-            context.note(&format!("as tuned: --kv-type {}, which changes what the model says", kv_name(kv)));
+            say(format!("as tuned: --kv-type {}, which changes what the model says", kv_name(kv)));
             options = options.caching_as(kv);
         }
         options

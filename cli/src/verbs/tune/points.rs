@@ -31,7 +31,7 @@ impl Setup {
 impl std::fmt::Display for Setup {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let kv = self.kv.map_or("default", kv_name);
-        write!(f, "weights {}, cache {kv}, {} threads, wait {}", self.quant.name(), self.threads, self.wait.name())
+        write!(f, "weights {}, cache {kv}, threads {}, wait {}", self.quant.name(), self.threads, self.wait.name())
     }
 }
 

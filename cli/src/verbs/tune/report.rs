@@ -139,7 +139,7 @@ impl Found<'_> {
         }
         writeln!(out, "* nothing is both faster and cheaper; < chosen")?;
         for laws in self.laws.iter().filter(|laws| laws.setup.same_types(&self.types)) {
-            let setup = format!("{} threads, {}", laws.setup.threads, laws.setup.wait.name());
+            let setup = format!("--threads {} --wait {}", laws.setup.threads, laws.setup.wait.name());
             let within = |law: &BatchLaw| 100.0 * law.worst_residual;
             match laws.cost {
                 Some(law) => {

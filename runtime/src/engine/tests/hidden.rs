@@ -137,6 +137,7 @@ fn eight_mixed_requests_get_their_true_joules_within_five_percent() {
         let runs = devices.map(|(name, prices)| (name, run(prices, 4), run(prices, 0)));
         for (name, fitted, declared) in runs {
             let (fitted, declared) = (fitted.join().unwrap(), declared.join().unwrap());
+            println!("{name}: fitted {fitted:+.3?}, as declared {declared:+.3?}");
             assert!(worst(&fitted) < 0.05, "{name}: {fitted:.3?}, as declared {declared:.3?}");
             // The test can tell: what nobody has fitted is wrong.
             assert!(worst(&declared) > 0.05 || name == "idle", "{name}: {declared:.3?}");
