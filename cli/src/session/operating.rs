@@ -79,8 +79,9 @@ pub struct Others {
 /// How to run for one objective.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Setting {
-    /// Threads that compute.
-    pub threads: NonZero<usize>,
+    /// Threads that compute; those that steps keep to while latency allows, for an objective that says so.
+    #[serde(default)]
+    pub threads: Option<NonZero<usize>>,
     /// Sequences, if they are to be fewer than usual.
     #[serde(default)]
     pub batch: Option<NonZero<usize>>,
@@ -120,7 +121,8 @@ impl OperatingPoint {
             Objective::Latency => others.latency,
             Objective::Throughput => others.throughput,
             Objective::TokensPerJoule(_) => Some(Setting {
-                threads: self.threads,
+                // CPU time the policy measures itself, step by step.
+                threads: Some(self.threads).filter(|_| self.currency == "joules"),
                 batch: Some(self.batch),
                 wait: self.wait,
                 speculate: self.speculate,
@@ -131,18 +133,17 @@ impl OperatingPoint {
 
 impl std::fmt::Display for Setting {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "--threads {}", self.threads)?;
-        if let Some(batch) = self.batch {
-            write!(f, " --max-num-seqs {batch}")?;
-        }
-        if let Some(wait) = self.wait {
-            write!(f, " --wait {}", wait.name())?;
-        }
-        match self.speculate {
-            None => Ok(()),
-            Some(Guesses::Off) => write!(f, " --speculate off"),
-            Some(Guesses::UpTo(most)) => write!(f, " --speculate auto while at most {most} run"),
-        }
+        let flags = [
+            self.threads.map(|threads| format!("--threads {threads}")),
+            self.batch.map(|batch| format!("--max-num-seqs {batch}")),
+            self.wait.map(|wait| format!("--wait {}", wait.name())),
+            self.speculate.map(|guesses| match guesses {
+                Guesses::Off => "--speculate off".to_owned(),
+                Guesses::UpTo(most) => format!("--speculate auto while at most {most} run"),
+            }),
+        ];
+        let flags: Vec<String> = flags.into_iter().flatten().collect();
+        f.write_str(&flags.join(" "))
     }
 }
 
@@ -275,6 +276,9 @@ mod tests {
         assert_eq!((point.wait, point.speculate, point.kv, point.objectives), (None, None, None, None));
         assert_eq!(point.setting(Objective::Latency), None);
         let setting = point.setting(Objective::TokensPerJoule(Bounds::default())).unwrap();
+        assert_eq!(setting.to_string(), "--max-num-seqs 8", "CPU time decides for each step");
+        let in_joules = OperatingPoint { currency: "joules".to_owned(), ..point.clone() };
+        let setting = in_joules.setting(Objective::TokensPerJoule(Bounds::default())).unwrap();
         assert_eq!(setting.to_string(), "--threads 2 --max-num-seqs 8");
         assert_eq!(points.get("another").unwrap(), None);
     }
@@ -291,7 +295,7 @@ mod tests {
         assert_eq!((point.wait, point.speculate), (None, Some(Guesses::UpTo(n(4)))));
         assert_eq!(point.kv, Some(KvType::Int8));
         let latency = point.setting(Objective::Latency).unwrap();
-        assert_eq!((latency.threads, latency.wait, latency.batch), (n(4), Some(WaitArg::Spin), None));
+        assert_eq!((latency.threads, latency.wait, latency.batch), (Some(n(4)), Some(WaitArg::Spin), None));
         assert_eq!(point.setting(Objective::Throughput), None);
     }
 

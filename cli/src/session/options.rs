@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use njoule_energy::Wanted;
 use njoule_runtime::backend::cpu::Waiting;
 use njoule_runtime::backend::{KvType, Quant};
+use njoule_runtime::policy::Objective;
 use serde::{Deserialize, Serialize};
 
 use super::backend::BackendArg;

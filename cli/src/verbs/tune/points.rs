@@ -126,7 +126,7 @@ pub fn guesses(needed: &[(NonZero<usize>, f64)]) -> Option<Guesses> {
 pub fn setting(point: &Point, points: &[Point], bounded: bool, guesses: Option<Guesses>) -> Setting {
     let most = points.iter().map(|p| p.batch).max();
     Setting {
-        threads: point.setup.threads,
+        threads: Some(point.setup.threads),
         batch: Some(point.batch).filter(|batch| bounded && Some(*batch) < most),
         wait: Some(point.setup.wait),
         speculate: guesses,
@@ -218,7 +218,7 @@ mod tests {
         assert_eq!(best(fastest(&points, &setup(1))), Some((2, 8)));
         assert_eq!(best(quickest(&points, &setup(1))), Some((1, 1)));
         let bounded = setting(&points[2], &points, true, None);
-        assert_eq!((bounded.threads, bounded.batch), (n(2), Some(n(8))));
+        assert_eq!((bounded.threads, bounded.batch), (Some(n(2)), Some(n(8))));
         assert_eq!(setting(&points[3], &points, true, None).batch, None, "more might be better still");
     }
 

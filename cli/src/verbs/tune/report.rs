@@ -4,10 +4,11 @@ use std::io::Write;
 use std::num::NonZero;
 
 use njoule_energy::bound::BatchLaw;
+use njoule_runtime::policy::{Bounds, Objective};
 use serde_json::{Value, json};
 
 use super::points::{Laws, Point, Setup, on_frontier};
-use crate::session::operating::{OperatingPoint, Others, Setting};
+use crate::session::operating::{OperatingPoint, Others};
 use crate::session::options::kv_name;
 use crate::verbs::bench::plot::chart::{Chart, Point as Mark, Scale, Series};
 
@@ -257,10 +258,8 @@ impl Found<'_> {
 /// What each objective gets.
 fn write_settings(point: &OperatingPoint, out: &mut dyn Write) -> std::io::Result<()> {
     let Others { latency, throughput } = point.objectives.unwrap_or_default();
-    let cheapest =
-        Setting { threads: point.threads, batch: Some(point.batch), wait: point.wait, speculate: point.speculate };
-    for (objective, setting) in [("tokens-per-joule", Some(cheapest)), ("latency", latency), ("throughput", throughput)]
-    {
+    let cheapest = point.setting(Objective::TokensPerJoule(Bounds::default()));
+    for (objective, setting) in [("tokens-per-joule", cheapest), ("latency", latency), ("throughput", throughput)] {
         if let Some(setting) = setting {
             writeln!(out, "--objective {objective}: {setting}")?;
         }
