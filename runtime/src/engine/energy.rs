@@ -130,6 +130,8 @@ pub struct EnergyStats {
     pub split: Option<Split>,
     /// Their sum with its interval.
     pub joules: Option<Joules>,
+    /// Whether those of loading are among them.
+    pub load_known: bool,
     /// The weakest method of those joules.
     pub method: Option<Method>,
     /// Mean power between the last two readings with joules.
