@@ -132,6 +132,8 @@ pub struct EnergyStats {
     pub joules: Option<Joules>,
     /// What they are split by: declared, or fitted to the meter; `None` until something was read.
     pub costs: Option<Coefficients>,
+    /// Whether those of loading are among them.
+    pub load_known: bool,
     /// The weakest method of those joules.
     pub method: Option<Method>,
     /// Mean power between the last two readings with joules.

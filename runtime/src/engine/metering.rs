@@ -315,6 +315,7 @@ impl Metering {
         self.stats.cpu_s += cpu_s;
         self.stats.core_s = core_s.map(|more| self.stats.core_s.unwrap_or(0.0) + more);
         self.utilised(util);
+        self.stats.load_known |= first && matches!(energy, Metered::Known(..));
         let joules = match energy {
             Metered::NotYet => return,
             Metered::Unknown => None,

@@ -124,8 +124,8 @@ impl Figures {
 
     /// Joules of the whole run, loading included; unknown if a part of it is.
     fn joules(&self) -> Option<(f64, &'static str)> {
-        let whole = self.energy.split.filter(|_| self.energy.unknown_s == 0.0);
-        whole.map(|split| split.total()).zip(self.energy.method.map(Method::name))
+        let whole = self.energy.whole();
+        whole.split.map(|split| split.total()).zip(whole.method.map(Method::name))
     }
 
     fn energy(&self) -> Value {
@@ -169,7 +169,7 @@ impl fmt::Display for Figures {
         let rate = self.rate().map_or("-".to_owned(), |rate| format!("{rate:.1}"));
         let energy = match self.joules() {
             Some(_) => self.energy.text(),
-            None => format!("unknown ({})", self.reasons.first().map_or("no meter", String::as_str)),
+            None => format!("unknown ({})", self.reasons.first().map_or("not told of all of the time", String::as_str)),
         };
         write!(
             f,

@@ -85,7 +85,8 @@ impl Spent {
     fn json(&self) -> Value {
         let (joules, method, cpu_s) = match self {
             Spent::Run(stats) => {
-                (stats.joules.map(|j| j.best()), stats.method.map(|method| method.name()), Some(stats.cpu_s))
+                let joules = stats.split.map(|split| split.total());
+                (joules, stats.method.map(|method| method.name()), Some(stats.cpu_s))
             }
             Spent::Answer(used) => {
                 let used = used.as_ref();

@@ -70,6 +70,7 @@ fn a_rows_answer_does_not_depend_on_other_rows() {
         // Beside three idle rows.
         let first = alone(probe());
         assert_eq!((first.0.len(), first.1.len() >= 80), (20, true));
+        assert!(engine.stats().padded_rows > 0, "{:?}", engine.stats());
         // Beside longer and shorter ones, masked or biased, that come, end and leave rows behind.
         let neighbours = |seed| {
             vec![

@@ -89,9 +89,9 @@ impl Energy {
 }
 
 impl EnergyStats {
-    /// The same of a whole time: unknown where a part of it is.
+    /// The same of a whole time, loading included: unknown where a part of it is.
     pub fn whole(self) -> EnergyStats {
-        match self.unknown_s > 0.0 {
+        match self.unknown_s > 0.0 || !self.load_known {
             true => EnergyStats { split: None, joules: None, method: None, watts: None, ..self },
             false => self,
         }
@@ -101,6 +101,10 @@ impl EnergyStats {
     pub fn json(&self, meters: Option<&Value>) -> Value {
         let joules = self.split.map(|split| split.total());
         let per_joule = joules.filter(|joules| *joules > 0.0).map(|joules| self.tokens as f64 / joules);
+        let mut buckets = json!(self.split);
+        if self.split.is_some() && !self.load_known {
+            buckets["load_j"] = Value::Null;
+        }
         let described = |key: &str| meters.and_then(|meters| meters.get(key)).cloned();
         let reasons = described("reasons").unwrap_or_else(|| json!(["no reading yet"]));
         // The last reading may have been a good one.
@@ -110,11 +114,11 @@ impl EnergyStats {
             "low_j": self.joules.and_then(|j| j.low()),
             "high_j": self.joules.and_then(|j| j.high()),
             "method": self.method.map(|method| method.name()),
-            "by_bucket": self.split,
+            "by_bucket": buckets,
             "split_by": self.costs,
             "watts": self.watts,
             "unknown_s": self.unknown_s,
-            "output_tokens": self.tokens,
+            "output_tokens": joules.map(|_| self.tokens),
             "output_tokens_per_joule": per_joule,
             "cpu_s": self.cpu_s,
             "core_s": self.core_s,
@@ -149,6 +153,7 @@ fn text(joules: Option<(f64, &str)>, bounds: Option<(f64, f64)>, cpu_s: f64) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use njoule_energy::attribution::Split;
     use njoule_energy::{Joules, Method};
 
     #[test]
@@ -167,12 +172,17 @@ mod tests {
         assert_eq!(of(Some(Method::Measured), None), "unknown, CPU 0.250 s");
         // Joules of a part of the time are not those of the whole.
         let joules = within;
-        let whole = EnergyStats { joules, method: Some(Method::Derived), cpu_s: 0.25, ..EnergyStats::default() };
+        let method = Some(Method::Derived);
+        let whole = EnergyStats { joules, method, load_known: true, cpu_s: 0.25, ..EnergyStats::default() };
         assert_eq!(whole.text(), "1.000 to 4.000 J (derived), CPU 0.250 s");
-        let part = EnergyStats { unknown_s: 0.1, ..whole };
-        assert_eq!(part.text(), "unknown, CPU 0.250 s");
-        let told = part.whole().json(Some(&json!({"reasons": [], "meters": []})));
-        assert!(told["joules"].is_null() && told["method"].is_null() && told["low_j"].is_null(), "{told}");
-        assert_eq!(told["reasons"], json!(["the meters did not tell a part of the time"]));
+        for part in [EnergyStats { unknown_s: 0.1, ..whole }, EnergyStats { load_known: false, ..whole }] {
+            assert_eq!(part.text(), "unknown, CPU 0.250 s");
+            let told = part.whole().json(Some(&json!({"reasons": [], "meters": []})));
+            assert!(told["joules"].is_null() && told["method"].is_null() && told["low_j"].is_null(), "{told}");
+            assert_eq!(told["reasons"], json!(["the meters did not tell a part of the time"]));
+        }
+        // Of a server: what is known of it, and no 0 for what is not.
+        let told = EnergyStats { split: Some(Split::default()), load_known: false, ..whole }.json(None);
+        assert!(told["by_bucket"]["load_j"].is_null() && told["by_bucket"]["idle_j"] == 0.0, "{told}");
     }
 }

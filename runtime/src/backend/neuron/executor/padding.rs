@@ -74,7 +74,7 @@ mod tests {
     use crate::backend::neuron::artifact::Layout;
     use crate::backend::neuron::artifact::tests::layout as small;
     use crate::backend::neuron::executor::cut::Buckets;
-    use crate::backend::{BlockId, KvType, SeqSpan};
+    use crate::backend::{BlockId, KvType, SeqSpan, Wants};
 
     /// Four rows of 40 positions; decodes of one and four, chunks of eight.
     fn layout() -> Layout {
@@ -92,7 +92,7 @@ mod tests {
     fn padding(seqs: &[(u32, usize, usize)]) -> (Padding, Cost, f64) {
         let program = njoule_models::checkpoint::Checkpoint::random("synth-1b").unwrap().config.program();
         let costs = CostModel::new(&program, 0.0, KvType::F32);
-        let mut b = Batch::default();
+        let mut b = Batch { wants: Wants::Tokens, ..Batch::default() };
         let mut used = Cost::default();
         for &(block, before, now) in seqs {
             let first = b.tokens.len();
