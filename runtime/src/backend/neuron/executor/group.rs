@@ -152,6 +152,8 @@ impl Group {
                 }
             }
         }
+        // All have said what they had to say.
+        drop(self.reports.recv_timeout(rank::FIRST_WAIT));
         Ok(sum)
     }
 }

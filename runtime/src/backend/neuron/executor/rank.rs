@@ -103,6 +103,8 @@ pub fn run(seed: Seed, inbox: &Receiver<Box<Work>>, reports: &SyncSender<(usize,
             return;
         }
     };
+    // Nobody can have sent anything yet.
+    drop(inbox.recv_timeout(FIRST_WAIT));
     if !say(Report::Loaded(Ok(rank.memory))) {
         return;
     }
@@ -401,4 +403,7 @@ const GROUP: usize = 1 << 30;
 const SLICE_ALIGN: usize = 4096;
 /// Bytes that are written at once: what of a file is resident at a time.
 const PIECE: usize = 32 << 20;
+/// A channel allocates where it is waited for the first time: so that this is no step, which may find its answer there
+/// already for as long as the machine is busy.
+pub const FIRST_WAIT: Duration = Duration::from_millis(20);
 const QUEUE_PAUSE: Duration = Duration::from_micros(100);
