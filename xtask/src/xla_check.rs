@@ -285,3 +285,29 @@ const SOME: [(&str, bool, usize); 9] = [
     ("qwen2_moe", false, 2),
     ("mistral", true, 1),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_those_that_are_known_and_narrow_by_parts_of_names() {
+        assert!(Options::parse(&["--some"]).is_none() && Options::parse(&["--only"]).is_none());
+        let options = Options::parse(&["--all", "--only", "gemma2,bf16 on 4", "--resume"]).unwrap();
+        assert!(options.all && options.resume);
+        assert_eq!(options.only, ["gemma2", "bf16 on 4"]);
+    }
+
+    #[test]
+    fn the_lowering_itself_says_what_it_refuses() {
+        let testdata = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("testdata");
+        let names = fixtures(&testdata).unwrap();
+        assert!(names.len() > 60 && names.iter().any(|name| name == "variants/falcon_alibi"));
+        let refused = |name: &str| {
+            let program = Checkpoint::open(&testdata.join(name)).unwrap().config.program();
+            shard(&program, 1).err().map(|error| error.to_string())
+        };
+        assert!(refused("deepseek_v3").unwrap().contains("not lowered"));
+        assert_eq!(refused("gemma2"), None);
+    }
+}
