@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::flags::Flags;
+
 /// Medians, or one round's.
 #[derive(Debug, Default)]
 pub struct Figures {
@@ -100,6 +102,17 @@ pub struct Load<'a> {
 }
 
 impl Setup {
+    /// `--njoule BIN --llama DIR --gguf FILE [--threads T]`, with one place.
+    pub fn read(flags: &mut Flags) -> Result<Setup> {
+        Ok(Setup {
+            njoule: flags.take("njoule", None)?,
+            llama: flags.take("llama", None)?,
+            gguf: flags.take("gguf", None)?,
+            threads: flags.take("threads", Some("2"))?,
+            places: 1,
+        })
+    }
+
     /// Starts njoule's server, with more arguments.
     pub fn njoule(&self, more: &[&str]) -> Result<Server> {
         let mut command = Command::new(&self.njoule);

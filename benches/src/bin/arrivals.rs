@@ -85,15 +85,10 @@ struct Options {
 impl Options {
     fn parse() -> Result<Options> {
         let mut flags = Flags::read()?;
+        let setup = Setup::read(&mut flags)?;
         let mut take = |name: &str, default: Option<&str>| flags.take(name, default);
         let options = Options {
-            setup: Setup {
-                njoule: take("njoule", None)?,
-                llama: take("llama", None)?,
-                gguf: take("gguf", None)?,
-                threads: take("threads", Some("2"))?,
-                places: take("places", Some("32"))?.parse().context("--places")?,
-            },
+            setup: Setup { places: take("places", Some("32"))?.parse().context("--places")?, ..setup },
             loads: take("loads", Some("0.2,0.5,0.8"))?
                 .split(',')
                 .map(|share| share.parse().context("--loads"))

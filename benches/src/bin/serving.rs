@@ -63,15 +63,10 @@ struct Options {
 impl Options {
     fn parse() -> Result<Options> {
         let mut flags = Flags::read()?;
+        let setup = Setup::read(&mut flags)?;
         let mut take = |name: &str, default: Option<&str>| flags.take(name, default);
         let options = Options {
-            setup: Setup {
-                njoule: take("njoule", None)?,
-                llama: take("llama", None)?,
-                gguf: take("gguf", None)?,
-                threads: take("threads", Some("2"))?,
-                places: 1,
-            },
+            setup,
             clients: take("clients", Some("1,4,16,32"))?
                 .split(',')
                 .map(|count| count.parse().context("--clients"))

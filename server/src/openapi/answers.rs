@@ -49,7 +49,7 @@ pub fn schemas() -> Map<String, Value> {
                 "unattributed_j": amount()}))]},
             "split_by": {"anyOf": [{"type": "null"}, closed(json!({"joules_per_flop": amount(), "joules_per_kv_byte": amount(),
                 "joules_per_weight_byte": amount(), "idle_w": amount(), "calibrated": {"type": "boolean"}}))]},
-            "watts": amount(), "unknown_s": amount(), "output_tokens": count(), "output_tokens_per_joule": amount(),
+            "watts": amount(), "unknown_s": amount(), "output_tokens": {"type": ["integer", "null"], "minimum": 0}, "output_tokens_per_joule": amount(),
             "cpu_s": amount(), "core_s": amount(), "util_s": amount(),
             "boundary": {"type": ["string", "null"]}, "meters": {"type": "array", "items": {"type": "object"}}, "reasons": {"type": "array", "items": string()}})),
         "Chat": open(head("chat.completion", reference("ChatChoice")), json!({"prompt_logprobs": {"type": "array"}})),

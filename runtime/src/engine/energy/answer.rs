@@ -115,7 +115,7 @@ impl EnergyStats {
             "high_j": self.joules.and_then(|j| j.high()),
             "method": self.method.map(|method| method.name()),
             "by_bucket": buckets,
-            "split_by": self.costs,
+            "split_by": self.split.and(self.costs),
             "watts": self.watts,
             "unknown_s": self.unknown_s,
             "output_tokens": joules.map(|_| self.tokens),
