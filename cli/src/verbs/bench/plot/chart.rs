@@ -249,18 +249,27 @@ fn open(title: &str, y: &str, height: f64) -> String {
 }
 
 fn legend<'a>(svg: &mut String, names: impl Iterator<Item = &'a str>) {
+    let mut y = TOP;
     for (at, name) in names.enumerate() {
-        let y = TOP + 16.0 * at as f64;
-        let _ = write!(
-            svg,
-            "<rect x=\"{}\" y=\"{y:.1}\" width=\"10\" height=\"10\" fill=\"{}\"/><text x=\"{}\" y=\"{:.1}\">{}</text>",
-            RIGHT + 14.0,
-            COLOURS[at % COLOURS.len()],
-            RIGHT + 29.0,
-            y + 9.0,
-            escape(name)
-        );
+        let colour = COLOURS[at % COLOURS.len()];
+        let _ = write!(svg, "<rect x=\"{}\" y=\"{y:.1}\" width=\"10\" height=\"10\" fill=\"{colour}\"/>", RIGHT + 14.0);
+        for line in lines(name) {
+            let _ = write!(svg, "<text x=\"{}\" y=\"{:.1}\">{}</text>", RIGHT + 29.0, y + 9.0, escape(&line));
+            y += 16.0;
+        }
     }
+}
+
+/// A name in lines that a legend has room for, as far as its commas allow.
+fn lines(name: &str) -> Vec<String> {
+    let mut lines: Vec<String> = vec![];
+    for part in name.split_inclusive(", ") {
+        match lines.last_mut() {
+            Some(line) if line.len() + part.trim_end().len() <= LEGEND => line.push_str(part),
+            _ => lines.push(part.to_owned()),
+        }
+    }
+    lines
 }
 
 /// Round numbers from 0 to at least `most`, and the last of them.
@@ -303,6 +312,8 @@ const LEFT: f64 = 84.0;
 const RIGHT: f64 = 640.0;
 const TOP: f64 = 36.0;
 const BOTTOM: f64 = 300.0;
+/// Bytes of a legend's line.
+const LEGEND: usize = 36;
 
 /// Okabe and Ito's, which the colour-blind can tell apart.
 const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"];
@@ -310,6 +321,13 @@ const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_names_take_several_lines() {
+        let name = "weights auto, cache default, threads 1, wait brief";
+        assert_eq!(lines(name), ["weights auto, cache default, ", "threads 1, wait brief"]);
+        assert_eq!(lines("frontier"), ["frontier"]);
+    }
 
     #[test]
     fn ticks_are_round_and_reach_the_top() {
