@@ -58,20 +58,13 @@ impl Options {
 }
 
 /// Measures, in a child process; or compiles, where it is that child's compiler.
-pub fn run() -> Result<ExitCode> {
-    if let Some(code) = standin::compiled() {
-        return Ok(code);
-    }
-    let options = match Options::read() {
-        Ok(options) => options,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            return Ok(ExitCode::from(2));
-        }
-    };
+pub fn main() -> ExitCode {
+    standin::program(Options::read, run)
+}
+
+fn run(options: &Options) -> Result<()> {
     if standin::is_child() {
-        measure(&options)?;
-        return Ok(ExitCode::SUCCESS);
+        return measure(options);
     }
     let switches = [
         ("NJOULE_FAKE_INSTANCE", "inf2.xlarge"),
@@ -81,7 +74,7 @@ pub fn run() -> Result<ExitCode> {
     ];
     let status = standin::child(&standin::library()?, &switches)?.status()?;
     ensure!(status.success(), "the child that measures ended with {status}");
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 fn measure(options: &Options) -> Result<()> {

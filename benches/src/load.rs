@@ -50,23 +50,16 @@ impl Options {
 }
 
 /// Measures; or does what its parent asks for, where it is a child.
-pub fn run() -> Result<ExitCode> {
-    if let Some(code) = standin::compiled() {
-        return Ok(code);
-    }
-    let options = match Options::read() {
-        Ok(options) => options,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            return Ok(ExitCode::from(2));
-        }
-    };
+pub fn main() -> ExitCode {
+    standin::program(Options::read, run)
+}
+
+fn run(options: &Options) -> Result<()> {
     match std::env::var(PHASE).as_deref() {
-        Ok("build") => build(&options)?,
-        Ok("load") => load(&options)?,
-        _ => measure(&options)?,
+        Ok("build") => build(options),
+        Ok("load") => load(options),
+        _ => measure(options),
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 fn measure(options: &Options) -> Result<()> {

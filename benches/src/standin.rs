@@ -47,8 +47,24 @@ pub fn is_child() -> bool {
     std::env::var_os(CHILD).is_some()
 }
 
+/// A benchmark's whole program: what it was asked for is read and run, or it is a child's compiler.
+pub fn program<O>(read: impl FnOnce() -> Result<O>, run: impl FnOnce(&O) -> Result<()>) -> ExitCode {
+    if let Some(code) = compiled() {
+        return code;
+    }
+    let (error, code) = match read() {
+        Err(error) => (error, ExitCode::from(2)),
+        Ok(options) => match run(&options) {
+            Err(error) => (error, ExitCode::FAILURE),
+            Ok(()) => return ExitCode::SUCCESS,
+        },
+    };
+    eprintln!("error: {error:#}");
+    code
+}
+
 /// Where this process was started as the compiler: what it ends with.
-pub fn compiled() -> Option<ExitCode> {
+fn compiled() -> Option<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if !is_child() || !matches!(arguments.first().map(String::as_str), Some("compile" | "--version")) {
         return None;

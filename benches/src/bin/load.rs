@@ -8,13 +8,7 @@ use std::process::ExitCode;
 
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 fn main() -> ExitCode {
-    match njoule_benches::load::run() {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    njoule_benches::load::main()
 }
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]

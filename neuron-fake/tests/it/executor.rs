@@ -2,7 +2,6 @@
 
 mod allocations;
 mod faults;
-mod host_time;
 mod narrow;
 mod rows;
 
