@@ -183,9 +183,7 @@ fn a_run_may_be_shared_by_fewer_than_all() {
 #[cfg(target_os = "linux")]
 fn members_without_a_part_sleep_on() {
     let mut team = team(2);
-    let ids = worker_threads(&mut team);
-    wait_until_parked(&ids);
-    let before: Vec<_> = ids.iter().map(|id| switches(*id)).collect();
+    let (ids, before) = at_rest(&mut team);
     team.set_active(NonZero::<usize>::MIN);
     (0..1000).for_each(|_| team.run(&|worker| worker.barrier()));
     assert_eq!(before, ids.iter().map(|id| switches(*id)).collect::<Vec<_>>());
@@ -226,9 +224,7 @@ fn a_team_can_be_dropped_unused_or_while_its_workers_rest() {
 #[cfg(target_os = "linux")]
 fn resting_workers_use_no_processor_time() {
     let mut team = team(4);
-    let ids = worker_threads(&mut team);
-    wait_until_parked(&ids);
-    let before: Vec<_> = ids.iter().map(|id| switches(*id)).collect();
+    let (ids, before) = at_rest(&mut team);
     let start = Instant::now();
     while start.elapsed() < Duration::from_millis(100) {
         std::hint::spin_loop();
@@ -236,6 +232,14 @@ fn resting_workers_use_no_processor_time() {
     // Not woken once: neither used up a time slice nor went to sleep again.
     assert_eq!(before, ids.iter().map(|id| switches(*id)).collect::<Vec<_>>());
     assert!(ids.iter().all(|id| state(*id) == Some('S')));
+}
+
+/// The members but the caller, asleep, and how often each has been taken off a core.
+fn at_rest(team: &mut Team) -> (Vec<i32>, Vec<Vec<String>>) {
+    let ids = worker_threads(team);
+    wait_until_parked(&ids);
+    let switches = ids.iter().map(|id| switches(*id)).collect();
+    (ids, switches)
 }
 
 /// The system's numbers of the members but the caller.
