@@ -21,7 +21,7 @@ use njoule_models::weights::WeightSource;
 use njoule_runtime::backend::{Backend, Capacity, Executor, LoadError};
 
 use crate::definition::{Definition, Rows};
-use crate::steps::Logits;
+use crate::steps::{Logits, Script};
 use crate::weights::CaseWeights;
 
 /// A program to run.
@@ -110,11 +110,11 @@ pub fn answers(program: &Program, bf16: bool) -> Rows {
     let definition = Definition::new(program, &CaseWeights, bf16);
     let all: Vec<Rows> = (0..steps::SEQUENCES)
         .map(|seq| {
-            let (ids, rope_len) = steps::sequence(seq, program.vocab());
+            let (ids, rope_len) = Script::FULL.sequence(seq, program.vocab());
             definition.logits(&ids, rope_len)
         })
         .collect();
-    steps::wanted().into_iter().map(|(seq, position)| all[seq][position].clone()).collect()
+    Script::FULL.wanted().into_iter().map(|(seq, position)| all[seq][position].clone()).collect()
 }
 
 /// Runs every case on `subject` and compares.
@@ -185,5 +185,5 @@ pub fn root_mean_square(rows: &[Vec<f64>]) -> f32 {
 /// What a backend says to the script.
 pub fn run(load: &Load<'_>, program: &Program) -> Result<Logits, LoadError> {
     let mut executor = load(program, &CaseWeights, steps::CAPACITY)?;
-    Ok(steps::run(executor.as_mut(), program.vocab()))
+    Ok(Script::FULL.run(executor.as_mut(), program.vocab()))
 }

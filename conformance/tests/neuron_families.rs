@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use njoule_conformance::steps::{self, CAPACITY};
+use njoule_conformance::steps::{CAPACITY, Script};
 use njoule_hlo::{Element, Tensor};
 use njoule_models::checkpoint::Checkpoint;
 use njoule_models::program::{Op, Program};
@@ -44,16 +44,14 @@ fn fixtures() -> Vec<(String, Checkpoint, Option<f64>)> {
     };
     let all: Vec<_> =
         dirs.into_iter().filter(|dir| !REFUSED.iter().any(|name| dir.ends_with(name))).filter_map(open).collect();
-    // Those with tables of positions that are shorter than the script stand in the cases, with weights of the suite.
-    let script = steps::longest();
-    let all: Vec<_> = all.into_iter().filter(|(_, checkpoint, _)| checkpoint.config.max_len >= script).collect();
     assert!(all.len() >= 30, "{}", all.len());
     all
 }
 
 fn rows(backend: &dyn Backend, program: &Program, checkpoint: &Checkpoint) -> Vec<Vec<f32>> {
     let mut executor = backend.load(program, checkpoint.weights.as_ref(), CAPACITY).unwrap();
-    steps::run(executor.as_mut(), program.vocab()).rows().map(<[f32]>::to_vec).collect()
+    let script = Script::within(checkpoint.config.max_len).unwrap();
+    script.run(executor.as_mut(), program.vocab()).rows().map(<[f32]>::to_vec).collect()
 }
 
 fn rms(rows: &[Vec<f32>]) -> f32 {

@@ -15,14 +15,14 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use njoule_conformance::steps::{self, CAPACITY};
+use njoule_conformance::steps::{CAPACITY, Script};
 use njoule_models::checkpoint::Checkpoint;
 use njoule_models::program::{Op, Program};
 use njoule_models::weights::WeightSource;
 use njoule_runtime::backend::candle::CandleBackend;
 use njoule_runtime::backend::neuron::evaluated::EvaluatedBackend;
 use njoule_runtime::backend::neuron::shard;
-use njoule_runtime::backend::{Backend, Quant, Routes};
+use njoule_runtime::backend::{Backend, BlockId, Quant, Routes};
 
 use self::compare::{Bound, Kept};
 use self::passed::Passed;
@@ -212,10 +212,10 @@ fn family(dir: &Path, bf16: bool, tp: usize, xla: &Xla) -> anyhow::Result<Outcom
     if let Err(refusal) = shard(&program, tp) {
         return Ok(Outcome::Refused(refusal.to_string()));
     }
-    let (longest, most) = (steps::longest(), checkpoint.config.max_len);
-    if most < longest {
-        return Ok(Outcome::LeftOut(format!("it is for {most} positions, the steps have {longest}")));
-    }
+    let max_len = checkpoint.config.max_len;
+    let Some(script) = Script::within(max_len) else {
+        return Ok(Outcome::LeftOut(format!("it is for {max_len} positions, the steps have more")));
+    };
     let quant = if bf16 { Quant::Bf16 } else { Quant::None };
     let mut candle = CandleBackend::on_cpu(quant).load_candle(&program, source, CAPACITY)?;
     // A near-tie of a router is decided by the last bit: in bf16 either way.
@@ -223,45 +223,50 @@ fn family(dir: &Path, bf16: bool, tp: usize, xla: &Xla) -> anyhow::Result<Outcom
     if routed {
         candle.note_routes();
     }
-    let want = steps::run(&mut candle, program.vocab());
+    let want = script.run(&mut candle, program.vocab());
     let want: Vec<&[f32]> = want.rows().collect();
 
     let backend = if bf16 { EvaluatedBackend::bf16(tp) } else { EvaluatedBackend::f32(tp) };
     let mut model = backend.load_evaluated(&program, source, CAPACITY)?;
     (model.spec_mut().candidates, model.spec_mut().shares) = (CANDIDATES, routed);
     model.run_by(Box::new(xla.clone()));
-    let got = steps::run(&mut model, program.vocab());
+    let got = script.run(&mut model, program.vocab());
     let got: Vec<&[f32]> = got.rows().collect();
 
     let agrees = |seq: usize, position: usize| match candle.routes() {
-        Some(routes) => alike(routes, model.routes(), seq, position),
+        Some(routes) => alike(routes, model.routes(), script.slots(seq).0, position),
         None => true,
     };
-    let bound = if bf16 { Bound::Mean(bf16_itself(dir, &program, source, &want)?) } else { Bound::Worst(1e-4) };
-    let kept: Vec<bool> = steps::wanted().into_iter().map(|(seq, position)| agrees(seq, position)).collect();
+    let bound = if bf16 { Bound::Mean(bf16_itself(dir, &program, source, script, &want)?) } else { Bound::Worst(1e-4) };
+    let kept: Vec<bool> = script.wanted().into_iter().map(|(seq, position)| agrees(seq, position)).collect();
     let logits = compare::logits(&got, &want, bound, &kept)?;
     let kept = if bf16 { Kept::Bf16 } else { Kept::Exact(1e-4) };
-    let caches = compare::caches(&model, &candle, &program, kept, &agrees)?;
+    let caches = compare::caches(&model, &candle, (&program, script), kept, &agrees)?;
     Ok(Outcome::Passed(format!("{logits}, {caches}")))
 }
 
 /// Whether both routed a token, and all before it in its sequence, to the same experts: it attends to those.
-fn alike(a: &Routes, b: &Routes, seq: usize, position: usize) -> bool {
-    let (first, _) = steps::slots(seq);
+fn alike(a: &Routes, b: &Routes, first: BlockId, position: usize) -> bool {
     let chosen = |routes: &Routes, p: u32| routes.get(&(first, p)).cloned().unwrap_or_default();
     // What the last router chose is known of outputs alone.
     (0..=position as u32).all(|p| chosen(a, p).iter().zip(&chosen(b, p)).all(|(a, b)| a == b))
 }
 
 /// How far bf16 is from f32 in the mean: by the reference implementation, else by candle, but no more than [`MOST_MEAN`].
-fn bf16_itself(dir: &Path, program: &Program, source: &dyn WeightSource, bf16: &[&[f32]]) -> anyhow::Result<f64> {
+fn bf16_itself(
+    dir: &Path,
+    program: &Program,
+    source: &dyn WeightSource,
+    script: Script,
+    bf16: &[&[f32]],
+) -> anyhow::Result<f64> {
     let golden = std::fs::read(dir.join("golden.json")).context("golden.json")?;
     let golden: serde_json::Value = serde_json::from_slice(&golden)?;
     if let Some(mean) = golden["conditioning"]["bf16_logit_meandiff"].as_f64() {
         return Ok(mean);
     }
     let mut exact = CandleBackend::on_cpu(Quant::None).load(program, source, CAPACITY)?;
-    let exact = steps::run(exact.as_mut(), program.vocab());
+    let exact = script.run(exact.as_mut(), program.vocab());
     let differences = exact.rows().zip(bf16).flat_map(|(a, b)| a.iter().zip(*b)).map(|(a, b)| f64::from((a - b).abs()));
     Ok((differences.sum::<f64>() / (bf16.len() * program.vocab()) as f64).min(MOST_MEAN))
 }

@@ -1,7 +1,7 @@
 //! When what XLA computed counts as what the model says.
 
 use anyhow::{bail, ensure};
-use njoule_conformance::steps::{self, SEQUENCES};
+use njoule_conformance::steps::{SEQUENCES, Script};
 use njoule_models::program::{CacheId, Program};
 use njoule_runtime::backend::candle::CandleExecutor;
 use njoule_runtime::backend::neuron::evaluated::Evaluated;
@@ -94,7 +94,7 @@ const TWO_ULP: f32 = 2.0 / 128.0;
 pub fn caches(
     got: &Evaluated,
     want: &CandleExecutor,
-    program: &Program,
+    (program, script): (&Program, Script),
     kept: Kept,
     agrees: &dyn Fn(usize, usize) -> bool,
 ) -> anyhow::Result<String> {
@@ -102,7 +102,7 @@ pub fn caches(
     for cache in (0..program.caches.len() as u32).map(CacheId) {
         for (part, want) in [CachePart::Keys, CachePart::Values].into_iter().zip(want.cached(cache)?) {
             for seq in 0..SEQUENCES {
-                let (first, slots) = steps::slots(seq);
+                let (first, slots) = script.slots(seq);
                 let size = size(slots.iter().flat_map(|slot| &want[*slot]).copied()).max(1e-6);
                 let mut found = vec![false; want[0].len()];
                 let cores = got.caches().len();
