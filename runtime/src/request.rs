@@ -262,7 +262,7 @@ pub enum SubmitError {
         field: &'static str,
     },
     /// The backend takes fewer biases.
-    #[error("{asked} tokens have a bias or are forbidden by min_tokens, the backend takes {limit}")]
+    #[error("{asked} tokens have a bias or are forbidden by min_tokens, the backend was built for {limit}")]
     Biases {
         /// Tokens.
         asked: usize,
@@ -270,7 +270,7 @@ pub enum SubmitError {
         limit: usize,
     },
     /// The backend takes no masks.
-    #[error("this backend takes no masks of allowed tokens")]
+    #[error("structured output needs masks of allowed tokens, which this backend was built without")]
     NoMasks,
     /// An empty stop string would end every answer at once.
     #[error("stop holds an empty string")]

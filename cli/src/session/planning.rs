@@ -50,10 +50,12 @@ pub struct PlanArgs {
     #[arg(long, default_value_t = 64, value_name = "N")]
     candidates: usize,
     /// Sparse logit biases that a step takes per sequence
-    #[arg(long, default_value_t = 0, value_name = "N")]
+    #[arg(long, default_value_t = Wish::default().biases, value_name = "N")]
     biases: usize,
-    /// Steps take masks of allowed tokens
+    /// Steps take no masks of allowed tokens, which structured output and demanded tool calls need
     #[arg(long)]
+    no_masks: bool,
+    #[arg(long, hide = true, overrides_with = "no_masks")]
     masks: bool,
     /// DMA rings of a module, as a share of the bytes it works on (estimate) [default: 0.11]
     #[arg(long, value_name = "SHARE")]
@@ -138,7 +140,7 @@ impl PlanArgs {
             min_useful: self.min_useful,
             candidates: self.candidates.min(model.program.vocab()),
             biases: self.biases,
-            mask: self.masks,
+            mask: self.masks || !self.no_masks,
             assumptions: Assumptions {
                 ring_share: self.ring_share.unwrap_or(assumed.ring_share),
                 hop_us: self.hop_us.unwrap_or(assumed.hop_us),

@@ -166,7 +166,7 @@ fn weight_bytes(built: &Built) -> u64 {
 }
 
 /// What a plan has settled already.
-const PLANNED: [&str; 17] = [
+const PLANNED: [&str; 18] = [
     "objective",
     "tpot",
     "context",
@@ -179,6 +179,7 @@ const PLANNED: [&str; 17] = [
     "min_useful",
     "candidates",
     "biases",
+    "no_masks",
     "masks",
     "ring_share",
     "hop_us",

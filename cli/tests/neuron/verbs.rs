@@ -166,3 +166,42 @@ fn an_artifact_is_served_by_every_interface() {
     let mut device = device;
     assert_eq!(device.child.wait().unwrap().code(), Some(0));
 }
+
+/// Rows whose grammar allows nearly everything go without a mask, until it allows one thing: then they are run again.
+#[test]
+fn structured_output_on_an_artifact_is_that_of_the_cpu_where_grammars_narrow_all_at_once() {
+    let Some(bench) = Bench::new() else { return };
+    let (artifact, _) = bench.build("qwen3", "masked", &["--quant", "none", "--batch", "4", "--max-neffs", "4"]);
+    let names = ["--served-model-name", "m", "--port", "0"];
+    let device = Server::start(bench.command(&[&["serve", &artifact], &names[..]].concat(), &[]));
+    let model = fixture_path("qwen3");
+    let cpu = ["serve", &model, "--backend", "cpu", "--quant", "none", "--kv-type", "f32", "--threads", "1"];
+    let cpu = Server::start(njoule(&[&cpu[..], &names].concat()));
+    let regexes = [
+        r"[\s\S]{6}(yes|no)",
+        r"[\s\S]{9}[0-9]{3}",
+        r"([\s\S]{3}#){3}",
+        r"[^q]{5}q[a-z]{4}",
+        "[ab]{7}",
+        r"[\s\S]{12}z",
+    ];
+    let sampled = [json!({"temperature": 0}), json!({"temperature": 0.8, "top_k": 12, "seed": 7})];
+    let bodies = regexes.iter().flat_map(|regex| {
+        sampled.iter().map(move |how| {
+            let mut body = json!({"prompt": "The sky", "max_tokens": 40, "structured_outputs": {"regex": regex}});
+            body.as_object_mut().unwrap().extend(how.as_object().unwrap().clone());
+            body
+        })
+    });
+    let bodies: Vec<Value> = bodies.collect();
+    let choice = |server: &Server, body: &Value| server.json("/v1/completions", body)["choices"][0].clone();
+    // All at once, so that rows with and without a mask share steps.
+    let got: Vec<Value> = std::thread::scope(|scope| {
+        let asked: Vec<_> = bodies.iter().map(|body| scope.spawn(|| choice(&device, body))).collect();
+        asked.into_iter().map(|asked| asked.join().unwrap()).collect()
+    });
+    for (body, got) in bodies.iter().zip(&got) {
+        assert_eq!(got["finish_reason"], "stop", "{body}: {got}");
+        assert_eq!(got["text"], choice(&cpu, body)["text"], "{body}");
+    }
+}

@@ -93,8 +93,9 @@ impl Default for Wish {
             max_neffs: 32,
             min_useful: 0.0,
             candidates: 64,
-            biases: 0,
-            mask: false,
+            // As many as forbid the ends of an answer, or nudge a few words.
+            biases: 8,
+            mask: true,
             assumptions: Assumptions::default(),
         }
     }

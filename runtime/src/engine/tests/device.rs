@@ -119,10 +119,13 @@ fn what_the_device_cannot_do_is_refused_by_name() {
         refused(Request { prompt_logprobs: Some(1), ..base.clone() }),
         "prompt_logprobs needs the logits of the prompt, which this backend does not return"
     );
-    assert_eq!(refused(Request { mask: gaps(2), ..base.clone() }), "this backend takes no masks of allowed tokens");
+    assert_eq!(
+        refused(Request { mask: gaps(2), ..base.clone() }),
+        "structured output needs masks of allowed tokens, which this backend was built without"
+    );
     let biased = |n: u32| SamplingParams { logit_bias: (0..n).map(|i| (i, 1.0)).collect(), ..Default::default() };
     let request = Request { sampling: biased(5), min_tokens: 1, eos_ids: vec![4, 7, 8, 900], ..base.clone() };
-    assert_eq!(refused(request), "7 tokens have a bias or are forbidden by min_tokens, the backend takes 6");
+    assert_eq!(refused(request), "7 tokens have a bias or are forbidden by min_tokens, the backend was built for 6");
     assert!(engine.submit(Request { sampling: biased(6), ..base }).is_ok());
     assert!(refused(Request::new(prompt(60, 1), 5)).contains("exceed the longest sequence of 64 tokens"));
     let wrong = EngineConfig { limits: MockDevice::new(&classes(), 5, VOCAB).limits, ..EngineConfig::new(capacity()) };

@@ -179,7 +179,7 @@ pub const STEPS: &[Step] = &[
         "constrained",
         "logit biases and structured output on the device",
         "sparse biases and masks of allowed tokens reach the candidates",
-        "build without --biases and --masks, and send the report",
+        "build with --biases 0 --no-masks, and send the report",
         Work::Whole(layer::constrained),
     ),
     wanted(
