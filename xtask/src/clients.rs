@@ -48,12 +48,15 @@ const CHECKS: [Check; 8] = [
     Check { name: "guidellm", script: "guidellm_bench.py", by: By::Python(&["guidellm==0.8.1"]) },
 ];
 
-/// Brings scikit-learn, datasets and transformers, which are large: only by its name.
-const LARGE: [Check; 1] = [Check {
-    name: "lm-eval",
-    script: "lm_eval.py",
-    by: By::Python(&["lm-eval[api]==0.4.13", "transformers==5.24.0"]),
-}];
+/// They bring scikit-learn, datasets, transformers and, the second one, torch, which are large: only by their names.
+const LARGE: [Check; 2] = [
+    Check { name: "lm-eval", script: "lm_eval.py", by: By::Python(&["lm-eval[api]==0.4.13", "transformers==5.24.0"]) },
+    Check {
+        name: "accuracy",
+        script: "accuracy.py",
+        by: By::Python(&["lm-eval[api,hf]==0.4.13", "transformers==5.24.0", "torch==2.15.0"]),
+    },
+];
 
 /// What came of a check.
 enum Outcome {
@@ -81,37 +84,13 @@ pub fn run(names: &[&str]) -> anyhow::Result<()> {
     if names.is_empty() {
         chosen.extend(&CHECKS);
     }
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
-    let place = workspace.join("target/clients");
-    std::fs::create_dir_all(&place).with_context(|| format!("cannot make {}", place.display()))?;
-    let binary = binary(workspace)?;
-    let model = std::env::var_os("NJOULE_CHECK_MODEL").map_or_else(|| workspace.join("testdata/qwen3"), PathBuf::from);
-    let mut rows = vec![];
-    for check in chosen {
+    let place = Place::new()?;
+    let rows = chosen.into_iter().map(|check| {
         let started = Instant::now();
         eprintln!("== {}", check.name);
-        let outcome = prepare(check, &place).and_then(|program| {
-            let work = place.join(check.name).join("work");
-            let _ = std::fs::remove_dir_all(&work); // of the last run, if there was one
-            std::fs::create_dir_all(&work)?;
-            if let By::Node(_) = check.by {
-                std::os::unix::fs::symlink(place.join(check.name).join("node_modules"), work.join("node_modules"))?;
-            }
-            let mut command = Command::new(program);
-            command.arg(workspace.join("xtask/clients").join(check.script));
-            command.env("NJOULE_BIN", &binary).env("NJOULE_CHECK_MODEL", &model).env("NJOULE_CHECK_WORK", &work);
-            command
-                .env("NJOULE_DEPLOY", workspace.join("deploy"))
-                .env("NJOULE_OFFLINE", "1")
-                .env("PYTHONUNBUFFERED", "1");
-            // Nothing is told to anybody.
-            command.env("RAY_USAGE_STATS_ENABLED", "0").env("DO_NOT_TRACK", "1").stdin(Stdio::null());
-            script(command)
-        });
-        // What cannot be installed was not run; why stands above.
-        let outcome = outcome.unwrap_or_else(|error| Outcome::NotRun(format!("{error:#}")));
-        rows.push((check, outcome, started.elapsed().as_secs()));
-    }
+        (check, place.outcome(check), started.elapsed().as_secs())
+    });
+    let rows: Vec<_> = rows.collect();
     println!("| check | versions | result | s | |\n|---|---|---|---|---|");
     let mut failed = 0;
     for (check, outcome, seconds) in &rows {
@@ -129,6 +108,60 @@ pub fn run(names: &[&str]) -> anyhow::Result<()> {
     match failed {
         0 => Ok(()),
         _ => bail!("{failed} of {} checks failed", rows.len()),
+    }
+}
+
+/// What the check of this name says that it did; what is wrong where it failed or could not be run.
+pub fn check(name: &str) -> anyhow::Result<String> {
+    let check = CHECKS.iter().chain(&LARGE).find(|check| check.name == name).context("no such check")?;
+    match Place::new()?.outcome(check) {
+        Outcome::Pass(what) => Ok(what),
+        Outcome::NotRun(why) => bail!("it could not be run: {why}"),
+        Outcome::Fail(why) => bail!("{why}"),
+    }
+}
+
+/// Where checks are run, and with what.
+struct Place {
+    workspace: &'static Path,
+    place: PathBuf,
+    binary: PathBuf,
+    model: PathBuf,
+}
+
+impl Place {
+    fn new() -> anyhow::Result<Place> {
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
+        let place = workspace.join("target/clients");
+        std::fs::create_dir_all(&place).with_context(|| format!("cannot make {}", place.display()))?;
+        let binary = binary(workspace)?;
+        let model = std::env::var_os("NJOULE_CHECK_MODEL");
+        let model = model.map_or_else(|| workspace.join("testdata/qwen3"), PathBuf::from);
+        Ok(Place { workspace, place, binary, model })
+    }
+
+    /// What cannot be installed was not run; why stands above.
+    fn outcome(&self, check: &Check) -> Outcome {
+        self.run(check).unwrap_or_else(|error| Outcome::NotRun(format!("{error:#}")))
+    }
+
+    fn run(&self, check: &Check) -> anyhow::Result<Outcome> {
+        let Place { workspace, place, binary, model } = self;
+        let program = prepare(check, place)?;
+        let work = place.join(check.name).join("work");
+        let _ = std::fs::remove_dir_all(&work); // of the last run, if there was one
+        std::fs::create_dir_all(&work)?;
+        if let By::Node(_) = check.by {
+            std::os::unix::fs::symlink(place.join(check.name).join("node_modules"), work.join("node_modules"))?;
+        }
+        let mut command = Command::new(program);
+        command.arg(workspace.join("xtask/clients").join(check.script));
+        command.env("NJOULE_BIN", binary).env("NJOULE_CHECK_MODEL", model).env("NJOULE_CHECK_WORK", &work);
+        command.env("NJOULE_DEPLOY", workspace.join("deploy"));
+        command.env("NJOULE_OFFLINE", "1").env("PYTHONUNBUFFERED", "1");
+        // Nothing is told to anybody.
+        command.env("RAY_USAGE_STATS_ENABLED", "0").env("DO_NOT_TRACK", "1").stdin(Stdio::null());
+        script(command)
     }
 }
 

@@ -71,7 +71,8 @@ cargo xtask TASK
                     python3 with venv; packages come from PyPI into target/api-venv or by NJOULE_API_PYTHON)
   check-clients [NAME...]
                     outside clients against live servers, each installed into target/clients: openai-python openai-js
-                    anthropic manifests vllm-router ray-serve ray-data (or ray) guidellm, and by its name alone lm-eval
+                    anthropic manifests vllm-router ray-serve ray-data (or ray) guidellm, and by their names alone lm-eval
+                    and accuracy (lm-eval by a server and by transformers)
   features          write the README's tables of backends and families from what the code says
   features --check  only say whether they are the code's
   schemas FILE [MODEL] [--together N] [--max-tokens N] [--sample N]
