@@ -16,6 +16,7 @@ mod chat;
 mod completions;
 pub mod config;
 mod connection;
+mod cors;
 mod energy;
 pub mod error;
 mod fields;

@@ -37,10 +37,14 @@ pub async fn handle(app: Arc<App>, peer: Tenant, request: Request<Incoming>) -> 
     };
     let route = Route::of(&access.path);
     let dialect = route.map_or(Dialect::OpenAi, Route::dialect);
-    let mut response = match refuse_early(&app, peer, &request, route) {
-        Err(error) => respond::response(Err(error), dialect),
-        Ok((route, _)) if !route.allows(request.method()) => not_allowed(route, dialect),
-        Ok((route, tenant)) => match app.replicas().filter(|_| route.is_forwarded()).cloned() {
+    let page = app.origins.of(request.headers());
+    let preflight = page.as_ref().and_then(|page| page.preflight(request.method(), request.headers()));
+    let mut response = match (preflight, refuse_early(&app, peer, &request, route)) {
+        // A browser sends no key to ask whether it may.
+        (Some(preflight), _) => preflight,
+        (None, Err(error)) => respond::response(Err(error), dialect),
+        (None, Ok((route, _))) if !route.allows(request.method()) => not_allowed(route, dialect),
+        (None, Ok((route, tenant))) => match app.replicas().filter(|_| route.is_forwarded()).cloned() {
             Some(replicas) => {
                 let made = proxy::answer(&app, &replicas, tenant, dialect, route.runs(), &id, request).await;
                 respond::response(made, dialect)
@@ -56,6 +60,9 @@ pub async fn handle(app: Arc<App>, peer: Tenant, request: Request<Incoming>) -> 
         response.headers_mut().insert(HeaderName::from_static("x-request-id"), id);
     }
     access.status = status;
+    if let Some(page) = page {
+        page.mark(response.headers_mut());
+    }
     response.map(|body| body.with_guard(Box::new(access)))
 }
 
