@@ -17,6 +17,7 @@ mod completions;
 pub mod config;
 mod connection;
 mod cors;
+mod elsewhere;
 mod energy;
 pub mod error;
 mod fields;
