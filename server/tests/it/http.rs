@@ -23,6 +23,8 @@ fn every_status_has_an_error_in_openais_shape() {
     call(address, "POST", "/v1/completions", &[json], &large).is_error(413, "body_too_large");
     let form = ("content-type", "application/x-www-form-urlencoded");
     call(address, "POST", "/v1/completions", &[form], b"{}").is_error(415, "media_type");
+    call(address, "POST", "/v1/completions", &[json, ("content-encoding", "gzip")], b"\x1f\x8b")
+        .is_error(415, "media_type");
     let long = "a".repeat(70_000);
     call(address, "GET", "/health", &[("x-long", &long)], b"").is_error(431, "headers_too_large");
     let longer = "a".repeat(200_000);
@@ -135,10 +137,10 @@ fn a_client_that_waits_for_leave_to_send_gets_it() {
     assert_eq!(read_answer(&mut stream).unwrap().status, 200);
 }
 
-    let live = start("qwen3", 2, ServerConfig { read_timeout: Duration::from_millis(300), ..ServerConfig::default() });
-    let start = Instant::now();
 #[test]
 fn clients_that_dawdle_are_told_and_cut_off() {
+    let live = start("qwen3", 2, ServerConfig { read_timeout: Duration::from_millis(300), ..ServerConfig::default() });
+    let start = Instant::now();
     let half = |bytes: &[u8]| {
         let mut stream = TcpStream::connect(live.address).unwrap();
         stream.write_all(bytes).unwrap();
