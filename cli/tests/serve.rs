@@ -76,7 +76,10 @@ fn ask(address: &str, line: &str, body: &str) -> String {
 
 /// A request whose answer is still to be read.
 fn request(address: &str, line: &str, body: &str) -> TcpStream {
-    let mut stream = TcpStream::connect(address).expect("it listens");
+    request_over(TcpStream::connect(address).expect("it listens"), address, line, body)
+}
+
+fn request_over(mut stream: TcpStream, address: &str, line: &str, body: &str) -> TcpStream {
     let head = format!("{line} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-type: application/json\r\n");
     stream.write_all(format!("{head}content-length: {}\r\n\r\n{body}", body.len()).as_bytes()).unwrap();
     stream

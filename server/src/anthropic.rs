@@ -52,11 +52,11 @@ impl Messages {
         sampling.top_k = top_k.map_or(sampling.top_k, |k| k.min(model.vocab()));
         let (input, tools, budget) = read(model, &mut fields)?;
         let ids = model.encode_chat(None, &input)?;
-        let looks = looks(model, &tools, &ids);
+        let looks = looks(model, &tools, false, &ids);
         if looks.format.is_some_and(Format::has_special_marks) {
             params.show_special();
         }
-        let spec = tools.demand(looks.format)?;
+        let spec = tools.demand(looks.format, None)?;
         let grammar = spec.map(|spec| model.mask(&spec, looks.thinking)).transpose()?;
         let budget = budget.filter(|_| looks.thinks).map(|tokens| model.budget(tokens, looks.thinking)).transpose()?;
         let mask = masks::all(grammar.into_iter().chain(budget).collect());

@@ -12,6 +12,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::auth::{Hosts, Keys};
 use crate::config::ServerConfig;
+use crate::cors::Origins;
 use crate::error::ApiError;
 use crate::mailbox::Mailbox;
 use crate::metrics::{Metrics, Scrape};
@@ -42,6 +43,7 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     pub(crate) keys: Keys,
     pub(crate) hosts: Hosts,
+    pub(crate) origins: Origins,
     model: OnceLock<Arc<Model>>,
     /// Who answers instead of a model of this process.
     replicas: OnceLock<Arc<Replicas>>,
@@ -65,6 +67,7 @@ impl App {
             preparing_by: Counts::default(),
             keys: Keys::new(&config.api_keys),
             hosts: Hosts::new(&config.allowed_hosts, loopback),
+            origins: Origins::new(&config.allowed_origins),
             config,
             metrics: Arc::default(),
             model: OnceLock::new(),

@@ -43,11 +43,14 @@ impl Chat {
         let mut params = Params::take(&mut fields, app, model, 1)?;
         let logprobs = fields.flag("logprobs")?;
         let top = fields.take("top_logprobs").map(|value| alternatives("top_logprobs", &value)).transpose()?;
-        if top.is_some() && !logprobs {
+        // None is what some clients say by none.
+        if top.is_some_and(|top| top > 0) && !logprobs {
             return Err(ApiError::value("top_logprobs", "top_logprobs needs logprobs: true"));
         }
         for name in ["functions", "function_call"] {
-            if fields.has(name) {
+            let idle =
+                |value: &Value| *value == "none" || *value == "auto" || value.as_array().is_some_and(Vec::is_empty);
+            if fields.take(name).is_some_and(|value| !idle(&value)) {
                 return Err(ApiError::unsupported(name, format!("{name} is not supported; use tools")));
             }
         }
@@ -77,16 +80,12 @@ impl Chat {
             all.append(&mut ids);
             ids = all;
         }
-        let looks = looks(model, &tools, &ids);
+        let looks = looks(model, &tools, params.structure.is_some(), &ids);
         if looks.format.is_some_and(Format::has_special_marks) {
             params.show_special();
         }
-        let demanded = tools.demand(looks.format)?;
-        if params.structure.is_some() && looks.format.is_some() {
-            return Err(ApiError::value("tools", "tools that may be called and structured output exclude each other"));
-        }
-        let spec = demanded.as_ref().or(params.structure.as_ref());
-        let grammar = spec.map(|spec| model.mask(spec, looks.thinking)).transpose()?;
+        let spec = tools.demand(looks.format, params.structure.as_ref())?;
+        let grammar = spec.map(|spec| model.mask(&spec, looks.thinking)).transpose()?;
         // A model that does not think keeps to any budget.
         let budget = budget.filter(|_| looks.thinks).map(|tokens| model.budget(tokens, looks.thinking)).transpose()?;
         let mask = masks::all(grammar.into_iter().chain(budget).collect());
@@ -153,8 +152,8 @@ impl Chat {
     }
 }
 
-/// What to look for in the answers to a prompt of `ids`.
-pub fn looks(model: &Model, tools: &Tools, ids: &[u32]) -> Looks {
+/// What to look for in the answers to a prompt of `ids`, `structured` where they must look like something.
+pub fn looks(model: &Model, tools: &Tools, structured: bool, ids: &[u32]) -> Looks {
     let source = model.tokenizer().chat_templates().iter().map(|(_, source)| source.as_str());
     let source: String = source.collect();
     let thinks = output::thinks(&source);
@@ -162,8 +161,8 @@ pub fn looks(model: &Model, tools: &Tools, ids: &[u32]) -> Looks {
     let thinking = thinks && output::ends_thinking(&model.tokenizer().decode(tail, false));
     let callable = tools.callable();
     let format = match Format::of_template(&source) {
-        // What a grammar demands has no mark there.
-        Format::Mistral if tools.demands() => Format::Bare,
+        // What a grammar writes has no mark there.
+        Format::Mistral if structured || tools.demands() => Format::Bare,
         format => format,
     };
     Looks {

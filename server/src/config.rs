@@ -19,6 +19,8 @@ pub struct ServerConfig {
     /// Names that the Host header may carry besides addresses and `localhost`, while the server listens on the loopback
     /// interface; `*` allows all. Elsewhere every name is taken unless there is a list.
     pub allowed_hosts: Vec<String>,
+    /// Origins (`https://NAME[:PORT]`) whose pages may read answers in a browser; `*` is all.
+    pub allowed_origins: Vec<String>,
     /// Connections at once, and as many again of addresses that have none.
     pub max_connections: usize,
     /// Bytes of a request body.
@@ -65,6 +67,7 @@ impl Default for ServerConfig {
             tls: None,
             api_keys: Vec::new(),
             allowed_hosts: Vec::new(),
+            allowed_origins: Vec::new(),
             max_connections: 1024,
             max_body: 8 << 20,
             max_buffered_bodies: 64 << 20,

@@ -31,7 +31,8 @@ impl Fields {
     /// The fields of a body, which must be an object.
     pub fn of_body(body: &[u8]) -> Field<Fields> {
         let invalid = |message: String| ApiError::new(hyper::StatusCode::BAD_REQUEST, "invalid_json", message);
-        match serde_json::from_slice(body) {
+        // A mark of the byte order is no part of the text.
+        match serde_json::from_slice(body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body)) {
             Ok(Value::Object(map)) => Ok(Fields::of_object(map)),
             Ok(_) => Err(invalid("the body is not a JSON object".into())),
             Err(error) => Err(invalid(format!("the body is not JSON: {error}"))),
@@ -234,6 +235,7 @@ mod tests {
         for body in [&b""[..], b"[]", b"1", b"{", b"\xff", b"{\"a\": NaN}"] {
             assert_eq!(Fields::of_body(body).unwrap_err().code, "invalid_json");
         }
+        assert!(Fields::of_body(b"\xef\xbb\xbf{}").is_ok());
         let deep = "[".repeat(10_000);
         assert_eq!(Fields::of_body(deep.as_bytes()).unwrap_err().code, "invalid_json");
     }

@@ -16,6 +16,8 @@ mod chat;
 mod completions;
 pub mod config;
 mod connection;
+mod cors;
+mod elsewhere;
 mod energy;
 pub mod error;
 mod fields;

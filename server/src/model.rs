@@ -103,7 +103,7 @@ impl Model {
                 ..ApiError::new(
                     hyper::StatusCode::NOT_FOUND,
                     "model_not_found",
-                    format!("the model {:?} is not served here", shorten(name)),
+                    format!("the model {:?} is not served here; GET /v1/models tells what is", shorten(name)),
                 )
             }),
             _ => Ok(()),

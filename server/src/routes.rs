@@ -13,10 +13,11 @@ use crate::app::{App, InFlight, Phase, lost};
 use crate::body::{self, Body};
 use crate::chat::Chat;
 use crate::completions::Completions;
+use crate::elsewhere;
 use crate::energy;
 use crate::error::ApiError;
 use crate::fields::Fields;
-use crate::model::{Model, shorten};
+use crate::model::Model;
 use crate::openapi;
 use crate::replicas::proxy;
 use crate::respond::{self, Dialect, Reply};
@@ -37,10 +38,14 @@ pub async fn handle(app: Arc<App>, peer: Tenant, request: Request<Incoming>) -> 
     };
     let route = Route::of(&access.path);
     let dialect = route.map_or(Dialect::OpenAi, Route::dialect);
-    let mut response = match refuse_early(&app, peer, &request, route) {
-        Err(error) => respond::response(Err(error), dialect),
-        Ok((route, _)) if !route.allows(request.method()) => not_allowed(route, dialect),
-        Ok((route, tenant)) => match app.replicas().filter(|_| route.is_forwarded()).cloned() {
+    let page = app.origins.of(request.headers());
+    let preflight = page.as_ref().and_then(|page| page.preflight(request.method(), request.headers()));
+    let mut response = match (preflight, refuse_early(&app, peer, &request, route)) {
+        // A browser sends no key to ask whether it may.
+        (Some(preflight), _) => preflight,
+        (None, Err(error)) => respond::response(Err(error), dialect),
+        (None, Ok((route, _))) if !route.allows(request.method()) => not_allowed(route, dialect),
+        (None, Ok((route, tenant))) => match app.replicas().filter(|_| route.is_forwarded()).cloned() {
             Some(replicas) => {
                 let made = proxy::answer(&app, &replicas, tenant, dialect, route.runs(), &id, request).await;
                 respond::response(made, dialect)
@@ -54,6 +59,9 @@ pub async fn handle(app: Arc<App>, peer: Tenant, request: Request<Incoming>) -> 
     }
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(HeaderName::from_static("x-request-id"), id);
+    }
+    if let Some(page) = page {
+        page.mark(response.headers_mut());
     }
     access.status = status;
     response.map(|body| body.with_guard(Box::new(access)))
@@ -82,7 +90,7 @@ pub enum Route {
 }
 
 /// Every path; `{model}` is a name, which may hold slashes.
-pub const PATHS: [(&str, Route); 18] = [
+pub const PATHS: [(&str, Route); 20] = [
     ("/v1/chat/completions", Route::Chat),
     ("/v1/completions", Route::Completions),
     ("/v1/messages", Route::Messages),
@@ -90,6 +98,9 @@ pub const PATHS: [(&str, Route); 18] = [
     ("/v1/models", Route::Models),
     ("/v1/models/{model}", Route::OneModel),
     ("/v1/energy", Route::Energy),
+    // For who leaves the version out, as llama.cpp's server takes them.
+    ("/chat/completions", Route::Chat),
+    ("/models", Route::Models),
     ("/tokenize", Route::Tokenize),
     ("/detokenize", Route::Detokenize),
     ("/invocations", Route::Invocations),
@@ -104,8 +115,9 @@ pub const PATHS: [(&str, Route); 18] = [
 ];
 
 impl Route {
-    /// The route of a path.
+    /// The route of a path, with a slash at its end or without.
     pub fn of(path: &str) -> Option<Route> {
+        let path = path.strip_suffix('/').unwrap_or(path);
         let named = path.strip_prefix(MODELS).is_some_and(|name| !name.is_empty());
         let known = || PATHS.iter().find(|(known, _)| *known == path).map(|(_, route)| *route);
         if named { Some(Route::OneModel) } else { known() }
@@ -170,10 +182,9 @@ fn refuse_early(
         Some(key) => Tenant::of_key(key),
         None => Tenant::of_header(headers).filter(|_| app.config.is_replica).unwrap_or(peer),
     };
-    route.map(|route| (route, tenant)).ok_or_else(|| {
-        let message = format!("there is no {}", shorten(request.uri().path()));
-        ApiError::new(StatusCode::NOT_FOUND, "unknown_url", message)
-    })
+    route
+        .map(|route| (route, tenant))
+        .ok_or_else(|| ApiError::new(StatusCode::NOT_FOUND, "unknown_url", elsewhere::nothing_at(request.uri().path())))
 }
 
 fn not_allowed(route: Route, dialect: Dialect) -> Response<Body> {
@@ -220,7 +231,7 @@ async fn answer(app: &Arc<App>, route: Route, tenant: Tenant, request: Request<I
         Route::OneModel => {
             let model = loaded(app)?;
             let name = request.uri().path().strip_prefix(MODELS).unwrap_or_default();
-            let name = name.replace("%2F", "/").replace("%2f", "/");
+            let name = name.strip_suffix('/').unwrap_or(name).replace("%2F", "/").replace("%2f", "/");
             model.check_name(Some(&name))?;
             Ok(Reply::json(&model.describe(&name)))
         }

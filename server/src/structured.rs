@@ -3,6 +3,7 @@
 //! Invariant: a grammar is compiled on a thread aside, within bounds of size, nesting, time and memory, and one that is too
 //! much is refused; the engine's thread only fills masks, whose work is bounded too.
 
+mod schema;
 mod spec;
 #[cfg(test)]
 mod tests;

@@ -33,16 +33,12 @@ pub enum Choice {
 impl Tools {
     /// Takes the fields.
     pub fn take(fields: &mut Fields) -> Field<Tools> {
-        let given = fields.array("tools", MAX_TOOLS)?;
-        if given.as_ref().is_some_and(Vec::is_empty) {
-            return Err(ApiError::value("tools", "tools is empty"));
-        }
+        let given = fields.array("tools", MAX_TOOLS)?.unwrap_or_default();
         let single = fields.boolean("parallel_tool_calls")? == Some(false);
         let choice = match fields.take("tool_choice") {
             None => Choice::Auto,
             Some(Value::String(choice)) => match choice.as_str() {
                 "none" => Choice::None,
-                _ if given.is_none() => return Err(ApiError::value("tool_choice", "tool_choice needs tools")),
                 "auto" => Choice::Auto,
                 "required" => Choice::Required,
                 _ => return Err(ApiError::value("tool_choice", "tool_choice must be none, auto or required")),
@@ -53,7 +49,7 @@ impl Tools {
             },
             Some(other) => return Err(wrong_type("tool_choice", "a string or an object", &other)),
         };
-        Tools::new(given.unwrap_or_default(), choice, single)
+        Tools::new(given, choice, single)
     }
 
     /// Tools in OpenAI's shape, one call of them at most if `single`.
@@ -76,16 +72,23 @@ impl Tools {
         matches!(self.choice, Choice::Required | Choice::Named(_))
     }
 
-    /// What an answer must look like so that it is a call, written in `format`, where one must come.
-    pub fn demand(&self, format: Option<Format>) -> Field<Option<Spec>> {
-        let Some(format) = format.filter(|_| self.demands()) else { return Ok(None) };
+    /// What an answer must look like: a call, written in `format`, where one must come; where one may come, it or what the
+    /// request wants of an answer.
+    pub fn demand(&self, format: Option<Format>, structure: Option<&Spec>) -> Field<Option<Spec>> {
+        let Some(format) = format else { return Ok(structure.cloned()) };
+        let single = self.single || matches!(self.choice, Choice::Named(_));
+        if !self.demands() {
+            let Some(structure) = structure else { return Ok(None) };
+            let message = "beside tools that may be called an answer can be held to a JSON schema alone";
+            let spec = structure.or_calls(&self.tools, format, single)?;
+            return spec.map(Some).ok_or_else(|| ApiError::value(structure.param(), message));
+        }
         let wanted = |name: &String| match &self.choice {
             Choice::Named(wanted) => name == wanted,
             _ => true,
         };
         let named = self.tools.iter().zip(&self.names).filter(|(_, name)| wanted(name));
         let tools: Vec<Value> = named.map(|(tool, _)| tool.clone()).collect();
-        let single = self.single || matches!(self.choice, Choice::Named(_));
         Spec::calls(&tools, format, single).map(Some)
     }
 

@@ -60,6 +60,9 @@ pub struct Args {
     /// A name that the Host header may carry; `*` allows all [default: addresses and localhost on 127.0.0.1, else all]
     #[arg(long, value_name = "NAME")]
     allowed_host: Vec<String>,
+    /// An origin (`https://NAME`) whose pages may read answers in a browser; may be repeated, `*` allows all [default: none]
+    #[arg(long, value_name = "ORIGIN")]
+    allowed_origin: Vec<String>,
     /// Certificate of TLS in PEM, with those that vouch for it; plain HTTP without
     #[arg(long, visible_alias = "ssl-certfile", value_name = "FILE")]
     tls_cert: Option<PathBuf>,
@@ -309,6 +312,7 @@ impl Args {
             tls,
             api_keys,
             allowed_hosts: self.allowed_host.clone(),
+            allowed_origins: self.allowed_origin.clone(),
             max_connections: limits.max_connections.get(),
             max_queued_requests: limits.max_queued_requests.unwrap_or(sequences),
             max_queued_tokens: limits.max_queued_tokens,

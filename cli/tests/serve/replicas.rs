@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use super::support::{neuron_fake, njoule, ran, run, scratch, testdata};
-use super::{Running, ask, listening, request, start, start_with};
+use super::{Running, ask, listening, request, request_over, start, start_with};
 
 /// Processes that a server has started, by the number of the replica.
 fn replicas(server: &Running) -> BTreeMap<usize, Pid> {
@@ -36,7 +36,26 @@ fn replicas(server: &Running) -> BTreeMap<usize, Pid> {
 
 /// Status and body.
 fn post(address: &str, body: &Value) -> (u16, Value) {
-    let answer = ask(address, "POST /v1/completions", &body.to_string());
+    read(&ask(address, "POST /v1/completions", &body.to_string()))
+}
+
+/// The same from another address of this machine.
+fn post_from(from: [u8; 4], address: &str, body: &Value) -> (u16, Value) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+    let connect = async {
+        let socket = tokio::net::TcpSocket::new_v4()?;
+        socket.bind((from, 0).into())?;
+        socket.connect(address.parse().expect("an address")).await?.into_std()
+    };
+    let stream = runtime.block_on(connect).expect("every 127.x.y.z is this machine");
+    stream.set_nonblocking(false).unwrap();
+    let mut answer = String::new();
+    let mut stream = request_over(stream, address, "POST /v1/completions", &body.to_string());
+    stream.read_to_string(&mut answer).unwrap();
+    read(&answer)
+}
+
+fn read(answer: &str) -> (u16, Value) {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
     (status, serde_json::from_str(body).unwrap_or_else(|e| panic!("{e}: {answer:?}")))
@@ -181,6 +200,51 @@ fn a_replica_that_hangs_is_replaced_and_its_requests_are_moved() {
     let broken = broken.expect("one of five streams was broken off");
     assert!(broken.contains("\"code\":\"engine_error\"") && broken.contains("data: [DONE]"), "{broken}");
     assert_eq!(server.code_after(Signal::INT), Some(0));
+}
+
+/// Ends those who go on until it is set, however the test ends.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn an_address_that_floods_the_server_has_no_other_one_refused_or_kept_waiting() {
+    let (mut server, _log, address) = start(&["--replicas", "1", "--max-num-seqs", "1", "--max-queued-requests", "8"]);
+    wait_until_whole(&address, 1, 0);
+    let body = json!({"prompt": "on and on", "max_tokens": 64, "temperature": 0, "ignore_eos": true});
+    let (answered, refused, over) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicBool::new(false));
+    let mut waited = 0;
+    std::thread::scope(|scope| {
+        let _over = Over(&over);
+        for _ in 0..12 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    match post_from([127, 0, 0, 1], &address, &body) {
+                        (200, _) => drop(answered.fetch_add(1, Ordering::Relaxed)),
+                        (503, _) => {
+                            refused.fetch_add(1, Ordering::Relaxed);
+                            std::thread::sleep(Duration::from_millis(5));
+                        }
+                        (status, answer) => panic!("{status} {answer}"),
+                    }
+                }
+            });
+        }
+        wait_for("one runs and eight wait", || refused.load(Ordering::Relaxed) >= 12);
+        for _ in 0..10 {
+            let before = answered.load(Ordering::Relaxed);
+            let (status, answer) = post_from([127, 0, 0, 2], &address, &body);
+            assert_eq!((status, &answer["usage"]["completion_tokens"]), (200, &json!(64)), "{answer}");
+            waited += answered.load(Ordering::Relaxed) - before;
+        }
+    });
+    // Behind the eight that came before it would have waited for eighty.
+    assert!(waited <= 40, "ten requests waited for {waited}");
+    assert_eq!(server.code_after(Signal::TERM), Some(0));
 }
 
 #[test]

@@ -34,7 +34,8 @@ fn read_one(i: usize, message: Value) -> Field<Value> {
         other => return Err(wrong_type(&at(".role"), "a string", other.unwrap_or(&Value::Null))),
     };
     let content = match message.remove("content") {
-        None | Some(Value::Null) if role == "assistant" => None,
+        // A call that was made, and one that gave nothing.
+        None | Some(Value::Null) if role == "assistant" || role == "tool" => None,
         Some(content @ Value::String(_)) => Some(content),
         Some(Value::Array(parts)) => Some(Value::String(join(&at(".content"), parts)?)),
         other => {
@@ -50,16 +51,32 @@ fn read_one(i: usize, message: Value) -> Field<Value> {
     Ok(Value::Object(message))
 }
 
-/// Text parts become one text, a line each.
+/// Text parts become one text, a line each; also as the Responses API names them, and as bare strings.
 fn join(at: &str, parts: Vec<Value>) -> Field<String> {
-    let text = |part: &Value| match (&part["type"], &part["text"]) {
-        (Value::String(kind), Value::String(text)) if kind == "text" => Ok(text.clone()),
-        (Value::String(kind), _) if kind != "text" => {
-            Err(ApiError::unsupported(at.to_owned(), "only content parts of type text are supported"))
+    let without = || ApiError::value(at.to_owned(), format!("{at} holds a part without text"));
+    let text = |part: Value| {
+        let mut part = match part {
+            Value::String(text) => return Ok(text),
+            Value::Object(part) => part,
+            _ => return Err(without()),
+        };
+        let name = match part.get("type") {
+            Some(Value::String(kind)) => match kind.as_str() {
+                "text" | "input_text" | "output_text" => "text",
+                "refusal" => "refusal",
+                _ => {
+                    let message = "only content parts of type text are supported";
+                    return Err(ApiError::unsupported(at.to_owned(), message));
+                }
+            },
+            _ => return Err(without()),
+        };
+        match part.remove(name) {
+            Some(Value::String(text)) => Ok(text),
+            _ => Err(without()),
         }
-        _ => Err(ApiError::value(at.to_owned(), format!("{at} holds a part without text"))),
     };
-    Ok(parts.iter().map(text).collect::<Field<Vec<_>>>()?.join("\n"))
+    Ok(parts.into_iter().map(text).collect::<Field<Vec<_>>>()?.join("\n"))
 }
 
 /// OpenAI sends arguments as JSON text, templates write them as JSON.
@@ -103,11 +120,13 @@ mod tests {
             {"role": "assistant", "content": null, "tool_calls": [
                 {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{\"x\": 1}"}}]},
             {"role": "tool", "tool_call_id": "1", "content": "3"},
+            {"role": "tool", "tool_call_id": "2", "content": null},
+            {"role": "user", "content": ["c", {"type": "input_text", "text": "d"}, {"type": "refusal", "refusal": "e"}]},
         ]));
         let read = read.unwrap();
         assert_eq!((&read[0]["role"], &read[0]["content"]), (&json!("system"), &json!("a\nb")));
         assert_eq!(read[1]["tool_calls"][0]["function"]["arguments"], json!({"x": 1}));
-        assert_eq!(read[1]["content"], "");
+        assert_eq!([&read[1]["content"], &read[3]["content"], &read[4]["content"]], ["", "", "c\nd\ne"]);
     }
 
     #[test]

@@ -175,7 +175,18 @@ impl Metrics {
                 out.counter(&format!("vllm:spec_decode_num_{name}_total"), help, &[("", count as f64)]);
             }
         }
-        out.counter("njoule_steps_total", "Steps run", &[("", stats.steps as f64)]);
+        let steps = [
+            ("steps", "Steps run", stats.steps),
+            (
+                "retried_steps",
+                "Steps run again: the device was busy, refused a sequence, or masks were late",
+                stats.retried_steps,
+            ),
+            ("padded_rows", "Rows that a device computed for nobody, to fill its buckets", stats.padded_rows),
+        ];
+        for (name, help, count) in steps {
+            out.counter(&format!("njoule_{name}_total"), help, &[("", count as f64)]);
+        }
         out.counter(
             "njoule_num_preemptions_total",
             "Sequences that gave up their cache",

@@ -9,13 +9,18 @@ use crate::tools::MAX_NAME;
 pub fn schemas() -> Map<String, Value> {
     let part = json!({"type": "object", "required": ["type", "text"], "properties": {
         "type": {"type": "string", "enum": ["text"]}, "text": {"type": "string"}}});
-    let content = json!({"anyOf": [{"type": "string"}, {"type": "array", "items": reference("TextPart")}]});
+    let refused = json!({"type": "object", "required": ["type", "refusal"], "properties": {
+        "type": {"type": "string", "enum": ["refusal"]}, "refusal": {"type": "string"}}});
+    let named = json!({"type": "object", "required": ["type", "text"], "properties": {
+        "type": {"type": "string", "enum": ["text", "input_text", "output_text"]}, "text": {"type": "string"}}});
+    let said_part = json!({"anyOf": [{"type": "string"}, named, refused]});
+    let content = json!({"anyOf": [{"type": "string"}, {"type": "array", "items": said_part}]});
     let call = json!({"type": "object", "required": ["function"], "properties": {"function": {"type": "object",
         "required": ["name"], "properties": {"name": {"type": "string"}, "arguments": {"type": ["string", "object", "null"]}}}}});
     let said = json!({"type": "object", "required": ["role", "content"], "properties": {
-        "role": {"type": "string", "enum": ["system", "developer", "user", "tool"]}, "content": content}});
+        "role": {"type": "string", "enum": ["system", "developer", "user"]}, "content": content}});
     let answered = json!({"type": "object", "required": ["role"], "properties": {
-        "role": {"type": "string", "enum": ["assistant"]}, "content": {"anyOf": [content, {"type": "null"}]},
+        "role": {"type": "string", "enum": ["assistant", "tool"]}, "content": {"anyOf": [content, {"type": "null"}]},
         "tool_calls": {"type": ["array", "null"], "items": call}}});
     let block = json!({"type": "object", "required": ["type"], "properties": {"type": {"type": "string"}}});
     let function = json!({"type": "object", "required": ["name"], "properties": {

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use crate::error::ApiError;
 use crate::fields::{Field, Fields, wrong_type};
 use crate::output::Format;
+use crate::structured::schema;
 
 /// What an answer must look like.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,7 +23,7 @@ enum Kind {
 }
 
 impl Spec {
-    /// Takes `response_format`, `structured_outputs` and the older `guided_*`, of which one may be given.
+    /// Takes `response_format`, `structured_outputs`, the older `guided_*` and llama.cpp's `json_schema`, of which one may be given.
     pub fn take(fields: &mut Fields) -> Field<Option<Spec>> {
         let format = match fields.object("response_format")? {
             None => None,
@@ -33,7 +34,13 @@ impl Spec {
             .map(|map| structured_outputs("structured_outputs", map))
             .transpose()?;
         let mut all: Vec<Spec> = format.into_iter().chain(outputs).collect();
-        for (name, kind) in GUIDED {
+        let gbnf = "grammar";
+        if fields.take(gbnf).is_some_and(|grammar| grammar != "") {
+            let message =
+                "grammar is llama.cpp's; structured_outputs.grammar takes Lark, response_format a JSON schema";
+            return Err(ApiError::unsupported(gbnf, message));
+        }
+        for (name, kind) in OTHER_NAMES {
             let idle = |value: &Value| *value == Value::Bool(false);
             if let Some(value) = fields.take(name).filter(|value| !idle(value)) {
                 all.push(structured_outputs(name, Map::from_iter([(kind.to_owned(), value)]))?);
@@ -41,7 +48,7 @@ impl Spec {
         }
         match all.pop() {
             Some(last) if !all.is_empty() => {
-                let message = "give one of response_format, structured_outputs and guided_*, not several";
+                let message = "give one of response_format, structured_outputs, json_schema and guided_*, not several";
                 Err(ApiError::value(last.param, message))
             }
             one => Ok(one),
@@ -50,37 +57,31 @@ impl Spec {
 
     /// An answer that this schema describes.
     pub fn json(schema: Value) -> Field<Spec> {
-        let param = "response_format";
-        check_schema(param, &schema)?;
-        Ok(Spec { kind: Kind::Json(schema), param })
+        of_schema("response_format", schema)
     }
 
     /// An answer that is one call of one of these tools, or several, as the model writes them.
     pub fn calls(tools: &[Value], format: Format, single: bool) -> Field<Spec> {
-        let key = if format == Format::Bare { "parameters" } else { "arguments" };
-        let one = |tool: &Value| {
-            let function = &tool["function"];
-            let arguments = match &function["parameters"] {
-                Value::Null => json!({"type": "object"}),
-                schema => schema.clone(),
-            };
-            json!({"type": "object", "properties": {"name": {"const": function["name"]}, key: arguments},
-                "required": ["name", key], "additionalProperties": false})
-        };
-        let schema = json!({"anyOf": tools.iter().map(one).collect::<Vec<_>>()});
-        check_schema("tools", &schema)?;
+        let schema = calls(tools, format)?;
         let kind = match format {
-            Format::Tagged => {
-                let more = if single { "" } else { " (\"\\n\" call)*" };
-                let schema = spaced(schema);
-                Kind::Lark(format!(
-                    "start: call{more}\ncall: \"<tool_call>\\n\" body \"\\n</tool_call>\"\nbody: %json {schema}\n"
-                ))
-            }
+            Format::Tagged => Kind::Lark(format!("start: calls\n{}", tagged(schema, single))),
             // Their marks are special tokens, which a grammar does not write; the object alone says as much.
             Format::Bare | Format::Mistral => Kind::Json(schema),
         };
         Ok(Spec { kind, param: "tool_choice" })
+    }
+
+    /// An answer that looks like this, or is a call of one of these tools; `None` where it is described by no schema.
+    pub fn or_calls(&self, tools: &[Value], format: Format, single: bool) -> Field<Option<Spec>> {
+        let Kind::Json(answer) = &self.kind else { return Ok(None) };
+        let (schema, answer) = (calls(tools, format)?, spaced(answer.clone()));
+        // Each has a root of its own, which its references begin at.
+        let calls = match format {
+            Format::Tagged => tagged(schema, single),
+            Format::Bare | Format::Mistral => format!("calls: %json {}\n", spaced(schema)),
+        };
+        let kind = Kind::Lark(format!("start: calls | answer\n{calls}answer: %json {answer}\n"));
+        Ok(Some(Spec { kind, param: self.param }))
     }
 
     /// The field that it came in.
@@ -95,6 +96,41 @@ impl Spec {
             Kind::Lark(lark) => TopLevelGrammar::from_lark(lark.clone()),
         })
     }
+}
+
+/// A call of one of these tools, as an object.
+fn calls(tools: &[Value], format: Format) -> Field<Value> {
+    let key = if format == Format::Bare { "parameters" } else { "arguments" };
+    let one = |(i, tool): (usize, &Value)| {
+        let function = &tool["function"];
+        let mut arguments = match &function["parameters"] {
+            Value::Null => json!({"type": "object"}),
+            schema => schema.clone(),
+        };
+        // Before it is changed: that goes from schema to schema, however deep.
+        check_schema("tools", &arguments)?;
+        schema::close(&mut arguments);
+        schema::rebase(&mut arguments, &format!("#/anyOf/{i}/properties/{key}"));
+        Ok(json!({"type": "object", "properties": {"name": {"const": function["name"]}, key: arguments},
+            "required": ["name", key], "additionalProperties": false}))
+    };
+    let schema = json!({"anyOf": tools.iter().enumerate().map(one).collect::<Field<Vec<_>>>()?});
+    check_schema("tools", &schema)?;
+    Ok(schema)
+}
+
+/// The rule `calls` of a model that marks calls.
+fn tagged(schema: Value, single: bool) -> String {
+    let more = if single { "" } else { " (\"\\n\" call)*" };
+    let schema = spaced(schema);
+    format!("calls: call{more}\ncall: \"<tool_call>\\n\" body \"\\n</tool_call>\"\nbody: %json {schema}\n")
+}
+
+/// An answer that a schema of a request describes.
+fn of_schema(param: &'static str, mut schema: Value) -> Field<Spec> {
+    check_schema(param, &schema)?;
+    schema::close(&mut schema);
+    Ok(Spec { kind: Kind::Json(schema), param })
 }
 
 /// A schema whose answers have room to be indented, but none to be white space for ever, which small models run into.
@@ -113,19 +149,20 @@ fn response_format(mut format: Map<String, Value>) -> Field<Option<Spec>> {
     };
     let schema = match kind.as_str() {
         "text" => return Ok(None),
-        "json_object" => json!({"type": "object"}),
-        "json_schema" => match format.remove("json_schema") {
-            Some(Value::Object(mut inner)) => match inner.remove("schema") {
-                Some(schema @ Value::Object(_)) => schema,
-                Some(other) => return Err(wrong_type(param, "an object with a schema", &other)),
-                None => json!({"type": "object"}),
-            },
-            other => return Err(wrong_type(param, "an object with json_schema", &other.unwrap_or(Value::Null))),
+        // With a schema beside the type, as llama.cpp has it.
+        "json_object" => format.remove("schema"),
+        "json_schema" => match (format.remove("json_schema"), format.remove("schema")) {
+            (Some(Value::Object(mut inner)), _) => inner.remove("schema"),
+            (None | Some(Value::Null), Some(schema @ Value::Object(_))) => Some(schema),
+            (other, _) => return Err(wrong_type(param, "an object with json_schema", &other.unwrap_or(Value::Null))),
         },
         _ => return Err(ApiError::value(param, "response_format.type must be text, json_object or json_schema")),
     };
-    check_schema(param, &schema)?;
-    Ok(Some(Spec { kind: Kind::Json(schema), param }))
+    match schema {
+        None | Some(Value::Null) => of_schema(param, json!({"type": "object"})).map(Some),
+        Some(schema @ Value::Object(_)) => of_schema(param, schema).map(Some),
+        Some(other) => Err(wrong_type(param, "an object with a schema", &other)),
+    }
 }
 
 fn structured_outputs(param: &'static str, outputs: Map<String, Value>) -> Field<Spec> {
@@ -138,15 +175,11 @@ fn structured_outputs(param: &'static str, outputs: Map<String, Value>) -> Field
     };
     let kind = match (name.as_str(), value) {
         ("json_object", Value::Bool(true)) => Kind::Json(json!({"type": "object"})),
-        ("json", schema @ Value::Object(_)) => {
-            check_schema(param, &schema)?;
-            Kind::Json(schema)
-        }
+        ("json", schema @ Value::Object(_)) => return of_schema(param, schema),
         ("json", Value::String(text)) => {
             let schema =
                 serde_json::from_str(&text).map_err(|e| ApiError::value(param, format!("json is no schema: {e}")))?;
-            check_schema(param, &schema)?;
-            Kind::Json(schema)
+            return of_schema(param, schema);
         }
         ("regex", Value::String(regex)) => Kind::Regex(sized(param, regex)?),
         ("grammar", Value::String(grammar)) => Kind::Lark(sized(param, grammar)?),
@@ -202,8 +235,9 @@ fn check_schema(param: &'static str, schema: &Value) -> Field<()> {
     Ok(())
 }
 
-/// Names that vLLM had before `structured_outputs`, and what they are there.
-const GUIDED: [(&str, &str); 5] = [
+/// Names that vLLM had before `structured_outputs` and that llama.cpp has, and what they are there.
+const OTHER_NAMES: [(&str, &str); 6] = [
+    ("json_schema", "json"),
     ("guided_json", "json"),
     ("guided_json_object", "json_object"),
     ("guided_regex", "regex"),

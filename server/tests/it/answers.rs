@@ -267,6 +267,24 @@ fn figures_add_up_to_the_usage_of_the_answers() {
 }
 
 #[test]
+fn steps_that_were_run_again_and_rows_for_nobody_are_counted() {
+    use std::sync::atomic::Ordering;
+    let live = plain();
+    let counts = || ["steps", "retried_steps", "padded_rows"].map(|name| live.metric(&format!("njoule_{name}_total")));
+    let ask = || live.ok("/v1/completions", &json!({"prompt": "Hi", "max_tokens": 5, "ignore_eos": true}));
+    ask();
+    live.wait_until_idle();
+    let [before, retried, padded] = counts();
+    assert!(before >= 5.0 && (retried, padded) == (0.0, 0.0), "{before} {retried} {padded}");
+    live.gate.padding.store(3, Ordering::Relaxed);
+    live.gate.busy.store(true, Ordering::Relaxed);
+    ask();
+    live.wait_until_idle();
+    let [after, retried, padded] = counts();
+    assert_eq!((retried, padded), (1.0, 3.0 * (after - before)));
+}
+
+#[test]
 fn structured_answers_are_what_was_asked_for() {
     let live = plain();
     let schema = json!({"type": "object", "properties": {"ok": {"type": "boolean"}, "kind": {"enum": ["a", "b"]}},
@@ -294,8 +312,9 @@ fn structured_answers_are_what_was_asked_for() {
 #[test]
 fn demanded_calls_come_and_others_are_free_beside_them() {
     let live = plain();
-    let parameters = json!({"type": "object", "properties": {"x": {"type": "boolean"}}, "required": ["x"],
-        "additionalProperties": false});
+    // As clients make them of types: the parts apart, and nothing said of other properties.
+    let parameters = json!({"type": "object", "properties": {"x": {"$ref": "#/$defs/Yes"}}, "required": ["x"],
+        "$defs": {"Yes": {"type": "boolean"}}});
     let tool = |name: &str| json!({"type": "function", "function": {"name": name, "parameters": parameters}});
     let named = json!({"type": "function", "function": {"name": "g"}});
     for seed in 0..4 {

@@ -1,13 +1,13 @@
 //! The connection: methods, sizes, keys, slow clients.
 
-use std::io::{BufReader, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use njoule_server::ServerConfig;
 use serde_json::json;
 
-use crate::support::{call, plain, read_answer, start};
+use crate::support::{call, plain, read_answer, read_head, start};
 
 #[test]
 fn every_status_has_an_error_in_openais_shape() {
@@ -23,6 +23,8 @@ fn every_status_has_an_error_in_openais_shape() {
     call(address, "POST", "/v1/completions", &[json], &large).is_error(413, "body_too_large");
     let form = ("content-type", "application/x-www-form-urlencoded");
     call(address, "POST", "/v1/completions", &[form], b"{}").is_error(415, "media_type");
+    call(address, "POST", "/v1/completions", &[json, ("content-encoding", "gzip")], b"\x1f\x8b")
+        .is_error(415, "media_type");
     let long = "a".repeat(70_000);
     call(address, "GET", "/health", &[("x-long", &long)], b"").is_error(431, "headers_too_large");
     let longer = "a".repeat(200_000);
@@ -67,6 +69,72 @@ fn a_name_that_was_pointed_at_this_machine_is_refused() {
     let mut stream = TcpStream::connect(live.address).unwrap();
     stream.write_all(b"GET /v1/models HTTP/1.1\r\nhost: evil.example\r\n\r\n").unwrap();
     read_answer(&mut BufReader::new(stream)).unwrap().is_error(403, "host_not_allowed");
+}
+
+#[test]
+fn pages_of_listed_origins_alone_may_read() {
+    let (page, other) = (("origin", "https://chat.example"), ("origin", "https://evil.example"));
+    let keys = vec!["k".to_owned()];
+    let config = ServerConfig { allowed_origins: vec![page.1.into()], api_keys: keys, ..ServerConfig::default() };
+    let live = start("qwen3", 2, config);
+    let wants = [("access-control-request-method", "POST"), ("access-control-request-headers", "authorization")];
+    let ask = |method: &str, origin: (&str, &str), more: &[(&str, &str)]| {
+        call(live.address, method, "/v1/models", &[&[origin], more].concat(), b"")
+    };
+    let preflight = ask("OPTIONS", page, &wants);
+    assert_eq!((preflight.status, preflight.header("access-control-allow-origin")), (204, Some(page.1)));
+    assert_eq!(preflight.header("access-control-allow-headers"), Some("authorization"));
+    assert!(preflight.header("access-control-allow-methods").unwrap().contains("POST"));
+    let key = [("authorization", "Bearer k")];
+    let answer = ask("GET", page, &key);
+    assert_eq!((answer.status, answer.header("access-control-allow-origin")), (200, Some(page.1)));
+    assert!(
+        answer.header("vary").unwrap().contains("origin")
+            && answer.header("access-control-allow-credentials").is_none()
+    );
+    // Errors too may be read, and an origin is no key.
+    let denied = ask("GET", page, &[]);
+    denied.is_error(401, "invalid_api_key");
+    assert_eq!(denied.header("access-control-allow-origin"), Some(page.1));
+    ask("OPTIONS", page, &[]).is_error(401, "invalid_api_key");
+    ask("OPTIONS", other, &[&wants[..], &key].concat()).is_error(405, "method");
+    assert_eq!(ask("GET", other, &key).header("access-control-allow-origin"), None);
+    let all = start("qwen3", 2, ServerConfig { allowed_origins: vec!["*".into()], ..ServerConfig::default() });
+    let answer = call(all.address, "GET", "/v1/models", &[other], b"");
+    assert_eq!(answer.header("access-control-allow-origin"), Some(other.1));
+}
+
+#[test]
+fn a_client_of_http_1_0_gets_its_answer_and_its_stream() {
+    let live = plain();
+    for streamed in [false, true] {
+        let body = json!({"prompt": "Hi", "max_tokens": 3, "stream": streamed}).to_string();
+        let mut stream = TcpStream::connect(live.address).unwrap();
+        let head = "POST /v1/completions HTTP/1.0\r\ncontent-type: application/json\r\n";
+        stream.write_all(format!("{head}content-length: {}\r\n\r\n{body}", body.len()).as_bytes()).unwrap();
+        // It knows of no chunks: the end of the connection is the end of the answer.
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.0 200") && !head.contains("transfer-encoding"), "{head}");
+        let whole = serde_json::from_str::<serde_json::Value>(body).is_ok_and(|body| body["usage"].is_object());
+        assert!(if streamed { body.ends_with("data: [DONE]\n\n") } else { whole }, "{body}");
+    }
+}
+
+#[test]
+fn a_client_that_waits_for_leave_to_send_gets_it() {
+    let live = plain();
+    let body = json!({"prompt": "Hi", "max_tokens": 2}).to_string();
+    let mut stream = TcpStream::connect(live.address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\n";
+    stream.write_all(format!("{head}content-length: {}\r\n\r\n", body.len()).as_bytes()).unwrap();
+    let mut stream = BufReader::new(stream);
+    let leave = read_head(&mut stream).unwrap();
+    assert_eq!(leave.status, 100);
+    stream.get_mut().write_all(body.as_bytes()).unwrap();
+    assert_eq!(read_answer(&mut stream).unwrap().status, 200);
 }
 
 #[test]

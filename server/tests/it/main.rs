@@ -2,6 +2,7 @@
 
 mod answers;
 mod anthropic;
+mod clients;
 mod constraints;
 mod energy;
 mod hostile;

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::num::NonZero;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -12,7 +13,9 @@ use njoule_models::chat::ChatTemplate;
 use njoule_models::checkpoint::Checkpoint;
 use njoule_models::tokenizer::Tokenizer;
 use njoule_runtime::backend::cpu::CpuBackend;
-use njoule_runtime::backend::{Backend, Batch, Capacity, Cost, Executor, MemoryUse, Quant, StepError, StepOutput};
+use njoule_runtime::backend::{
+    Backend, Batch, Capacity, Cost, Executor, MemoryUse, Padding, Quant, StepError, StepOutput,
+};
 use njoule_runtime::engine::EnergySource;
 use njoule_runtime::{Engine, EngineConfig};
 use njoule_server::{ModelParts, Outcome, Server, ServerConfig, Stop};
@@ -28,12 +31,16 @@ pub struct Live {
     ended: Option<JoinHandle<Outcome>>,
 }
 
-/// Lets a test count steps out to the engine.
+/// Lets a test count steps out to the engine, and play a device.
 #[derive(Debug, Default)]
 pub struct Gate {
     /// Steps that may still run; `None` for all.
     steps: Mutex<Option<usize>>,
     changed: Condvar,
+    /// The next step is refused, once.
+    pub busy: AtomicBool,
+    /// Rows of each step that belong to nobody.
+    pub padding: AtomicUsize,
 }
 
 impl Gate {
@@ -56,7 +63,14 @@ struct Gated(Box<dyn Executor>, Arc<Gate>);
 impl Executor for Gated {
     fn submit(&mut self, batch: &Batch) -> Result<(), StepError> {
         self.1.pass();
+        if self.1.busy.swap(false, Ordering::Relaxed) {
+            return Err(StepError::Busy("so the test wants it".into()));
+        }
         self.0.submit(batch)
+    }
+
+    fn padding(&self) -> Padding {
+        Padding { rows: self.1.padding.load(Ordering::Relaxed), ..self.0.padding() }
     }
 
     fn collect(&mut self, out: &mut StepOutput) -> Result<(), StepError> {

@@ -82,6 +82,8 @@ impl Replica {
             // Who stands in front sends no more than may run and wait; all of them may come between two steps.
             max_queued_requests: config.max_queued_requests.saturating_add(sequences),
             tls: None,
+            // Who stands in front says what pages may read.
+            allowed_origins: Vec::new(),
             is_replica: true,
             ..config
         }
