@@ -18,7 +18,7 @@ use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::model::{Model, shorten};
 use crate::openapi;
-use crate::replicas::proxy;
+use crate::replicas::{find, proxy};
 use crate::respond::{self, Dialect, Reply};
 use crate::tenant::Tenant;
 use crate::tokenize;
@@ -41,6 +41,9 @@ pub async fn handle(app: Arc<App>, peer: Tenant, request: Request<Incoming>) -> 
         Err(error) => respond::response(Err(error), dialect),
         Ok((route, _)) if !route.allows(request.method()) => not_allowed(route, dialect),
         Ok((route, tenant)) => match app.replicas().filter(|_| route.is_forwarded()).cloned() {
+            Some(replicas) if route == Route::OneEnergy => {
+                respond::response(find::answer(&replicas, tenant, &id, request).await, dialect)
+            }
             Some(replicas) => {
                 let made = proxy::answer(&app, &replicas, tenant, dialect, route.runs(), &id, request).await;
                 respond::response(made, dialect)
@@ -72,6 +75,7 @@ pub enum Route {
     Models,
     OneModel,
     Energy,
+    OneEnergy,
     Chat,
     Completions,
     Tokenize,
@@ -81,8 +85,8 @@ pub enum Route {
     CountTokens,
 }
 
-/// Every path; `{model}` is a name, which may hold slashes.
-pub const PATHS: [(&str, Route); 18] = [
+/// Every path; `{model}` is a name, which may hold slashes, `{id}` that of an answer.
+pub const PATHS: [(&str, Route); 19] = [
     ("/v1/chat/completions", Route::Chat),
     ("/v1/completions", Route::Completions),
     ("/v1/messages", Route::Messages),
@@ -90,6 +94,7 @@ pub const PATHS: [(&str, Route); 18] = [
     ("/v1/models", Route::Models),
     ("/v1/models/{model}", Route::OneModel),
     ("/v1/energy", Route::Energy),
+    ("/v1/energy/requests/{id}", Route::OneEnergy),
     ("/tokenize", Route::Tokenize),
     ("/detokenize", Route::Detokenize),
     ("/invocations", Route::Invocations),
@@ -106,9 +111,13 @@ pub const PATHS: [(&str, Route); 18] = [
 impl Route {
     /// The route of a path.
     pub fn of(path: &str) -> Option<Route> {
-        let named = path.strip_prefix(MODELS).is_some_and(|name| !name.is_empty());
+        let named = |start: &str| path.strip_prefix(start).is_some_and(|name| !name.is_empty());
         let known = || PATHS.iter().find(|(known, _)| *known == path).map(|(_, route)| *route);
-        if named { Some(Route::OneModel) } else { known() }
+        match () {
+            () if named(MODELS) => Some(Route::OneModel),
+            () if named(ANSWERS) => Some(Route::OneEnergy),
+            () => known(),
+        }
     }
 
     /// Whose shape its errors have.
@@ -139,7 +148,7 @@ impl Route {
     pub fn methods(self) -> &'static str {
         use Route::*;
         match self {
-            Live | Ready | Health | Version | OpenApi | Metrics | Models | OneModel | Energy => "GET, HEAD",
+            Live | Ready | Health | Version | OpenApi | Metrics | Models | OneModel | Energy | OneEnergy => "GET, HEAD",
             Ping => "GET, HEAD, POST",
             _ => "POST",
         }
@@ -216,6 +225,10 @@ async fn answer(app: &Arc<App>, route: Route, tenant: Tenant, request: Request<I
         Route::Energy => {
             let engine = loaded(app)?.engine();
             Ok(Reply::json(&engine.stats().energy.json(engine.meters().as_deref())))
+        }
+        Route::OneEnergy => {
+            let id = request.uri().path().strip_prefix(ANSWERS).unwrap_or_default();
+            Ok(Reply::json(&energy::of_answer(app, id, tenant)?))
         }
         Route::OneModel => {
             let model = loaded(app)?;
@@ -359,4 +372,5 @@ impl Drop for Access {
 }
 
 const MODELS: &str = "/v1/models/";
+const ANSWERS: &str = "/v1/energy/requests/";
 const MAX_ID: usize = 128;

@@ -140,7 +140,7 @@ impl Figures {
             "output_tokens_per_joule": joules.filter(|(joules, _)| *joules > 0.0).map(|(joules, _)| generated as f64 / joules),
             "cpu_s": self.energy.cpu_s,
             "core_s": self.energy.core_s,
-            "util_s": self.energy.util_s,
+            "util_s": self.energy.util_s(),
             "reasons": if joules.is_none() { &self.reasons[..] } else { &[] },
         })
     }
