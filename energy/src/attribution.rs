@@ -448,6 +448,13 @@ impl Ledger {
         self.split.load_j += joules.max(0.0);
     }
 
+    /// Takes the last `seconds` of loading away from what the next reading is of, and says how many these were.
+    pub fn hold_loading(&mut self, seconds: f64) -> f64 {
+        let held = self.pending.load_s.min(seconds.max(0.0));
+        self.pending.load_s -= held;
+        held
+    }
+
     /// A reading: splits what was used since the last over what happened since.
     pub fn settle(&mut self, amounts: &Amounts) {
         let period = std::mem::take(&mut self.pending);

@@ -104,9 +104,9 @@ impl MachineMeters {
         MachineMeters { meters, mark, utilisation, cpu_s, description, begun: false, minutes, opened }
     }
 
-    /// Looks at meters that forget what nobody has looked at: once a second, while nobody reads.
-    pub fn poll(&mut self) {
-        self.meters.poll();
+    /// Looks at what forgets that nobody has looked at it: once a second, while nobody reads.
+    pub fn watch(&mut self) {
+        self.meters.poll_devices();
     }
 }
 
@@ -145,14 +145,12 @@ impl EnergySource for MachineMeters {
         if energy != Metered::NotYet || (first && self.minutes.is_none()) {
             self.mark = now;
         }
-        Reading { cpu_s: since, core_s: None, util: told.util, energy }
+        Reading { cpu_s: since, core_s: None, util: told.util, energy, lag_s: told.lag_s }
     }
 
     fn character(&self) -> Character {
-        match self.minutes {
-            Some(idle_w) => Character { since: Some(self.opened), late: true, idle_w },
-            None => Character::default(),
-        }
+        let since = (!self.mark.neuron.is_empty()).then_some(self.opened);
+        Character { since, late: self.minutes.is_some(), idle_w: self.minutes.flatten() }
     }
 
     fn describe(&self) -> Value {

@@ -33,10 +33,10 @@ pub trait EnergySource: Send {
 /// What a source is like.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Character {
-    /// Since when it counts, where what it tells first may be of loading and of steps at once; else its first reading is of
-    /// loading alone.
+    /// Since when utilisation counts: what is told of it first may be of loading and of steps at once.
     pub since: Option<Instant>,
-    /// Whether joules come so late that no answer waits for them.
+    /// Whether the same holds for joules, which come so late that no answer waits for them; else the first reading is of loading
+    /// alone.
     pub late: bool,
     /// Watts of what it covers with nothing to do, where they were declared.
     pub idle_w: Option<f64>,
@@ -53,6 +53,8 @@ pub struct Reading {
     pub util: Utilised,
     /// Energy.
     pub energy: Metered,
+    /// How many seconds before it was made the time ends that it tells the utilisation and energy of.
+    pub lag_s: f64,
 }
 
 /// Utilisation-seconds since the last reading that was not [`Utilised::NotYet`].
@@ -95,6 +97,10 @@ impl Reading {
                 (Metered::NotYet, energy) | (energy, Metered::NotYet) => energy,
                 (Metered::Known(a, by), Metered::Known(b, other)) => Metered::Known(a.plus(b), by.weakest(other)),
                 _ => Metered::Unknown,
+            },
+            lag_s: match (later.util, later.energy) {
+                (Utilised::NotYet, Metered::NotYet) => self.lag_s,
+                _ => later.lag_s,
             },
         }
     }

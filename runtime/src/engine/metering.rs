@@ -85,6 +85,8 @@ pub struct Metering {
     told: bool,
     /// Whether joules come too late for any answer.
     late: bool,
+    /// Whether a part of what loading used will never be known.
+    load_lost: bool,
     /// End of what has been booked.
     mark: Instant,
     /// Accelerator cores of a step, and their seconds since the last reading.
@@ -114,7 +116,8 @@ impl Metering {
         let source = source.unwrap_or_else(|| Box::new(CpuTime::begin()));
         let Character { since, late, idle_w } = source.character();
         let loading_s = since.map_or(0.0, |since| since.elapsed().as_secs_f64());
-        let book = |idle_w| {
+        let late_s = if late { loading_s } else { 0.0 };
+        let book = |idle_w, loading_s| {
             let mut ledger = Ledger::new(Coefficients { idle_w, ..Coefficients::default() });
             ledger.load_for(loading_s);
             Book::new(ledger)
@@ -122,9 +125,9 @@ impl Metering {
         Ok(Metering {
             costs,
             seconds: Book::new(Ledger::of_cpu_time(Coefficients::default())),
-            joules: metered.then(|| book(idle_w)),
+            joules: metered.then(|| book(idle_w, late_s)),
             // An idle device's utilisation is none: the idle power is taken off.
-            util: cores.filter(|_| metered).map(|_| book(Some(0.0))),
+            util: cores.filter(|_| metered).map(|_| book(Some(0.0), loading_s)),
             known: false,
             // What comes late anyway is not looked for again and again.
             sampler: Sampler::start(source, metered, doorbell, if late { Duration::ZERO } else { patience })?,
@@ -135,10 +138,11 @@ impl Metering {
             later: Vec::new(),
             told: false,
             late,
+            load_lost: false,
             mark: Instant::now(),
             cores,
             core_s: 0.0,
-            period_s: loading_s,
+            period_s: late_s,
             util_period_s: loading_s,
             util_lost_s: 0.0,
             tokens_before: 0,
@@ -307,7 +311,7 @@ impl Metering {
 
     fn take_in(&mut self, sample: &Sample, generated: u64) {
         let Sample { reading, first, answered, metered, .. } = *sample;
-        let Reading { cpu_s, core_s, util, energy } = reading;
+        let Reading { cpu_s, core_s, util, energy, lag_s } = reading;
         let held = std::mem::take(&mut self.core_s);
         let core_s = core_s.or(self.cores.map(|_| held));
         self.seconds.ledger.settle(&Amounts { joules: None, cpu_s, core_s, util_s: None });
@@ -319,27 +323,29 @@ impl Metering {
         self.told = true;
         self.stats.cpu_s += cpu_s;
         self.stats.core_s = core_s.map(|more| self.stats.core_s.unwrap_or(0.0) + more);
-        self.utilised(util);
-        let loading = self.joules.as_ref().is_some_and(|book| book.ledger.is_loading());
-        self.stats.load_known |= (first || loading) && matches!(energy, Metered::Known(..));
+        self.utilised(util, lag_s);
+        if first || self.joules.as_ref().is_some_and(|book| book.ledger.is_loading()) {
+            self.load_lost |= energy == Metered::Unknown;
+            self.stats.load_known = !self.load_lost && (self.stats.load_known || matches!(energy, Metered::Known(..)));
+        }
         let joules = match energy {
             Metered::NotYet => return,
             Metered::Unknown => None,
             Metered::Known(joules, method) => Some((joules, method)),
         };
         self.metered = Some(metered);
-        self.book(joules, generated, first);
+        self.book(joules, generated, first, lag_s);
     }
 
-    fn utilised(&mut self, util: Utilised) {
+    fn utilised(&mut self, util: Utilised, lag_s: f64) {
         let seconds = match util {
             Utilised::NotYet => return,
             Utilised::Unknown => None,
             Utilised::Known(seconds) => Joules::new(seconds),
         };
-        let period_s = std::mem::take(&mut self.util_period_s);
         if let Some(book) = &mut self.util {
-            book.settle(seconds);
+            let held_s = book.settle(seconds, lag_s);
+            let period_s = std::mem::replace(&mut self.util_period_s, held_s) - held_s;
             book.close_leaving();
             match seconds {
                 Some(_) => self.stats.util = Some(book.ledger.split()),
@@ -368,15 +374,18 @@ impl Metering {
         self.settle(generated);
     }
 
-    fn book(&mut self, joules: Option<(Joules, Method)>, generated: u64, first: bool) {
-        let seconds = std::mem::take(&mut self.period_s);
+    fn book(&mut self, joules: Option<(Joules, Method)>, generated: u64, first: bool, lag_s: f64) {
         let tokens = generated - std::mem::replace(&mut self.tokens_before, generated);
         let Some(book) = &mut self.joules else { return };
-        match joules {
+        let held_s = match joules {
             // Before the first step the model was loaded.
-            Some((joules, _)) if first && !book.ledger.is_owed() => book.ledger.load(joules.best()),
-            other => book.settle(other.map(|(joules, _)| joules)),
-        }
+            Some((joules, _)) if first && !book.ledger.is_owed() => {
+                book.ledger.load(joules.best());
+                0.0
+            }
+            other => book.settle(other.map(|(joules, _)| joules), lag_s),
+        };
+        let seconds = std::mem::replace(&mut self.period_s, held_s) - held_s;
         match joules {
             Some((joules, method)) => {
                 self.known = true;

@@ -26,7 +26,7 @@ impl Opening {
         let thread = std::thread::spawn(move || {
             let mut meters = MachineMeters::open(&wanted);
             while ended.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
-                meters.poll();
+                meters.watch();
             }
             meters
         });

@@ -24,6 +24,8 @@ pub struct Minutes {
     pub util: Utilised,
     /// By the declared watts.
     pub energy: Metered,
+    /// How long ago the last minute was over.
+    pub lag_s: f64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -45,7 +47,7 @@ impl Utilisation {
 
     /// What all devices together have told since; a share of a machine's devices cannot be told by a process's CPU time.
     pub fn since(&mut self, now: &Snapshot) -> Minutes {
-        let unknown = Minutes { util: Utilised::Unknown, energy: Metered::Unknown };
+        let unknown = Minutes { util: Utilised::Unknown, energy: Metered::Unknown, lag_s: 0.0 };
         if now.neuron.is_empty() || now.part_cpu_s.is_some() || now.part_trouble.is_some() {
             return unknown;
         }
@@ -57,7 +59,7 @@ impl Utilisation {
             };
             let mut new = device.minutes.iter().filter(|minute| minute.to_ns > before.line_ns).peekable();
             if new.peek().is_none() && !(device.stalled || device.trouble.is_some()) {
-                return Minutes { util: Utilised::NotYet, energy: Metered::NotYet };
+                return Minutes { util: Utilised::NotYet, energy: Metered::NotYet, lag_s: 0.0 };
             }
             let used = before.used(device, new);
             // Of a minute that had begun before there are ends alone.
@@ -66,9 +68,11 @@ impl Utilisation {
             energy = energy.zip(joules).map(|(sum, joules)| sum.plus(joules));
         }
         self.told = now.neuron.iter().map(|device| (device.device, Told::at(device))).collect();
+        let lines = self.told.values().map(|told| told.line_ns);
         Minutes {
             util: util.map_or(Utilised::Unknown, Utilised::Known),
             energy: energy.map_or(Metered::Unknown, |joules| Metered::Known(joules, Method::Derived)),
+            lag_s: now.mono_ns.saturating_sub(lines.min().unwrap_or(now.mono_ns)) as f64 * 1e-9,
         }
     }
 }
@@ -230,6 +234,20 @@ mod tests {
         let whole = told(&mut m, [("VALID", 50.0), ("VALID", 0.0)], 60_120);
         assert_eq!(whole, (Utilised::Known(30.0), Some([6600.0; 3])));
         assert_eq!(told(&mut m, [("VALID", 50.0), ("NO_DATA", 0.0)], 60_180), (Utilised::Unknown, None));
+        // Minutes that nobody has read while a model was loaded, and how long the last has been over.
+        let mut m = Machine::new(1);
+        let mut utilisation = Utilisation::begin(&m.meters.snapshot());
+        for (stamp, mean) in [(60_060, 50.0), (60_120, 20.0)] {
+            m.pass(60.0);
+            m.line(0, "VALID", stamp, mean);
+            m.meters.poll_devices();
+        }
+        m.pass(20.0);
+        let minutes = utilisation.since(&m.meters.snapshot());
+        let Metered::Known(joules, _) = minutes.energy else { panic!("{minutes:?}") };
+        let ends = joules.bounds().map(|(low, high)| [low, high].map(f64::round));
+        assert_eq!(ends, Some([105.0 * 30.0 + 1500.0 + 1200.0, 105.0 * 30.0 + 3000.0 + 1200.0]));
+        assert_eq!((minutes.util, minutes.lag_s.round()), (Utilised::Unknown, 35.0));
         // Where nothing ran before, nothing is in doubt.
         let mut m = Machine::new(1);
         let mut utilisation = Utilisation::begin(&m.meters.snapshot());

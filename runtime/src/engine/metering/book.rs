@@ -32,9 +32,13 @@ impl Book {
         }
     }
 
-    /// What was used since the last time; `None` will never be known.
-    pub fn settle(&mut self, joules: Option<Joules>) {
+    /// What was used since the last time, up to `lag_s` ago; `None` will never be known. Loading in these last seconds, which is
+    /// for the next reading; of steps that long is not to be told.
+    pub fn settle(&mut self, joules: Option<Joules>, lag_s: f64) -> f64 {
+        let held_s = self.ledger.hold_loading(lag_s);
         self.ledger.settle(&Amounts { joules, ..Amounts::default() });
+        self.ledger.load_for(held_s);
+        held_s
     }
 
     /// Those who leave have been charged.

@@ -52,7 +52,7 @@ impl EnergySource for Scripted {
             }
             Some(_) => Utilised::NotYet,
         };
-        Reading { cpu_s: 0.25, core_s: Some(0.5), util, energy }
+        Reading { cpu_s: 0.25, core_s: Some(0.5), util, energy, lag_s: 0.0 }
     }
 
     fn describe(&self) -> Value {

@@ -9,6 +9,8 @@ use serde_json::Value;
 #[derive(Default)]
 struct Driver {
     next: Option<(Utilised, Metered)>,
+    /// How long ago that was over.
+    lag_s: f64,
     told: [f64; 2],
 }
 
@@ -28,7 +30,7 @@ impl EnergySource for Minutes {
         if let Metered::Known(joules, _) = energy {
             driver.told[1] += joules.best();
         }
-        Reading { cpu_s: 0.25, core_s: None, util, energy }
+        Reading { cpu_s: 0.25, core_s: None, util, energy, lag_s: driver.lag_s }
     }
 
     fn describe(&self) -> Value {
@@ -44,15 +46,21 @@ const IDLE_W: f64 = 0.01;
 
 /// An engine that was loaded for a second.
 fn driven() -> (Engine, Arc<Gate>, Arc<Mutex<Driver>>) {
+    let driver = Arc::default();
+    let (engine, gate) = loaded_for(Duration::from_secs(1), &driver);
+    (engine, gate, driver)
+}
+
+fn loaded_for(time: Duration, driver: &Arc<Mutex<Driver>>) -> (Engine, Arc<Gate>) {
     let mut executor = MockExecutor::new(Capacity { blocks: 80, ..capacity() }, VOCAB);
     executor.cores = Some(2);
-    let (gate, driver) = (executor.gate.clone(), Arc::<Mutex<Driver>>::default());
-    let since = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
+    let gate = executor.gate.clone();
+    let since = Instant::now().checked_sub(time).unwrap();
     let source = Minutes { driver: driver.clone(), since };
     // Nobody waits for joules that come late anyway: with this one would see it.
     let config = EngineConfig { energy_wait: Duration::from_secs(100), ..EngineConfig::new(executor.capacity) };
     let engine = Engine::start_metered(Box::new(executor), VOCAB, config, Some(Box::new(source))).unwrap();
-    (engine, gate, driver)
+    (engine, gate)
 }
 
 fn joules(best: f64) -> Metered {
@@ -173,6 +181,29 @@ fn a_gap_of_the_driver_is_settled_and_unknown() {
     // Loading was in the gap.
     assert!(!stats.load_known && stats.whole().joules.is_none());
     assert!(stats.unknown_s >= 1.0 && stats.util_unknown_s.unwrap() >= 1.0, "{stats:?}");
+}
+
+/// Minutes that were over while the model was loaded are loading's, and so is the part of the next in which that went on.
+#[test]
+fn loading_has_its_minutes_and_its_part_of_the_next() {
+    let driver = Arc::<Mutex<Driver>>::default();
+    *driver.lock().unwrap() =
+        Driver { next: Some((Utilised::Known(0.3), joules(10.0))), lag_s: 40.0, ..Driver::default() };
+    let (engine, _) = loaded_for(Duration::from_secs(100), &driver);
+    let (_, later) = answered(ask(&engine, 1));
+    wait("the first", || engine.stats().energy.split.is_some());
+    assert!(engine.stats().energy.owed && engine.stats().energy.whole().split.is_none());
+    driver.lock().unwrap().lag_s = 0.0;
+    minute(&engine, &driver, Utilised::Known(0.7), joules(5.0));
+    let stats = engine.stats().energy;
+    let (split, util) = (stats.split.unwrap(), stats.util.unwrap());
+    near(split.total(), 15.0);
+    near(util.total(), 1.0);
+    // A step may have been run before that is no second long.
+    assert!((split.load_j - (10.0 + 40.0 * IDLE_W)).abs() < 2.0 * IDLE_W, "{split:?}");
+    near(util.load_j, 0.3);
+    assert!(stats.load_known && stats.whole().joules.is_some());
+    assert!(settled(&later).joules.unwrap().best() > 4.0, "{stats:?}");
 }
 
 /// A run's energy is that from loading to its last step, however long the driver lets it wait.
