@@ -38,7 +38,7 @@ use self::backend::{AnyBackend, Loaded};
 #[cfg(target_os = "linux")]
 pub use self::interrupt::Stop;
 pub use self::interrupt::{Interrupt, Interrupted};
-use self::metering::MachineMeters;
+use self::metering::Opening;
 pub use self::objective::ObjectiveArgs;
 pub use self::options::{RunArgs, RunOptions};
 pub use self::schedule::{Schedule, ScheduleArgs};
@@ -134,7 +134,7 @@ impl Model {
     ) -> anyhow::Result<Session> {
         let started = Instant::now();
         // While the weights are read, so that loading is in it and no first token waits for it.
-        let source = options.meters.clone().map(|wanted| std::thread::spawn(move || MachineMeters::open(&wanted)));
+        let source = options.meters.clone().map(Opening::begin);
         let loading = Loading::begin(&self.name, context);
         let Loaded { capacity, executor, backend, reason } =
             options.load(&self, |backend| self.capacity(backend, size, options), context)?;
@@ -156,8 +156,7 @@ impl Model {
         let mut config = EngineConfig { limits, ..EngineConfig::new(capacity) };
         options.schedule.apply(&mut config);
         adjust(&mut config);
-        let source = source.map(|opening| opening.join().map_err(|_| anyhow!("opening the meters panicked")));
-        let source = source.transpose()?.map(|meters| Box::new(meters) as _);
+        let source = source.map(Opening::end).transpose()?.map(|meters| Box::new(meters) as _);
         let engine = Engine::start_metered(executor, self.program.vocab(), config, source)?;
         drop(loading);
         Ok(Session { checkpoint: self.checkpoint, engine, facts })
@@ -239,9 +238,9 @@ impl Session {
     }
 }
 
-/// What an engine has done from loading to its end.
+/// What an engine has done from loading to its last step.
 pub struct Finished {
-    /// Its figures; energy that is not known of all of the time is unknown.
+    /// Its figures; energy that is not known of all of the time up to its last step is unknown.
     pub stats: EngineStats,
     /// How it was loaded.
     pub facts: Facts,

@@ -1,5 +1,7 @@
 //! `njoule energy` on made-up machines: what scripts see.
 
+#[path = "energy/late.rs"]
+mod late;
 mod support;
 
 use std::fs;

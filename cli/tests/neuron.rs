@@ -2,6 +2,8 @@
 
 #[path = "neuron/gguf.rs"]
 mod gguf;
+#[path = "neuron/minute.rs"]
+mod minute;
 mod support;
 #[path = "neuron/verbs.rs"]
 mod verbs;

@@ -165,6 +165,8 @@ pub struct Ledger {
     /// Steps so far.
     round: u64,
     split: Split,
+    /// What idling since the last step has used, in its bucket.
+    tail: Joules,
     cpu_s: f64,
     fit: Fit,
 }
@@ -232,6 +234,10 @@ struct Period {
     steps: u32,
     active_s: f64,
     idle_s: f64,
+    /// Of the idle time, what lies behind the last step.
+    tail_s: f64,
+    /// Of loading.
+    load_s: f64,
     /// All of it that somebody has, padding included.
     work: Work,
     slot_s: f64,
@@ -263,6 +269,7 @@ impl Ledger {
             pending: Period::default(),
             round: 0,
             split: Split::default(),
+            tail: Joules::ZERO,
             cpu_s: 0.0,
             fit: Fit::default(),
         }
@@ -303,6 +310,21 @@ impl Ledger {
     /// Steps since the last reading.
     pub fn pending_steps(&self) -> u32 {
         self.pending.steps
+    }
+
+    /// Whether a reading is still to come of a time in which something was loaded or run.
+    pub fn is_owed(&self) -> bool {
+        self.pending.steps > 0 || self.is_loading()
+    }
+
+    /// Whether loading is part of what the next reading tells.
+    pub fn is_loading(&self) -> bool {
+        self.pending.load_s > 0.0
+    }
+
+    /// Of the joules settled so far, what idling since the last step has used; they are in `idle_j`.
+    pub fn tail(&self) -> Joules {
+        self.tail
     }
 
     /// A request begins to run.
@@ -355,6 +377,11 @@ impl Ledger {
         self.accounts[id.0 as usize].so_far()
     }
 
+    /// Whether readings cover every step that a request has run in, whether or not they knew its energy.
+    pub fn is_told(&self, id: AccountId) -> bool {
+        !self.accounts[id.0 as usize].touched
+    }
+
     /// A step of `seconds` that read `weight_bytes` and did `shares`.
     pub fn step(&mut self, seconds: f64, weight_bytes: f64, shares: &[Share]) {
         self.part_of_step(1.0, seconds, weight_bytes, shares);
@@ -377,6 +404,7 @@ impl Ledger {
         let (working, holding) = (f64::from(working.max(1)), f64::from(holding.max(1)));
         let weight_bytes = part * weight_bytes;
         let pending = &mut self.pending;
+        (self.tail, pending.tail_s) = (Joules::ZERO, 0.0);
         pending.steps += 1;
         pending.active_s += seconds;
         pending.weight_bytes += weight_bytes;
@@ -407,6 +435,12 @@ impl Ledger {
     /// Time in which no sequence ran.
     pub fn idle(&mut self, seconds: f64) {
         self.pending.idle_s += seconds;
+        self.pending.tail_s += seconds;
+    }
+
+    /// Time in which the model was loaded, where the next reading tells of more than that.
+    pub fn load_for(&mut self, seconds: f64) {
+        self.pending.load_s += seconds;
     }
 
     /// Energy of loading or compiling.
@@ -414,23 +448,51 @@ impl Ledger {
         self.split.load_j += joules.max(0.0);
     }
 
+    /// Takes the last `seconds` of loading away from what the next reading is of, and says how many these were.
+    pub fn hold_loading(&mut self, seconds: f64) -> f64 {
+        let held = self.pending.load_s.min(seconds.max(0.0));
+        self.pending.load_s -= held;
+        held
+    }
+
     /// A reading: splits what was used since the last over what happened since.
     pub fn settle(&mut self, amounts: &Amounts) {
         let period = std::mem::take(&mut self.pending);
         let best = amounts.joules.map_or(0.0, Joules::best);
-        let idle = match self.coefficients.idle_w {
+        // Of nothing there is no share of an interval, unless that is nothing too.
+        let around = amounts.joules.and_then(Joules::bounds).and_then(|(low, high)| match best > 0.0 {
+            true => Some((low / best, high / best)),
+            false => (high == 0.0).then_some((1.0, 1.0)),
+        });
+        // Without a step: idling and loading, which shares idle power by time and has what goes beyond it, but not what
+        // steps are there for.
+        let rest_s = period.idle_s + period.load_s;
+        let rest = match self.coefficients.idle_w {
             _ if period.steps == 0 => best,
-            Some(watts) => (watts * period.idle_s).min(best),
-            None => best * ratio(period.idle_s, period.idle_s + period.active_s),
+            Some(watts) => (watts * rest_s).min(best),
+            None => best * ratio(rest_s, rest_s + period.active_s),
         };
-        let active = best - idle;
+        let idle = match self.coefficients.idle_w {
+            _ if period.load_s == 0.0 => rest,
+            Some(watts) if period.steps == 0 => (watts * period.idle_s).min(rest),
+            _ => rest * ratio(period.idle_s, rest_s),
+        };
+        let active = best - rest;
         let fixed = self.coefficients.idle_w.map_or(0.0, |watts| watts * period.active_s);
         let fixed = fixed.min(active);
         let moving = active - fixed;
         self.split.idle_j += idle;
+        self.split.load_j += rest - idle;
+        let tail = idle * ratio(period.tail_s, period.idle_s);
+        let tail = match around {
+            Some((low, high)) => Joules::within(tail * low, tail, tail * high),
+            None => Joules::new(tail),
+        };
+        self.tail = tail.map_or(self.tail, |tail| if self.tail == Joules::ZERO { tail } else { self.tail.plus(tail) });
         self.cpu_s += amounts.cpu_s;
         let work = [period.active_s, period.work.flops, period.work.kv_bytes, period.weight_bytes];
         match (self.currency, amounts.joules) {
+            (Currency::Joules, _) if period.load_s > 0.0 => {}
             (Currency::Joules, Some(_)) if period.steps == 0 => self.fit.add_idle(period.idle_s, best),
             (Currency::Joules, Some(_)) if period.idle_s == 0.0 => self.fit.add(work, best),
             // Idling takes none worth telling.
@@ -446,8 +508,6 @@ impl Ledger {
         let padding = moving * by_work(&period.padding, 0.0);
         self.split.wasted_j += padding;
         let mut given = padding;
-        let spread = best.max(f64::MIN_POSITIVE);
-        let around = amounts.joules.and_then(Joules::bounds).map(|(low, high)| (low / spread, high / spread));
         for id in self.touched.drain(..) {
             let account = &mut self.accounts[id.0 as usize];
             let parts = std::mem::take(&mut account.pending);

@@ -20,6 +20,13 @@ pub struct Watts {
     pub high: f64,
 }
 
+impl Watts {
+    /// The geometric mean: of an interval of which nothing singles out a value.
+    pub fn middle(self) -> f64 {
+        (self.low * self.high).sqrt()
+    }
+}
+
 /// Watts of one device.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NeuronWatts {
@@ -40,10 +47,16 @@ impl NeuronWatts {
         }
         let dark = (seconds - covered_s).max(0.0);
         let extended = util_seconds * (covered_s + dark) / covered_s;
-        let low = self.base.low * seconds + self.span.low * util_seconds / f64::from(dies.max(1));
-        let high = self.base.high * seconds + self.span.high * (util_seconds + dark);
-        let middle = |w: Watts| (w.low * w.high).sqrt();
-        let best = middle(self.base) * seconds + middle(self.span) * extended;
+        self.joules_between(seconds, [util_seconds, extended, util_seconds + dark], dies)
+    }
+
+    /// Joules of `seconds` with utilisation-seconds of which the least, the likeliest and the most are given. Where a figure is
+    /// the maximum over `dies`, the others may have idled.
+    pub fn joules_between(&self, seconds: f64, util_seconds: [f64; 3], dies: u32) -> Option<Joules> {
+        let [least, likeliest, most] = util_seconds;
+        let low = self.base.low * seconds + self.span.low * least / f64::from(dies.max(1));
+        let high = self.base.high * seconds + self.span.high * most;
+        let best = self.base.middle() * seconds + self.span.middle() * likeliest;
         Joules::within(low, best.clamp(low, high.max(low)), high)
     }
 }

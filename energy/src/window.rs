@@ -424,4 +424,4 @@ fn part(total: Total, cpu: &CpuWindow, duration_s: f64, accelerated: bool) -> To
 pub(crate) const ENOUGH_MINUTES: u32 = 3;
 
 /// Dies of the chips whose driver is known, where a device does not say what it is.
-const MOST_DIES: u32 = 2;
+pub(crate) const MOST_DIES: u32 = 2;

@@ -39,7 +39,7 @@ mod tests;
 
 pub use crate::scheduler::{MOST_DRAFTS, Speculate};
 pub(crate) use doorbell::Doorbell;
-pub use energy::{Energy, EnergySource, EnergyStats, Metered, Reading, RequestEnergy, Utilised};
+pub use energy::{Character, Energy, EnergySource, EnergyStats, Later, Metered, Reading, RequestEnergy, Utilised};
 use inbox::{Inbox, lock};
 use metering::Metering;
 pub use stats::EngineStats;

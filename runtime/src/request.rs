@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::engine::RequestEnergy;
+use crate::engine::{Later, RequestEnergy};
 use crate::sampler::{SamplingError, SamplingParams, TokenLogprob};
 
 mod handle;
@@ -189,6 +189,15 @@ pub struct Usage {
     pub preemptions: u32,
     /// Energy and CPU time, where the request [asked](Request::energy) for them and a row of it was run.
     pub energy: Option<Box<RequestEnergy>>,
+    /// The same as it becomes known, where meters had not told all of it by its end.
+    pub energy_later: Option<Later>,
+}
+
+impl Usage {
+    /// Energy and CPU time as far as they are known now.
+    pub fn energy_now(&self) -> Option<RequestEnergy> {
+        self.energy_later.as_ref().map(Later::now).or(self.energy.as_deref().copied())
+    }
 }
 
 /// Why a request was not accepted.

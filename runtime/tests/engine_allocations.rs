@@ -148,7 +148,7 @@ struct Meter;
 impl EnergySource for Meter {
     fn read(&mut self) -> Reading {
         let energy = Metered::Known(Joules::new(1.0).unwrap(), Method::Measured);
-        Reading { cpu_s: 0.1, core_s: Some(0.1), util: Utilised::Known(0.05), energy }
+        Reading { cpu_s: 0.1, core_s: Some(0.1), util: Utilised::Known(0.05), energy, lag_s: 0.0 }
     }
 
     fn describe(&self) -> serde_json::Value {

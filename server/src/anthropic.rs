@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::app::App;
 use crate::chat::{Answered, call_id, looks};
-use crate::energy::Energy;
+use crate::energy::{Energy, Keeper, Used};
 use crate::error::ApiError;
 use crate::fields::{Field, Fields, wrong_type};
 use crate::generation::{Generation, Work};
@@ -24,6 +24,7 @@ use crate::output::{Format, Looks};
 use crate::params::{Ask, Params, stop_strings};
 use crate::respond::Reply;
 use crate::sse::EventStream;
+use crate::tenant::Tenant;
 use crate::tools::{Choice, Tools};
 
 /// A request for a message, ready to run.
@@ -34,6 +35,7 @@ pub struct Messages {
     looks: Looks,
     work: Work,
     id: String,
+    tenant: Tenant,
 }
 
 impl Messages {
@@ -67,15 +69,17 @@ impl Messages {
         app.metrics.params_max_tokens.observe_count(max_tokens);
         let work = Work { requests, layout: params.layout() };
         let id = format!("msg_{}", app.unique());
-        Ok(Messages { model: model.clone(), stream, prompt_tokens: ids.len(), looks, work, id })
+        let tenant = params.tenant();
+        Ok(Messages { model: model.clone(), stream, prompt_tokens: ids.len(), looks, work, id, tenant })
     }
 
     /// Runs it.
     pub async fn run(self, app: &Arc<App>) -> Result<Reply, ApiError> {
-        let Messages { model, stream, prompt_tokens, looks, work, id } = self;
+        let Messages { model, stream, prompt_tokens, looks, work, id, tenant } = self;
+        let keeper = Keeper::new(app, tenant);
         if stream {
             let generation = Generation::start(app, &model, work, app.config.max_unread)?;
-            let render = stream::Stream::new(id, model.name().to_owned(), looks, prompt_tokens);
+            let render = stream::Stream::new(id, model.name().to_owned(), looks, prompt_tokens, keeper);
             return Ok(Reply::Events(EventStream::new(generation, Box::new(render), app.config.ping_interval)));
         }
         let parts = Generation::start(app, &model, work, usize::MAX)?.finish().await?;
@@ -93,7 +97,9 @@ impl Messages {
             let input: Value = serde_json::from_str(&call.arguments).unwrap_or_default();
             all.push(json!({"type": "tool_use", "id": tool_id(&id, i), "name": call.name, "input": input}));
         }
-        let used = part.energy().map(Energy::from);
+        let mut used = Used::default();
+        used.add(&part);
+        let used = keeper.keep(&id, &used);
         let usage = usage(json!({"input_tokens": prompt_tokens, "output_tokens": part.tokens}), used);
         let message = Message { id: &id, model: model.name(), content: all, stop_reason, stop_sequence, usage };
         Ok(Reply::metered(&message.json(), used))

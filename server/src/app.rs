@@ -13,6 +13,7 @@ use tokio::sync::{Notify, watch};
 use crate::auth::{Hosts, Keys};
 use crate::config::ServerConfig;
 use crate::cors::Origins;
+use crate::energy::Answers;
 use crate::error::ApiError;
 use crate::mailbox::Mailbox;
 use crate::metrics::{Metrics, Scrape};
@@ -41,6 +42,8 @@ pub struct App {
     pub config: ServerConfig,
     /// Figures.
     pub metrics: Arc<Metrics>,
+    /// What the last answers have used.
+    pub(crate) answers: Answers,
     pub(crate) keys: Keys,
     pub(crate) hosts: Hosts,
     pub(crate) origins: Origins,
@@ -65,6 +68,7 @@ impl App {
     pub fn new(config: ServerConfig, loopback: bool) -> App {
         App {
             preparing_by: Counts::default(),
+            answers: Answers::default(),
             keys: Keys::new(&config.api_keys),
             hosts: Hosts::new(&config.allowed_hosts, loopback),
             origins: Origins::new(&config.allowed_origins),

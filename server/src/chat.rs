@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::app::App;
-use crate::energy;
+use crate::energy::{Keeper, Used};
 use crate::error::ApiError;
 use crate::fields::{Field, Fields};
 use crate::generation::{Generation, Work};
@@ -119,20 +119,21 @@ impl Chat {
     pub async fn run(self, app: &Arc<App>) -> Result<Reply, ApiError> {
         let Chat { model, params, logprobs, prompt_tokens, looks, work, head } = self;
         let layout = work.layout;
+        let keeper = Keeper::new(app, params.tenant());
         if let Some(options) = params.stream {
             let generation = Generation::start(app, &model, work, app.config.max_unread)?;
             let logprobs = logprobs.then(|| model.clone());
-            let render = stream::Stream::new(head, options, layout, looks, logprobs, prompt_tokens);
+            let render = stream::Stream::new(head, options, layout, looks, logprobs, prompt_tokens, keeper);
             let stream = EventStream::new(generation, Box::new(render), app.config.ping_interval);
             return Ok(Reply::Events(stream));
         }
         let parts = Generation::start(app, &model, work, usize::MAX)?.finish().await?;
         let mut prompt_logprobs = None;
-        let (mut completion_tokens, mut cached, mut used) = (0, 0, None);
+        let (mut completion_tokens, mut cached, mut used) = (0, 0, Used::default());
         let mut choices = Vec::new();
         for (sequence, part) in parts.iter().enumerate() {
             completion_tokens += part.tokens * layout.copies;
-            energy::add(&mut used, part.energy());
+            used.add(part);
             cached += if layout.is_first(sequence) { part.cached() } else { 0 };
             if params.prompt_logprobs.is_some() && sequence == 0 {
                 prompt_logprobs = Some(PromptLogprobs::new(&model, &part.prompt_logprobs));
@@ -147,6 +148,7 @@ impl Chat {
                 });
             }
         }
+        let used = keeper.keep(&head.id, &used);
         let usage = Usage::new(prompt_tokens, completion_tokens).cached(cached).used(used);
         Ok(Reply::metered(&Completion { head, choices, usage, prompt_logprobs }, used))
     }

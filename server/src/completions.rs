@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::app::App;
-use crate::energy;
+use crate::energy::{Keeper, Used};
 use crate::error::ApiError;
 use crate::fields::{Field, Fields, token_id, wrong_type};
 use crate::generation::{Generation, Layout, Work};
@@ -102,19 +102,20 @@ impl Completions {
         let Completions { model, params, logprobs, echo, prompts, work, head } = self;
         let layout = work.layout;
         let writer = Writer { model: model.clone(), logprobs: logprobs.is_some(), echo, prompts, layout };
+        let keeper = Keeper::new(app, params.tenant());
         let unread = app.config.max_unread;
         if let Some(options) = params.stream {
             let generation = Generation::start(app, &model, work, unread)?;
-            let render = stream::Stream::new(writer, head, options);
+            let render = stream::Stream::new(writer, head, options, keeper);
             let stream = EventStream::new(generation, Box::new(render), app.config.ping_interval);
             return Ok(Reply::Events(stream));
         }
         let parts = Generation::start(app, &model, work, usize::MAX)?.finish().await?;
         let mut choices = Vec::new();
-        let (mut completion_tokens, mut cached, mut used) = (0, 0, None);
+        let (mut completion_tokens, mut cached, mut used) = (0, 0, Used::default());
         for (sequence, mut part) in parts.into_iter().enumerate() {
             completion_tokens += part.tokens * layout.copies;
-            energy::add(&mut used, part.energy());
+            used.add(&part);
             cached += if layout.is_first(sequence) { part.cached() } else { 0 };
             let prompt_logprobs = params.prompt_logprobs.map(|_| PromptLogprobs::new(&model, &part.prompt_logprobs));
             let mut state = State::default();
@@ -128,6 +129,7 @@ impl Completions {
             };
             choices.extend(layout.choices(sequence).map(|index| Choice { index, ..choice.clone() }));
         }
+        let used = keeper.keep(&head.id, &used);
         let usage = Usage::new(writer.prompt_tokens(), completion_tokens).cached(cached).used(used);
         Ok(Reply::metered(&Answer { head, choices, usage }, used))
     }

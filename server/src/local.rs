@@ -80,7 +80,7 @@ impl Local {
         self.app.phase() == Phase::Dead || self.engine.failure().is_some()
     }
 
-    /// Ends the engine and what it still runs, and returns its figures and why joules are unknown, if they are.
+    /// Ends the engine and what it still runs, and returns its figures and why joules of all of it are unknown, if they are.
     pub fn finish(self) -> (EngineStats, Vec<String>) {
         let lost = self.is_lost();
         self.app.advance(Phase::Ending);
@@ -88,10 +88,9 @@ impl Local {
         if !lost && let Err(error) = self.engine.shutdown(Duration::ZERO) {
             tracing::warn!(%error, "the engine did not end");
         }
-        let meters = self.engine.meters();
-        let reasons = meters.as_deref().and_then(|meters| meters.get("reasons")?.as_array());
-        let reasons = reasons.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
-        (self.engine.stats(), reasons)
+        let (stats, meters) = (self.engine.stats(), self.engine.meters());
+        let reasons = stats.energy.whole().reasons(meters.as_deref());
+        (stats, reasons)
     }
 }
 

@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
-use njoule_runtime::engine::RequestEnergy;
 use njoule_runtime::request::{EventSink, SinkClosed, StopMatch, Usage};
 use njoule_runtime::sampler::TokenLogprob;
 use njoule_runtime::{Event, FinishReason};
@@ -47,11 +46,6 @@ impl Part {
     /// Tokens of its prompt that were in the cache; known at the end.
     pub fn cached(&self) -> usize {
         self.end.as_ref().map_or(0, |end| end.usage.cached_tokens)
-    }
-
-    /// What it has used; known at the end, where it was asked for.
-    pub fn energy(&self) -> Option<RequestEnergy> {
-        self.end.as_ref().and_then(|end| end.usage.energy.as_deref().copied())
     }
 
     /// Appends `more`.

@@ -65,11 +65,14 @@ fn operations(path: &str, route: Route) -> Value {
         }
         all.insert(method.to_ascii_lowercase(), operation);
     }
-    if route == Route::OneModel {
-        all.insert(
-            "parameters".into(),
-            json!([{"name": "model", "in": "path", "required": true, "schema": {"type": "string"}}]),
-        );
+    let named = match route {
+        Route::OneModel => Some("model"),
+        Route::OneEnergy => Some("id"),
+        _ => None,
+    };
+    if let Some(name) = named {
+        let parameter = json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}});
+        all.insert("parameters".into(), json!([parameter]));
     }
     all.into()
 }
@@ -99,6 +102,12 @@ fn operation(route: Route, method: &str) -> Value {
         Route::Health => ("Whether the model is loaded and the engine alive", None, Answer::Empty, false),
         Route::Metrics => ("Figures in Prometheus' format", None, Answer::Text, false),
         Route::Energy => ("Energy and CPU time so far, by which meters", None, Answer::Json("Energy"), false),
+        Route::OneEnergy => (
+            "usage.energy of an answer that had it, with what meters have told since",
+            None,
+            Answer::Json("UsedEnergy"),
+            false,
+        ),
         Route::Version => ("The version of the server", None, Answer::Json("Version"), false),
         Route::OpenApi => ("This document", None, Answer::Json("OpenApi"), false),
     };
@@ -159,6 +168,9 @@ fn statuses(route: Route) -> Vec<(u16, &'static str)> {
     }
     if route == Route::OneModel {
         all.push((404, "the model is not served here"));
+    }
+    if route == Route::OneEnergy {
+        all.push((404, "no such answer of yours is kept: the id, no usage.energy, or too long ago"));
     }
     if !matches!(route, Route::Version | Route::Metrics | Route::OpenApi) {
         all.push((503, "loading, draining, or full: come back after retry-after"));

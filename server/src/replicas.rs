@@ -9,6 +9,7 @@
 mod aggregate;
 mod client;
 pub mod dispatch;
+pub(crate) mod find;
 mod idle;
 mod outline;
 pub(crate) mod proxy;
@@ -441,6 +442,12 @@ impl Replicas {
     /// Name of the model.
     pub(crate) fn model(&self) -> &str {
         &self.settings.model
+    }
+
+    /// Where the replicas are that have a process.
+    fn addresses(&self) -> Vec<(usize, SocketAddr)> {
+        let members = self.members.iter().enumerate();
+        members.filter_map(|(replica, member)| Some((replica, member.now().address?))).collect()
     }
 
     /// Asks all for their figures; of one that does not answer the last ones stay.

@@ -19,7 +19,7 @@ use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::model::Model;
 use crate::openapi;
-use crate::replicas::proxy;
+use crate::replicas::{find, proxy};
 use crate::respond::{self, Dialect, Reply};
 use crate::tenant::Tenant;
 use crate::tokenize;
@@ -46,6 +46,9 @@ pub async fn handle(app: Arc<App>, peer: Tenant, request: Request<Incoming>) -> 
         (None, Err(error)) => respond::response(Err(error), dialect),
         (None, Ok((route, _))) if !route.allows(request.method()) => not_allowed(route, dialect),
         (None, Ok((route, tenant))) => match app.replicas().filter(|_| route.is_forwarded()).cloned() {
+            Some(replicas) if route == Route::OneEnergy => {
+                respond::response(find::answer(&replicas, tenant, &id, request).await, dialect)
+            }
             Some(replicas) => {
                 let made = proxy::answer(&app, &replicas, tenant, dialect, route.runs(), &id, request).await;
                 respond::response(made, dialect)
@@ -80,6 +83,7 @@ pub enum Route {
     Models,
     OneModel,
     Energy,
+    OneEnergy,
     Chat,
     Completions,
     Tokenize,
@@ -89,8 +93,8 @@ pub enum Route {
     CountTokens,
 }
 
-/// Every path; `{model}` is a name, which may hold slashes.
-pub const PATHS: [(&str, Route); 20] = [
+/// Every path; `{model}` is a name, which may hold slashes, `{id}` that of an answer.
+pub const PATHS: [(&str, Route); 21] = [
     ("/v1/chat/completions", Route::Chat),
     ("/v1/completions", Route::Completions),
     ("/v1/messages", Route::Messages),
@@ -98,6 +102,7 @@ pub const PATHS: [(&str, Route); 20] = [
     ("/v1/models", Route::Models),
     ("/v1/models/{model}", Route::OneModel),
     ("/v1/energy", Route::Energy),
+    ("/v1/energy/requests/{id}", Route::OneEnergy),
     // For who leaves the version out, as llama.cpp's server takes them.
     ("/chat/completions", Route::Chat),
     ("/models", Route::Models),
@@ -118,9 +123,13 @@ impl Route {
     /// The route of a path, with a slash at its end or without.
     pub fn of(path: &str) -> Option<Route> {
         let path = path.strip_suffix('/').unwrap_or(path);
-        let named = path.strip_prefix(MODELS).is_some_and(|name| !name.is_empty());
+        let named = |start: &str| path.strip_prefix(start).is_some_and(|name| !name.is_empty());
         let known = || PATHS.iter().find(|(known, _)| *known == path).map(|(_, route)| *route);
-        if named { Some(Route::OneModel) } else { known() }
+        match () {
+            () if named(MODELS) => Some(Route::OneModel),
+            () if named(ANSWERS) => Some(Route::OneEnergy),
+            () => known(),
+        }
     }
 
     /// Whose shape its errors have.
@@ -151,7 +160,7 @@ impl Route {
     pub fn methods(self) -> &'static str {
         use Route::*;
         match self {
-            Live | Ready | Health | Version | OpenApi | Metrics | Models | OneModel | Energy => "GET, HEAD",
+            Live | Ready | Health | Version | OpenApi | Metrics | Models | OneModel | Energy | OneEnergy => "GET, HEAD",
             Ping => "GET, HEAD, POST",
             _ => "POST",
         }
@@ -227,6 +236,10 @@ async fn answer(app: &Arc<App>, route: Route, tenant: Tenant, request: Request<I
         Route::Energy => {
             let engine = loaded(app)?.engine();
             Ok(Reply::json(&engine.stats().energy.json(engine.meters().as_deref())))
+        }
+        Route::OneEnergy => {
+            let id = request.uri().path().strip_prefix(ANSWERS).unwrap_or_default();
+            Ok(Reply::json(&energy::of_answer(app, id, tenant)?))
         }
         Route::OneModel => {
             let model = loaded(app)?;
@@ -370,4 +383,5 @@ impl Drop for Access {
 }
 
 const MODELS: &str = "/v1/models/";
+const ANSWERS: &str = "/v1/energy/requests/";
 const MAX_ID: usize = 128;

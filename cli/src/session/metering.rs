@@ -3,18 +3,24 @@
 //! The engine's own thread for it is their only reader. Invariant: what the meters have not told yet is left for a later
 //! reading, and what they cannot tell is unknown; a figure is never made up to have one.
 
+use std::time::Instant;
+
 use njoule_energy::load::{Part, own_cpu_s};
 use njoule_energy::meter::Scope;
 use njoule_energy::meter::feed::FeedSource;
 use njoule_energy::profile::NeuronWatts;
-use njoule_energy::window::Flag;
+use njoule_energy::window::{Flag, NeuronWindow};
 use njoule_energy::{Meters, Snapshot, Wanted, Window};
-use njoule_runtime::engine::{EnergySource, Metered, Reading};
+use njoule_runtime::engine::{Character, EnergySource, Metered, Reading, Utilised};
 use serde_json::{Value, json};
 
+pub use self::opening::Opening;
 use self::utilisation::Utilisation;
+pub use self::wait::{EnergyWaitArgs, wait};
 
+mod opening;
 mod utilisation;
+mod wait;
 
 /// Which meters, as typed.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -82,16 +88,39 @@ pub struct MachineMeters {
     description: Value,
     /// Whether it has been read.
     begun: bool,
+    /// Where joules come by the minute: the idle power that was declared, if nothing beside devices counts.
+    minutes: Option<Option<f64>>,
+    opened: Instant,
 }
 
 impl MachineMeters {
     /// Opens them; what they count from here on is the engine's.
     pub fn open(wanted: &Wanted) -> MachineMeters {
+        let opened = Instant::now();
         let mut meters = Meters::open(wanted);
         let mark = meters.snapshot();
-        let utilisation = Utilisation::begin(&mark);
-        MachineMeters { meters, mark, utilisation, cpu_s: own_cpu_s(), description: Value::Null, begun: false }
+        let (utilisation, minutes) = (Utilisation::begin(&mark), minutes(&mark));
+        let (cpu_s, description) = (own_cpu_s(), Value::Null);
+        MachineMeters { meters, mark, utilisation, cpu_s, description, begun: false, minutes, opened }
     }
+
+    /// Looks at what forgets that nobody has looked at it: once a second, while nobody reads.
+    pub fn watch(&mut self) {
+        self.meters.poll_devices();
+    }
+}
+
+/// The declared idle power where the total has Neuron devices in it that tell whole minutes, unless other meters count too.
+fn minutes(mark: &Snapshot) -> Option<Option<f64>> {
+    let counted = || mark.meters.iter().map(|meter| &meter.info).filter(|info| info.counts_in_total);
+    let over = counted().any(|info| matches!(info.scope, Scope::Wall | Scope::Node) || info.covers_accelerators());
+    let part = mark.part_cpu_s.is_some() || mark.part_trouble.is_some();
+    if mark.neuron.is_empty() || over || part {
+        return None;
+    }
+    let idle_w: Option<f64> =
+        mark.neuron.iter().map(|device| device.profile.as_ref().map(|watts| watts.base.middle())).sum();
+    idle_w.map(|idle_w| Some(idle_w).filter(|_| counted().next().is_none()))
 }
 
 impl EnergySource for MachineMeters {
@@ -99,28 +128,47 @@ impl EnergySource for MachineMeters {
         let now = self.meters.snapshot();
         let cpu_s = own_cpu_s();
         let since = (cpu_s - std::mem::replace(&mut self.cpu_s, cpu_s)).max(0.0);
-        let window = Window::between(&self.mark, &now);
-        let energy = match &window {
-            Ok(window) => judge(window),
-            // Two looks within the clock's step.
-            Err(_) => Metered::NotYet,
+        // Two looks within the clock's step say nothing.
+        let Ok(window) = Window::between(&self.mark, &now) else {
+            return Reading { cpu_s: since, util: Utilised::NotYet, ..Reading::default() };
         };
-        if let Ok(window) = &window
-            && energy != Metered::NotYet
-        {
-            self.description = describe(window);
+        let told = self.utilisation.since(&now);
+        let energy = match self.minutes {
+            Some(_) => beside(&window, told.energy),
+            None => judge(&window),
+        };
+        if energy != Metered::NotYet {
+            self.description = describe(&window, energy, self.minutes.is_some());
         }
-        let util = self.utilisation.since(&now);
-        // What loading used, if that is not known by now, is not to be charged to the first requests.
-        if energy != Metered::NotYet || !std::mem::replace(&mut self.begun, true) {
+        // What loading used, if that is not known by now, is not to be charged to the first requests, unless it is told apart.
+        let first = !std::mem::replace(&mut self.begun, true);
+        if energy != Metered::NotYet || (first && self.minutes.is_none()) {
             self.mark = now;
         }
-        Reading { cpu_s: since, core_s: None, util, energy }
+        Reading { cpu_s: since, core_s: None, util: told.util, energy, lag_s: told.lag_s }
+    }
+
+    fn character(&self) -> Character {
+        let since = (!self.mark.neuron.is_empty()).then_some(self.opened);
+        Character { since, late: self.minutes.is_some(), idle_w: self.minutes.flatten() }
     }
 
     fn describe(&self) -> Value {
         self.description.clone()
     }
+}
+
+/// What devices have told, with what the meters that count beside them have: of the same time, but for the second in which the
+/// devices' minute is seen.
+fn beside(window: &Window, devices: Metered) -> Metered {
+    let counted = window.meters.iter().filter(|meter| meter.info.counts_in_total);
+    counted.fold(devices, |sum, meter| match (sum, meter.joules) {
+        (Metered::Known(joules, method), Some(more)) => {
+            Metered::Known(joules.plus(more), method.weakest(meter.info.method))
+        }
+        (Metered::NotYet, _) => Metered::NotYet,
+        _ => Metered::Unknown,
+    })
 }
 
 /// What a window says, and whether a longer one may say more.
@@ -130,20 +178,18 @@ fn judge(window: &Window) -> Metered {
     }
     let whole =
         window.meters.iter().any(|m| m.info.counts_in_total && matches!(m.info.scope, Scope::Wall | Scope::Node));
-    let minutes = !whole && !window.neuron.is_empty();
-    let hopeless = match minutes {
-        true => window.neuron.iter().any(|device| device.profile.is_none()),
-        false => !window.meters.iter().any(|m| m.info.counts_in_total),
-    };
-    let patience_s = if minutes { LONGEST_OF_MINUTES_S } else { LONGEST_S };
-    match window.flags.contains(&Flag::ShortWindow) && !hopeless && window.duration_s < patience_s {
+    // Devices that tell whole minutes and are in this total cannot be told here: watts or their part are unknown.
+    let covered = window.meters.iter().any(|m| m.info.counts_in_total && m.info.covers_accelerators());
+    let devices = !whole && !covered && !window.neuron.is_empty();
+    let hopeless = devices || !window.meters.iter().any(|m| m.info.counts_in_total);
+    match window.flags.contains(&Flag::ShortWindow) && !hopeless && window.duration_s < LONGEST_S {
         true => Metered::NotYet,
         false => Metered::Unknown,
     }
 }
 
 /// For people.
-fn describe(window: &Window) -> Value {
+fn describe(window: &Window, energy: Metered, minutes: bool) -> Value {
     let meters: Vec<Value> = window
         .meters
         .iter()
@@ -154,11 +200,26 @@ fn describe(window: &Window) -> Value {
         })
         .collect();
     let boundary = Some(window.total.boundary.as_str()).filter(|boundary| !boundary.is_empty());
-    json!({"boundary": boundary, "meters": meters, "reasons": window.total.reasons})
+    let reasons = match energy {
+        Metered::Known(..) => vec![],
+        _ => window.total.reasons.iter().map(|reason| said_of_devices(reason, window, minutes)).collect(),
+    };
+    json!({"boundary": boundary, "meters": meters, "reasons": reasons})
 }
+
+/// A reason, unless it is that a window lacks whole minutes: that is not what is missing here.
+fn said_of_devices(reason: &str, window: &Window, minutes: bool) -> String {
+    let of = |device: &&NeuronWindow| reason.starts_with(&format!("neuron{}: ", device.device));
+    match window.neuron.iter().find(of) {
+        Some(device) if matches!(device.status, "valid" | "no_whole_minute" | "no_data" | "invalid") => {
+            let what = if minutes { "the driver told nothing of a minute" } else { NO_WATTS };
+            format!("neuron{}: {what}", device.device)
+        }
+        _ => reason.to_owned(),
+    }
+}
+
+const NO_WATTS: &str = "no watts are published for the chip: declare some with --neuron-watts";
 
 /// A meter that says nothing new for so long will say nothing of that time.
 const LONGEST_S: f64 = 10.0;
-
-/// The same where devices tell whole minutes alone, of which three are needed.
-const LONGEST_OF_MINUTES_S: f64 = 330.0;

@@ -31,7 +31,7 @@ use self::summary::Summary;
 use super::Context;
 use super::serve::{Defaults, EngineLost, OUTPUTS};
 use crate::args::{ModelArgs, UsageError};
-use crate::session::metering::MeteringArgs;
+use crate::session::metering::{self, EnergyWaitArgs, MeteringArgs};
 use crate::session::{Interrupt, Interrupted, Model, RunArgs, ScheduleArgs, Size};
 
 /// Arguments of `batch`.
@@ -63,6 +63,8 @@ pub struct Args {
     json: bool,
     #[command(flatten)]
     metering: MeteringArgs,
+    #[command(flatten)]
+    energy_wait: EnergyWaitArgs,
     #[command(flatten)]
     schedule: ScheduleArgs,
     #[command(flatten)]
@@ -137,9 +139,15 @@ impl Args {
         }
         let synced = output.sync().and_then(|()| errors.sync());
         drop(errors);
+        let times = summary.times(started);
+        // Who ends it by Ctrl-C or an error is not kept.
+        if matches!(ended, Ok(true)) {
+            let expects = self.metering.neuron_watts.is_some();
+            metering::wait(&session.engine, self.energy_wait.patience(expects), &interrupt, context);
+        }
         let lost = local.is_lost();
         let (stats, reasons) = local.finish();
-        let figures = summary.finish(started.elapsed(), &stats, reasons);
+        let figures = summary.finish(times, &stats, reasons);
         let failed = figures.failed();
         if self.json {
             writeln!(context.out, "{}", figures.json(&session.facts, &self.output, &errors_path))?;

@@ -17,7 +17,7 @@ pub(super) use self::figures::Figures;
 use self::prompts::{Input, Prompt};
 use super::Context;
 use crate::args::UsageError;
-use crate::session::metering::MeteringArgs;
+use crate::session::metering::{self, EnergyWaitArgs, MeteringArgs};
 use crate::session::sampling::SamplingArgs;
 use crate::session::words::Words;
 use crate::session::{Interrupt, Interrupted, Model, RunArgs, ScheduleArgs, Session, Size, Text, timing};
@@ -58,6 +58,8 @@ pub struct Args {
     sampling: SamplingArgs,
     #[command(flatten)]
     metering: MeteringArgs,
+    #[command(flatten)]
+    energy_wait: EnergyWaitArgs,
     #[command(flatten)]
     schedule: ScheduleArgs,
     #[command(flatten)]
@@ -108,6 +110,7 @@ impl Args {
         for handle in handles {
             printer.follow(handle, &interrupt, context.out)?;
         }
+        metering::wait(&session.engine, self.energy_wait.patience(false), &interrupt, context);
         let finished = session.finish()?;
         let figures = Figures::new(&printer.usages(), &finished.stats, finished.facts.load);
         if self.json {

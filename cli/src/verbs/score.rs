@@ -20,7 +20,7 @@ use self::logits::LogitsFile;
 use super::Context;
 use super::generate::{Figures, submit};
 use crate::args::UsageError;
-use crate::session::metering::MeteringArgs;
+use crate::session::metering::{self, EnergyWaitArgs, MeteringArgs};
 use crate::session::words::Words;
 use crate::session::{Interrupt, Interrupted, Model, RunArgs, RunOptions, Session, Size, Text, read_token_ids};
 
@@ -55,6 +55,8 @@ pub struct Args {
     top: Option<usize>,
     #[command(flatten)]
     metering: MeteringArgs,
+    #[command(flatten)]
+    energy_wait: EnergyWaitArgs,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -117,6 +119,8 @@ impl Args {
         if let Some(file) = file {
             file.finish()?;
         }
+        let expects = self.json && self.metering.neuron_watts.is_some();
+        metering::wait(&session.engine, self.energy_wait.patience(expects), &interrupt, context);
         let finished = session.finish()?;
         let usages: Vec<Usage> = scored.iter().map(|score| score.usage.clone()).collect();
         let figures = Figures::new(&usages, &finished.stats, finished.facts.load);
@@ -266,7 +270,7 @@ impl Score {
             "logprobs": logprobs,
             "total_logprob": total.logprob,
             "perplexity": total.perplexity(),
-            "energy": self.usage.energy.as_deref().map(|used| Energy::from(*used)),
+            "energy": self.usage.energy_now().map(Energy::from),
         });
         if top {
             let best = |t: &TokenLogprob| t.top.iter().map(|(id, lp)| json!({"id": id, "logprob": lp})).collect();

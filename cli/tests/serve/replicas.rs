@@ -93,6 +93,31 @@ fn wait_until_whole(address: &str, count: usize, restarts: u64) {
     });
 }
 
+/// The process that owns the port does not know which replica has answered: it asks all.
+#[test]
+fn energy_of_an_answer_is_found_at_the_replica_that_gave_it() {
+    let (_server, _log, address) = start(&["--replicas", "2", "--max-num-seqs", "2", "--usage-energy"]);
+    wait_until_whole(&address, 2, 0);
+    let get = |id: &str| {
+        let answer = ask(&address, &format!("GET /v1/energy/requests/{id}"), "");
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+        let replica = head.lines().find_map(|line| line.strip_prefix("x-njoule-replica: ")).map(str::to_owned);
+        let status = head.split(' ').nth(1).unwrap_or_default().to_owned();
+        (status, replica, serde_json::from_str::<Value>(body).unwrap_or_else(|e| panic!("{e}: {answer:?}")))
+    };
+    let mut found = Vec::new();
+    for i in 0..16 {
+        let (status, answer) = post(&address, &json!({"prompt": format!("{i} times"), "max_tokens": 2}));
+        assert_eq!(status, 200, "{answer}");
+        let (status, replica, energy) = get(answer["id"].as_str().unwrap());
+        assert_eq!((status.as_str(), &energy), ("200", &answer["usage"]["energy"]));
+        found.push(replica.unwrap());
+    }
+    assert!(found.iter().any(|replica| replica == "0") && found.iter().any(|replica| replica == "1"), "{found:?}");
+    let (status, replica, error) = get("cmpl-0");
+    assert_eq!((status.as_str(), replica, &error["error"]["code"]), ("404", None, &json!("unknown_answer")));
+}
+
 #[test]
 fn of_four_replicas_one_is_killed_and_nothing_is_lost() {
     let (mut server, _log, address) = start(&["--replicas", "4", "--max-num-seqs", "2"]);

@@ -63,7 +63,7 @@ impl Fit {
         if self.periods < ENOUGH {
             return None;
         }
-        let idle_w = self.idle_w();
+        let idle_w = self.idle_w().or(declared.idle_w);
         let prices = [declared.joules_per_flop, declared.joules_per_kv_byte, declared.joules_per_weight_byte];
         // In declared amounts: columns of like size, and a factor of 1 is what was declared.
         let square = |i: usize, j: usize| prices[i] * prices[j] * self.squares[i + 1][j + 1];

@@ -11,8 +11,10 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{Now, seconds};
+use crate::joules::Joules;
 use crate::profile::NeuronWatts;
 use crate::root::{Root, text};
+use crate::window::MOST_DIES;
 
 /// Lines of a device, followed since the meter was opened.
 #[derive(Debug)]
@@ -153,6 +155,14 @@ fn dies(name: &str) -> Option<u32> {
         "inferentia2" | "trainium1" | "trainium" => Some(1),
         "trainium2" => Some(2),
         _ => None,
+    }
+}
+
+impl NeuronState {
+    /// By the declared watts, joules of `seconds` with utilisation-seconds of which the least, the likeliest and the most are
+    /// given; `None` where none are declared.
+    pub fn joules(&self, seconds: f64, util_seconds: [f64; 3]) -> Option<Joules> {
+        self.profile.as_ref()?.joules_between(seconds, util_seconds, self.dies.unwrap_or(MOST_DIES))
     }
 }
 

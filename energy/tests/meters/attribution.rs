@@ -14,6 +14,7 @@ enum Event {
     Open,
     Step { seconds: f64, weights: f64, work: Vec<(f64, f64, u8)>, padding: f64 },
     Idle(f64),
+    Load(f64),
     Settle(f64),
     Unknown,
     Abort(usize),
@@ -26,6 +27,7 @@ fn event() -> impl Strategy<Value = Event> {
         2 => Just(Event::Open),
         6 => (0.0..0.1, 0.0..1e10, work, 0.0..1e11).prop_map(|(seconds, weights, work, padding)| Event::Step { seconds, weights, work, padding }),
         1 => (0.0..2.0).prop_map(Event::Idle),
+        1 => (0.0..2.0).prop_map(Event::Load),
         5 => (0.0..50.0).prop_map(Event::Settle),
         1 => Just(Event::Unknown),
         1 => any::<prop::sample::Index>().prop_map(|i| Event::Abort(i.index(1 << 16))),
@@ -57,6 +59,7 @@ proptest! {
                     ledger.step(seconds, weights, &shares);
                 }
                 Event::Idle(seconds) => ledger.idle(seconds),
+                Event::Load(seconds) => ledger.load_for(seconds),
                 Event::Settle(joules) => {
                     metered += joules;
                     cpu += joules / 10.0;
@@ -74,6 +77,7 @@ proptest! {
             let split = ledger.split();
             let parts = [split.prefill_j, split.decode_j, split.wasted_j, split.idle_j, split.load_j, split.unattributed_j];
             prop_assert!(parts.iter().all(|part| *part >= 0.0), "{:?}", split);
+            prop_assert!(ledger.tail().best() <= split.idle_j * (1.0 + 1e-12));
             prop_assert!((split.total() - metered).abs() <= 1e-9 * metered.max(1e-3), "{:?} of {}", split, metered);
             prop_assert!((ledger.cpu_s() - cpu).abs() <= 1e-9 * cpu.max(1e-3));
         }

@@ -3,14 +3,18 @@
 //! The engine knows no meter: an [`EnergySource`] is given to it and is read on a thread of its own, about once a second and
 //! when a request that wants its energy has ended. What is unknown is `None`, never 0.
 
+use std::time::Instant;
+
 use njoule_energy::attribution::{Coefficients, Split};
 use njoule_energy::load::own_cpu_s;
 use njoule_energy::{Joules, Method};
 use serde_json::Value;
 
 mod answer;
+mod later;
 
 pub use answer::Energy;
+pub use later::Later;
 
 /// Meters and clocks, read by nobody else.
 pub trait EnergySource: Send {
@@ -19,6 +23,23 @@ pub trait EnergySource: Send {
 
     /// The meters behind it and why there are no joules, for people.
     fn describe(&self) -> Value;
+
+    /// What is known of it before it is read.
+    fn character(&self) -> Character {
+        Character::default()
+    }
+}
+
+/// What a source is like.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Character {
+    /// Since when utilisation counts: what is told of it first may be of loading and of steps at once.
+    pub since: Option<Instant>,
+    /// Whether the same holds for joules, which come so late that no answer waits for them; else the first reading is of loading
+    /// alone.
+    pub late: bool,
+    /// Watts of what it covers with nothing to do, where they were declared.
+    pub idle_w: Option<f64>,
 }
 
 /// What was used in a time.
@@ -32,6 +53,8 @@ pub struct Reading {
     pub util: Utilised,
     /// Energy.
     pub energy: Metered,
+    /// How many seconds before it was made the time ends that it tells the utilisation and energy of.
+    pub lag_s: f64,
 }
 
 /// Utilisation-seconds since the last reading that was not [`Utilised::NotYet`].
@@ -74,6 +97,10 @@ impl Reading {
                 (Metered::NotYet, energy) | (energy, Metered::NotYet) => energy,
                 (Metered::Known(a, by), Metered::Known(b, other)) => Metered::Known(a.plus(b), by.weakest(other)),
                 _ => Metered::Unknown,
+            },
+            lag_s: match (later.util, later.energy) {
+                (Utilised::NotYet, Metered::NotYet) => self.lag_s,
+                _ => later.lag_s,
             },
         }
     }
@@ -121,6 +148,8 @@ pub struct RequestEnergy {
     pub core_s: Option<f64>,
     /// Utilisation-seconds of accelerators; `None` unless every step it ran in was covered.
     pub util_s: Option<f64>,
+    /// Whether nothing of it is still to be told: what is unknown now stays so.
+    pub settled: bool,
 }
 
 /// What an engine has used so far, as of the last reading.
@@ -134,6 +163,10 @@ pub struct EnergyStats {
     pub costs: Option<Coefficients>,
     /// Whether those of loading are among them.
     pub load_known: bool,
+    /// Of them, those of idling since the last step.
+    pub tail: Option<Joules>,
+    /// Whether a meter has still to tell of a time in which something was loaded or run.
+    pub owed: bool,
     /// The weakest method of those joules.
     pub method: Option<Method>,
     /// Mean power between the last two readings with joules.
@@ -146,6 +179,15 @@ pub struct EnergyStats {
     pub cpu_s: f64,
     /// Seconds of accelerator cores.
     pub core_s: Option<f64>,
-    /// Utilisation-seconds of accelerators.
-    pub util_s: Option<f64>,
+    /// Utilisation-seconds of accelerators by what they went for, in the place of joules; `None` until some are known.
+    pub util: Option<Split>,
+    /// Seconds of which these say nothing, yet or for ever; `None` without accelerators.
+    pub util_unknown_s: Option<f64>,
+}
+
+impl EnergyStats {
+    /// Utilisation-seconds of accelerators, as far as they are known.
+    pub fn util_s(&self) -> Option<f64> {
+        self.util.map(|split| split.total())
+    }
 }

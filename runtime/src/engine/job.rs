@@ -7,7 +7,7 @@ use std::hash::BuildHasher;
 use std::time::Instant;
 
 use super::EngineConfig;
-use super::energy::RequestEnergy;
+use super::energy::{Later, RequestEnergy};
 use super::inbox::Submission;
 use super::late::Late;
 use super::metering::Account;
@@ -67,13 +67,13 @@ struct Text {
 }
 
 /// What a request has used when it ends.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Spent {
     pub prompt_tokens: usize,
     pub generated_tokens: usize,
     pub cached_tokens: usize,
     pub preemptions: u32,
-    pub energy: Option<RequestEnergy>,
+    pub energy: Option<(RequestEnergy, Option<Later>)>,
 }
 
 impl<J> From<&Sequence<J>> for Spent {
@@ -259,6 +259,7 @@ impl Job {
     pub fn finish(&mut self, spent: Spent, now: Instant) {
         self.deliver();
         let Spent { prompt_tokens, generated_tokens, cached_tokens, preemptions, energy } = spent;
+        let (energy, energy_later) = energy.map_or((None, None), |(energy, later)| (Some(Box::new(energy)), later));
         let event = match self.end.take() {
             None => Event::Failed(RequestError::ShutDown),
             Some(End::Failed(error)) => Event::Failed(error),
@@ -279,7 +280,8 @@ impl Job {
                         decode: first.map_or(Default::default(), |t| now.saturating_duration_since(t)),
                         preemptions,
                         cached_tokens,
-                        energy: energy.map(Box::new),
+                        energy,
+                        energy_later,
                     },
                 }
             }

@@ -2,8 +2,8 @@
 //!
 //! Three ledgers get the same work: one of CPU and core seconds, which every reading tells, and those of joules and of
 //! utilisation-seconds, whose readings may be rarer. A request that wants its energy is answered when the readings reach beyond
-//! its end, or after [`EngineConfig::energy_wait`](super::EngineConfig::energy_wait) without; for minutes of utilisation nobody
-//! waits. A reading that was made in the middle of a step settles the part of its work that was done by then. What operations, cache
+//! its end, or after [`EngineConfig::energy_wait`](super::EngineConfig::energy_wait) without; for minutes nobody waits, and what
+//! they bring is written where the answer's [`Later`] is. A reading that was made in the middle of a step settles the part of its work that was done by then. What operations, cache
 //! bytes and a step cost is fitted to the readings as they come, and declared before that. Invariant: a step allocates nothing
 //! here after warm-up, and what was settled is the sum of the buckets.
 
@@ -15,10 +15,14 @@ use njoule_energy::{Joules, Method};
 use serde_json::Value;
 
 use super::Doorbell;
-use super::energy::{CpuTime, EnergySource, EnergyStats, Metered, Reading, RequestEnergy, Utilised};
+use super::energy::{Character, CpuTime, EnergySource, EnergyStats, Later, Metered, Reading, RequestEnergy, Utilised};
 use super::sampler::{Sample, Sampler, Ticket};
 use crate::backend::{Cost, CostModel};
 use crate::policy::StepEnergy;
+
+mod book;
+
+use self::book::Book;
 
 /// A request's place in the books.
 #[derive(Clone, Copy, Debug)]
@@ -58,45 +62,6 @@ impl Wait {
     }
 }
 
-/// A ledger and what it will be told.
-struct Book {
-    ledger: Ledger,
-    /// The step in the making.
-    shares: Vec<Share>,
-    /// Accounts that are closed at its next reading: what they have not been charged for yet is their own.
-    leaving: Vec<AccountId>,
-}
-
-impl Book {
-    fn new(ledger: Ledger) -> Book {
-        Book { ledger, shares: Vec::new(), leaving: Vec::new() }
-    }
-
-    /// A part of the step in the making.
-    fn work(&mut self, part: f64, seconds: f64, weight_bytes: f64) {
-        self.ledger.part_of_step(part, seconds, weight_bytes, &self.shares);
-    }
-
-    /// Time without a step, which is theirs who hold a slot.
-    fn wait(&mut self, seconds: f64) {
-        if self.shares.is_empty() {
-            self.ledger.idle(seconds);
-        } else if seconds > 0.0 {
-            self.ledger.part_of_step(0.0, seconds, 0.0, &self.shares);
-        }
-    }
-
-    fn settle(&mut self, joules: Option<Joules>) {
-        self.ledger.settle(&Amounts { joules, ..Amounts::default() });
-    }
-
-    fn close_leaving(&mut self) {
-        for id in self.leaving.drain(..) {
-            self.ledger.close(id);
-        }
-    }
-}
-
 /// The books.
 pub struct Metering {
     costs: CostModel,
@@ -114,6 +79,14 @@ pub struct Metering {
     patience: Duration,
     answered: Option<Ticket>,
     metered: Option<Ticket>,
+    /// Answers that were given before all of them was told.
+    later: Vec<(Account, Later)>,
+    /// Whether something was told since these were looked at.
+    told: bool,
+    /// Whether joules come too late for any answer.
+    late: bool,
+    /// Whether a part of what loading used will never be known.
+    load_lost: bool,
     /// End of what has been booked.
     mark: Instant,
     /// Accelerator cores of a step, and their seconds since the last reading.
@@ -121,6 +94,9 @@ pub struct Metering {
     core_s: f64,
     /// Seconds and generated tokens since the last reading of joules.
     period_s: f64,
+    /// Seconds since the last reading of utilisation, and those of which none was told.
+    util_period_s: f64,
+    util_lost_s: f64,
     tokens_before: u64,
     stats: EnergyStats,
     step_energy: Option<StepEnergy>,
@@ -138,24 +114,37 @@ impl Metering {
     ) -> std::io::Result<Metering> {
         let metered = source.is_some();
         let source = source.unwrap_or_else(|| Box::new(CpuTime::begin()));
+        let Character { since, late, idle_w } = source.character();
+        let loading_s = since.map_or(0.0, |since| since.elapsed().as_secs_f64());
+        let late_s = if late { loading_s } else { 0.0 };
+        let book = |idle_w, loading_s| {
+            let mut ledger = Ledger::new(Coefficients { idle_w, ..Coefficients::default() });
+            ledger.load_for(loading_s);
+            Book::new(ledger)
+        };
         Ok(Metering {
             costs,
             seconds: Book::new(Ledger::of_cpu_time(Coefficients::default())),
-            joules: metered.then(|| Book::new(Ledger::new(Coefficients::default()))),
+            joules: metered.then(|| book(idle_w, late_s)),
             // An idle device's utilisation is none: the idle power is taken off.
-            util: cores
-                .filter(|_| metered)
-                .map(|_| Book::new(Ledger::new(Coefficients { idle_w: Some(0.0), ..Coefficients::default() }))),
+            util: cores.filter(|_| metered).map(|_| book(Some(0.0), loading_s)),
             known: false,
-            sampler: Sampler::start(source, metered, doorbell, patience)?,
+            // What comes late anyway is not looked for again and again.
+            sampler: Sampler::start(source, metered, doorbell, if late { Duration::ZERO } else { patience })?,
             begun: false,
             patience,
             answered: None,
             metered: None,
+            later: Vec::new(),
+            told: false,
+            late,
+            load_lost: false,
             mark: Instant::now(),
             cores,
             core_s: 0.0,
-            period_s: 0.0,
+            period_s: late_s,
+            util_period_s: loading_s,
+            util_lost_s: 0.0,
             tokens_before: 0,
             stats: EnergyStats::default(),
             step_energy: None,
@@ -169,7 +158,9 @@ impl Metering {
 
     /// As of the last reading.
     pub fn stats(&self) -> EnergyStats {
-        self.stats
+        let owed = self.joules.iter().chain(&self.util).any(|book| book.ledger.is_owed());
+        let util_unknown_s = self.util.as_ref().map(|_| self.util_lost_s + self.util_period_s);
+        EnergyStats { owed, util_unknown_s, ..self.stats }
     }
 
     /// What a step costs, once the meter has told.
@@ -291,6 +282,7 @@ impl Metering {
         let seconds = now.saturating_duration_since(self.mark).as_secs_f64();
         self.mark = self.mark.max(now);
         self.period_s += seconds;
+        self.util_period_s += seconds;
         seconds
     }
 
@@ -299,11 +291,27 @@ impl Metering {
         while let Some(sample) = self.sampler.take() {
             self.take_in(&sample, generated);
         }
+        if std::mem::take(&mut self.told) {
+            self.tell_later();
+        }
+    }
+
+    /// Writes down what is known now of answers that were given before; who is settled leaves the books.
+    fn tell_later(&mut self) {
+        for i in (0..self.later.len()).rev() {
+            let (account, later) = &self.later[i];
+            let known = self.used(account);
+            later.set(known);
+            if known.settled {
+                let (account, _) = self.later.swap_remove(i);
+                self.close(account);
+            }
+        }
     }
 
     fn take_in(&mut self, sample: &Sample, generated: u64) {
         let Sample { reading, first, answered, metered, .. } = *sample;
-        let Reading { cpu_s, core_s, util, energy } = reading;
+        let Reading { cpu_s, core_s, util, energy, lag_s } = reading;
         let held = std::mem::take(&mut self.core_s);
         let core_s = core_s.or(self.cores.map(|_| held));
         self.seconds.ledger.settle(&Amounts { joules: None, cpu_s, core_s, util_s: None });
@@ -312,31 +320,37 @@ impl Metering {
             self.seconds.ledger.learn();
         }
         self.answered = Some(answered);
+        self.told = true;
         self.stats.cpu_s += cpu_s;
         self.stats.core_s = core_s.map(|more| self.stats.core_s.unwrap_or(0.0) + more);
-        self.utilised(util);
-        self.stats.load_known |= first && matches!(energy, Metered::Known(..));
+        self.utilised(util, lag_s);
+        if first || self.joules.as_ref().is_some_and(|book| book.ledger.is_loading()) {
+            self.load_lost |= energy == Metered::Unknown;
+            self.stats.load_known = !self.load_lost && (self.stats.load_known || matches!(energy, Metered::Known(..)));
+        }
         let joules = match energy {
             Metered::NotYet => return,
             Metered::Unknown => None,
             Metered::Known(joules, method) => Some((joules, method)),
         };
         self.metered = Some(metered);
-        self.book(joules, generated, first);
+        self.book(joules, generated, first, lag_s);
     }
 
-    fn utilised(&mut self, util: Utilised) {
+    fn utilised(&mut self, util: Utilised, lag_s: f64) {
         let seconds = match util {
             Utilised::NotYet => return,
             Utilised::Unknown => None,
             Utilised::Known(seconds) => Joules::new(seconds),
         };
-        if let Some(seconds) = seconds {
-            self.stats.util_s = Some(self.stats.util_s.unwrap_or(0.0) + seconds.best());
-        }
         if let Some(book) = &mut self.util {
-            book.settle(seconds);
+            let held_s = book.settle(seconds, lag_s);
+            let period_s = std::mem::replace(&mut self.util_period_s, held_s) - held_s;
             book.close_leaving();
+            match seconds {
+                Some(_) => self.stats.util = Some(book.ledger.split()),
+                None => self.util_lost_s += period_s,
+            }
         }
     }
 
@@ -352,21 +366,26 @@ impl Metering {
         loop {
             doorbell.take();
             self.waited(Instant::now(), generated);
-            if self.metered >= Some(ticket) || !doorbell.wait(Some(until)) {
-                return;
+            let reached = if self.late { self.answered } else { self.metered };
+            if reached >= Some(ticket) || !doorbell.wait(Some(until)) {
+                break;
             }
         }
+        self.settle(generated);
     }
 
-    fn book(&mut self, joules: Option<(Joules, Method)>, generated: u64, first: bool) {
-        let seconds = std::mem::take(&mut self.period_s);
+    fn book(&mut self, joules: Option<(Joules, Method)>, generated: u64, first: bool, lag_s: f64) {
         let tokens = generated - std::mem::replace(&mut self.tokens_before, generated);
         let Some(book) = &mut self.joules else { return };
-        match joules {
+        let held_s = match joules {
             // Before the first step the model was loaded.
-            Some((joules, _)) if first && book.ledger.pending_steps() == 0 => book.ledger.load(joules.best()),
-            other => book.settle(other.map(|(joules, _)| joules)),
-        }
+            Some((joules, _)) if first && !book.ledger.is_owed() => {
+                book.ledger.load(joules.best());
+                0.0
+            }
+            other => book.settle(other.map(|(joules, _)| joules), lag_s),
+        };
+        let seconds = std::mem::replace(&mut self.period_s, held_s) - held_s;
         match joules {
             Some((joules, method)) => {
                 self.known = true;
@@ -391,6 +410,7 @@ impl Metering {
         });
         book.close_leaving();
         self.stats.split = self.known.then(|| book.ledger.split());
+        self.stats.tail = self.known.then(|| book.ledger.tail());
     }
 
     /// A request has ended, in vain if `wasted`. `Some` if it `wants` its energy and has to wait for it.
@@ -419,24 +439,40 @@ impl Metering {
         }
     }
 
-    /// What the request has used, once that is known or its patience is over.
-    pub fn take(&mut self, wait: &Wait, now: Instant) -> Option<RequestEnergy> {
+    /// What the request has used, once that is known or its patience is over, and where the rest of it will be.
+    pub fn take(&mut self, wait: &Wait, now: Instant) -> Option<(RequestEnergy, Option<Later>)> {
         let reached = |ticket: Option<Ticket>| ticket >= Some(wait.ticket);
-        let seconds = reached(self.answered);
-        let joules = wait.account.joules.is_none() || reached(self.metered);
-        if !(seconds && joules) && now < wait.until {
+        let joules = self.late || wait.account.joules.is_none() || reached(self.metered);
+        if !(reached(self.answered) && joules) && now < wait.until {
             return None;
         }
-        let used = self.seconds.ledger.used(wait.account.seconds);
-        let util = self.util.as_ref().zip(wait.account.util).and_then(|(book, id)| book.ledger.used(id).joules());
+        let known = self.used(&wait.account);
+        if known.settled {
+            self.close(wait.account);
+            return Some((known, None));
+        }
+        let later = Later::new(known);
+        self.later.push((wait.account, later.clone()));
+        Some((known, Some(later)))
+    }
+
+    /// What the readings so far say of a request that has ended.
+    fn used(&self, account: &Account) -> RequestEnergy {
+        let used = self.seconds.ledger.used(account.seconds);
+        let util = self.util.as_ref().zip(account.util).and_then(|(book, id)| book.ledger.used(id).joules());
+        let told = |book: &Option<Book>, id: Option<AccountId>| {
+            book.as_ref().zip(id).is_none_or(|(book, id)| book.ledger.is_told(id))
+        };
         let mut energy = RequestEnergy {
             cpu_s: used.cpu_s,
             core_s: used.core_s,
             util_s: util.map(Joules::best),
+            settled: self.seconds.ledger.is_told(account.seconds)
+                && told(&self.joules, account.joules)
+                && told(&self.util, account.util),
             ..RequestEnergy::default()
         };
-        let books = self.joules.as_ref().zip(wait.account.joules);
-        if let Some((book, id)) = books.filter(|_| joules) {
+        if let Some((book, id)) = self.joules.as_ref().zip(account.joules) {
             let ledger = &book.ledger;
             let used = ledger.used(id);
             energy.joules = used.joules();
@@ -447,7 +483,6 @@ impl Metering {
                 energy.interpolated = used.interpolated;
             }
         }
-        self.close(wait.account);
-        Some(energy)
+        energy
     }
 }

@@ -14,6 +14,7 @@ mod energy;
 mod hidden;
 mod load;
 mod pace;
+mod settled;
 use crate::request::{Event, FinishReason, SinkClosed, StopMatch, TextStream, TokenText};
 use crate::sampler::{History, Pick, Sampler, SamplingParams};
 

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Message, event, stop_reason, tool_id, usage};
-use crate::energy::Energy;
+use crate::energy::{Keeper, Used};
 use crate::error::ApiError;
 use crate::mailbox::Part;
 use crate::output::{Delta, Looks, Parser};
@@ -19,6 +19,7 @@ pub struct Stream {
     /// Number of the next block.
     next: usize,
     open: Option<Kind>,
+    keeper: Keeper,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,8 +29,8 @@ enum Kind {
 }
 
 impl Stream {
-    pub fn new(id: String, model: String, looks: Looks, prompt_tokens: usize) -> Stream {
-        Stream { id, model, parser: Parser::new(looks), prompt_tokens, tokens: 0, next: 0, open: None }
+    pub fn new(id: String, model: String, looks: Looks, prompt_tokens: usize, keeper: Keeper) -> Stream {
+        Stream { id, model, parser: Parser::new(looks), prompt_tokens, tokens: 0, next: 0, open: None, keeper }
     }
 
     fn start(&mut self, block: Value, out: &mut Vec<u8>) {
@@ -123,7 +124,9 @@ impl Render for Stream {
             }
             let (stop_reason, stop_sequence) = stop_reason(&part, self.parser.calls());
             let delta = json!({"stop_reason": stop_reason, "stop_sequence": stop_sequence});
-            let usage = usage(json!({"output_tokens": self.tokens}), part.energy().map(Energy::from));
+            let mut used = Used::default();
+            used.add(&part);
+            let usage = usage(json!({"output_tokens": self.tokens}), self.keeper.keep(&self.id, &used));
             event(out, "message_delta", &json!({"type": "message_delta", "delta": delta, "usage": usage}));
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::{ToolCall, finish_reason};
-use crate::energy::{self, Energy};
+use crate::energy::{Keeper, Used};
 use crate::error::ApiError;
 use crate::generation::Layout;
 use crate::logprobs::ChatLogprobs;
@@ -26,7 +26,8 @@ pub struct Stream {
     prompt_tokens: usize,
     completion_tokens: usize,
     cached: usize,
-    used: Option<Energy>,
+    used: Used,
+    keeper: Keeper,
     /// By sequence.
     sequences: Vec<Sequence>,
 }
@@ -76,6 +77,7 @@ impl Stream {
         looks: Looks,
         logprobs: Option<Arc<Model>>,
         prompt_tokens: usize,
+        keeper: Keeper,
     ) -> Stream {
         let sequence = || Sequence { parser: Parser::new(looks.clone()), begun: false, tokens: 0 };
         let sequences = (0..layout.n / layout.copies).map(|_| sequence()).collect();
@@ -87,7 +89,8 @@ impl Stream {
             prompt_tokens,
             completion_tokens: 0,
             cached: 0,
-            used: None,
+            used: Used::default(),
+            keeper,
             sequences,
         }
     }
@@ -128,7 +131,7 @@ impl Render for Stream {
         }
         let begun = std::mem::replace(&mut state.begun, true);
         self.completion_tokens += part.tokens * self.layout.copies;
-        energy::add(&mut self.used, part.energy());
+        self.used.add(&part);
         self.cached += if self.layout.is_first(sequence) { part.cached() } else { 0 };
         if !begun {
             let first = |_| Delta { role: Some("assistant"), content: Some(""), ..Delta::default() };
@@ -163,8 +166,9 @@ impl Render for Stream {
     }
 
     fn end(&mut self, out: &mut Vec<u8>) {
+        let used = self.keeper.keep(&self.head.id, &self.used);
         if self.options.include_usage {
-            let usage = Usage::new(self.prompt_tokens, self.completion_tokens).cached(self.cached).used(self.used);
+            let usage = Usage::new(self.prompt_tokens, self.completion_tokens).cached(self.cached).used(used);
             sse::data(out, &Chunk { head: &self.head, choices: &[], usage: Some(Some(usage)) });
         }
         sse::done(out);

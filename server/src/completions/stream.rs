@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::{Choice, State, Writer, finish_reason};
-use crate::energy::{self, Energy};
+use crate::energy::{Keeper, Used};
 use crate::error::ApiError;
 use crate::mailbox::Part;
 use crate::params::StreamOptions;
@@ -19,7 +19,8 @@ pub struct Stream {
     states: Vec<Sequence>,
     completion_tokens: usize,
     cached: usize,
-    used: Option<Energy>,
+    used: Used,
+    keeper: Keeper,
 }
 
 #[derive(Clone, Default)]
@@ -40,7 +41,7 @@ struct Chunk<'a> {
 }
 
 impl Stream {
-    pub fn new(writer: Writer, head: Head, options: StreamOptions) -> Stream {
+    pub fn new(writer: Writer, head: Head, options: StreamOptions, keeper: Keeper) -> Stream {
         let sequences = writer.prompts.len() * writer.layout.n / writer.layout.copies;
         Stream {
             writer,
@@ -49,7 +50,8 @@ impl Stream {
             states: vec![Sequence::default(); sequences],
             completion_tokens: 0,
             cached: 0,
-            used: None,
+            used: Used::default(),
+            keeper,
         }
     }
 
@@ -65,7 +67,7 @@ impl Render for Stream {
         let state = &mut self.states[sequence];
         state.tokens += part.tokens;
         self.completion_tokens += part.tokens * self.writer.layout.copies;
-        energy::add(&mut self.used, part.energy());
+        self.used.add(&part);
         self.cached += if self.writer.layout.is_first(sequence) { part.cached() } else { 0 };
         if !state.state.echoed && self.writer.echo.is_some() {
             // The prompt goes out in one piece, before the first token.
@@ -88,9 +90,9 @@ impl Render for Stream {
     }
 
     fn end(&mut self, out: &mut Vec<u8>) {
+        let used = self.keeper.keep(&self.head.id, &self.used);
         if self.options.include_usage {
-            let usage =
-                Usage::new(self.writer.prompt_tokens(), self.completion_tokens).cached(self.cached).used(self.used);
+            let usage = Usage::new(self.writer.prompt_tokens(), self.completion_tokens).cached(self.cached).used(used);
             sse::data(out, &Chunk { head: &self.head, choices: &[], usage: Some(Some(usage)) });
         }
         sse::done(out);

@@ -45,7 +45,7 @@ fn write_energy(out: &mut Text, energy: &EnergyStats) {
     out.counter("njoule_cpu_seconds_total", "CPU time of the process, as of the last reading", &[("", energy.cpu_s)]);
     let seconds = [
         ("njoule_accelerator_core_seconds_total", "Time of accelerator cores", energy.core_s),
-        ("njoule_accelerator_utilization_seconds_total", "Utilisation of accelerators, integrated", energy.util_s),
+        ("njoule_accelerator_utilization_seconds_total", "Utilisation of accelerators, integrated", energy.util_s()),
     ];
     for (name, help, value) in seconds {
         if let Some(value) = value {

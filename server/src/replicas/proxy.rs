@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
-    CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, DATE, EXPECT, HOST, HeaderName, HeaderValue, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE,
+    CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, DATE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue,
+    TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::time::{Instant, Sleep, sleep, timeout};
@@ -51,14 +51,7 @@ pub(crate) async fn answer(
     if !replicas.has_room(claim) {
         return Err(no_room(app, replicas));
     }
-    let mut headers = request.headers().clone();
-    HOP.iter().for_each(|name| drop(headers.remove(name)));
-    if let Ok(id) = HeaderValue::from_str(id) {
-        headers.insert(HeaderName::from_static("x-request-id"), id);
-    }
-    if let Some(tenant) = tenant.header() {
-        headers.insert(tenant::HEADER, tenant);
-    }
+    let headers = passed_on(request.headers(), tenant, id);
     let target = request.uri().path_and_query().map_or("/", |target| target.as_str()).to_owned();
     let method = request.method().clone();
     let (body, room) = if asks {
@@ -93,6 +86,26 @@ pub(crate) async fn answer(
             Ok(Reply::Made(response))
         }
     }
+}
+
+/// The headers of a request as a replica gets them.
+pub(super) fn passed_on(headers: &HeaderMap, tenant: Tenant, id: &str) -> HeaderMap {
+    let mut headers = headers.clone();
+    HOP.iter().for_each(|name| drop(headers.remove(name)));
+    if let Ok(id) = HeaderValue::from_str(id) {
+        headers.insert(HeaderName::from_static("x-request-id"), id);
+    }
+    if let Some(tenant) = tenant.header() {
+        headers.insert(tenant::HEADER, tenant);
+    }
+    headers
+}
+
+/// The head of a replica's answer as a client gets it.
+pub(super) fn passed_back(mut head: Response<()>, replica: usize) -> Response<()> {
+    HOP.iter().chain([&DATE]).for_each(|name| drop(head.headers_mut().remove(name)));
+    head.headers_mut().insert(REPLICA, HeaderValue::from(replica));
+    head
 }
 
 /// Large bodies are looked through where that delays no connection.
@@ -207,9 +220,7 @@ impl Job {
             }
         };
         let Exchange { response: head, .. } = &exchange;
-        let (status, mut head) = (head.status(), head.clone());
-        HOP.iter().chain([&DATE]).for_each(|name| drop(head.headers_mut().remove(name)));
-        head.headers_mut().insert(HeaderName::from_static("x-njoule-replica"), HeaderValue::from(seat.replica));
+        let (status, head) = (head.status(), passed_back(head.clone(), seat.replica));
         let retry = head.headers().get("x-should-retry").is_some_and(|retry| retry == "true");
         let replica = seat.replica;
         if is_stream(&head) {
@@ -416,6 +427,8 @@ const HOP: [HeaderName; 11] = [
     HeaderName::from_static("x-request-id"),
     tenant::HEADER,
 ];
+/// Says which replica has answered.
+pub(super) const REPLICA: HeaderName = HeaderName::from_static("x-njoule-replica");
 /// How often a request is moved whose replica was lost.
 const MOVES: usize = 2;
 /// How long a request whose replica was lost waits for another one.

@@ -1,8 +1,9 @@
 //! Energy in answers and figures: told to who asks, with its method, and null where nobody knows.
 
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use njoule_runtime::engine::{EnergySource, Metered, Reading};
+use njoule_runtime::engine::{Character, EnergySource, Metered, Reading};
 use njoule_server::ServerConfig;
 use serde_json::{Value, json};
 
@@ -21,6 +22,27 @@ impl EnergySource for Three {
 
     fn describe(&self) -> Value {
         json!({"boundary": "cpu", "meters": [{"id": "three"}], "reasons": []})
+    }
+}
+
+/// Tells so many joules once, when the test says so.
+struct Late(Arc<Mutex<Option<f64>>>);
+
+impl EnergySource for Late {
+    fn read(&mut self) -> Reading {
+        let energy = self.0.lock().unwrap().take().map_or(Metered::NotYet, |joules| {
+            let joules = serde_json::from_value(json!({"best_j": joules, "low_j": joules, "high_j": joules})).unwrap();
+            Metered::Known(joules, serde_json::from_value(json!("derived")).unwrap())
+        });
+        Reading { cpu_s: 0.5, energy, ..Reading::default() }
+    }
+
+    fn describe(&self) -> Value {
+        json!({"boundary": "accelerator", "meters": [], "reasons": []})
+    }
+
+    fn character(&self) -> Character {
+        Character { since: Some(Instant::now()), late: true, idle_w: Some(0.0) }
     }
 }
 
@@ -120,4 +142,68 @@ fn figures_add_up_to_what_the_meter_told() {
         });
         assert!(line.is_some_and(|line| line.contains("method=\"measured\"")), "{phase}: {figures}");
     }
+}
+
+/// An answer does not wait for a minute: its id gives what was told since, to whom it was given and to nobody else.
+#[test]
+fn what_is_told_after_an_answer_is_found_by_its_id() {
+    let driver = Arc::<Mutex<Option<f64>>>::default();
+    let config = ServerConfig { api_keys: vec!["one".into(), "two".into()], ..ServerConfig::default() };
+    // Who waited for joules would fail by it.
+    let wait = |engine: &mut njoule_runtime::EngineConfig| engine.energy_wait = Duration::from_secs(100);
+    let live = start_metered("qwen3", 8, config, wait, Some(Box::new(Late(driver.clone()))));
+    let get = |id: &str, key: &str| {
+        call(live.address, "GET", &format!("/v1/energy/requests/{id}"), &[("x-api-key", key)], b"")
+    };
+    let mut given = Vec::new();
+    for (path, body) in bodies() {
+        for stream in [false, true] {
+            let mut body = body.clone();
+            body["stream"] = json!(stream);
+            if stream && path != "/v1/messages" {
+                body["stream_options"] = json!({"include_usage": true});
+            }
+            let headers = [("content-type", "application/json"), ("x-njoule-energy", "1"), ("x-api-key", "one")];
+            let answer = call(live.address, "POST", path, &headers, body.to_string().as_bytes());
+            let text = answer.text();
+            let events = text.lines().filter_map(|line| line.strip_prefix("data: ").or(Some(line).filter(|_| !stream)));
+            let events: Vec<Value> = events.filter_map(|event| serde_json::from_str(event).ok()).collect();
+            let id = events.iter().find_map(|e| e["id"].as_str().or(e["message"]["id"].as_str())).unwrap().to_owned();
+            let energy = events.iter().find_map(|e| e["usage"].get("energy")).unwrap().clone();
+            assert_eq!((&energy["settled"], &energy["joules"]), (&json!(false), &Value::Null), "{path} {energy}");
+            assert_eq!(get(&id, "one").json(), energy, "{path}");
+            given.push((id, energy));
+        }
+    }
+    // One that nobody asked about has no figures of its own, whatever it has used.
+    let headers = [("content-type", "application/json"), ("x-api-key", "one")];
+    let silent = call(live.address, "POST", "/v1/completions", &headers, br#"{"prompt": "a", "max_tokens": 3}"#).json();
+    get(silent["id"].as_str().unwrap(), "one").is_error(404, "unknown_answer");
+    *driver.lock().unwrap() = Some(80.0);
+    live.wait_for("a settled answer", |_| get(&given[0].0, "one").json()["settled"] == true);
+    let mut theirs = 0.0;
+    for (id, before) in &given {
+        let energy = get(id, "one").json();
+        let number = |key: &str| energy[key].as_f64().unwrap_or_else(|| panic!("{key}: {energy}"));
+        assert_eq!((&energy["settled"], &energy["method"]), (&json!(true), &json!("derived")), "{energy}");
+        assert_eq!(energy["cpu_s"], before["cpu_s"], "that was told by then");
+        let parts = number("prefill_j") + number("decode_j") + number("wasted_j");
+        assert!((parts - number("joules")).abs() < 1e-9 && parts > 0.0);
+        theirs += parts;
+        for key in ["two", "three"] {
+            let refused = get(id, key);
+            let code = if key == "two" { (404, "unknown_answer") } else { (401, "invalid_api_key") };
+            refused.is_error(code.0, code.1);
+        }
+    }
+    get("chatcmpl-0", "one").is_error(404, "unknown_answer");
+    let path = format!("/v1/energy/requests/{}", given[0].0);
+    let post = call(live.address, "POST", &path, &headers, b"{}");
+    assert_eq!((post.status, post.header("allow")), (405, Some("GET, HEAD")));
+    // All were told at once: the silent one has the rest of what was prefilled and decoded.
+    let totals = call(live.address, "GET", "/v1/energy", &[("x-api-key", "one")], b"").json();
+    let bucket = |name: &str| totals["by_bucket"][name].as_f64().unwrap();
+    let all: f64 = ["prefill_j", "decode_j", "wasted_j", "idle_j", "load_j", "unattributed_j"].map(bucket).iter().sum();
+    assert!((all - 80.0).abs() < 1e-9, "{totals}");
+    assert!(theirs < bucket("prefill_j") + bucket("decode_j") && theirs > 0.8 * 80.0, "{theirs} of {totals}");
 }

@@ -90,10 +90,14 @@ impl Summary {
         format!("{} answered, {} failed{skipped}, {rate:.0} tok/s", self.answered, self.failed)
     }
 
+    /// What it has taken until now: from a loaded model, and from `started` on.
+    pub fn times(&self, started: Instant) -> [Duration; 2] {
+        [self.started.elapsed(), started.elapsed()]
+    }
+
     /// With the engine's figures, and why its energy is unknown if it is.
-    pub fn finish(self, total: Duration, stats: &EngineStats, reasons: Vec<String>) -> Figures {
-        let energy = stats.energy;
-        Figures { run: self.started.elapsed(), total, steps: stats.steps, energy, reasons, counts: self }
+    pub fn finish(self, [run, total]: [Duration; 2], stats: &EngineStats, reasons: Vec<String>) -> Figures {
+        Figures { run, total, steps: stats.steps, energy: stats.energy.whole(), reasons, counts: self }
     }
 }
 
@@ -106,6 +110,7 @@ pub struct Figures {
     /// Loading included.
     total: Duration,
     steps: u64,
+    /// Of all of it; unknown if a part of it is.
     energy: EnergyStats,
     reasons: Vec<String>,
 }
@@ -124,8 +129,7 @@ impl Figures {
 
     /// Joules of the whole run, loading included; unknown if a part of it is.
     fn joules(&self) -> Option<(f64, &'static str)> {
-        let whole = self.energy.whole();
-        whole.split.map(|split| split.total()).zip(whole.method.map(Method::name))
+        self.energy.split.map(|split| split.total()).zip(self.energy.method.map(Method::name))
     }
 
     fn energy(&self) -> Value {
@@ -140,7 +144,8 @@ impl Figures {
             "output_tokens_per_joule": joules.filter(|(joules, _)| *joules > 0.0).map(|(joules, _)| generated as f64 / joules),
             "cpu_s": self.energy.cpu_s,
             "core_s": self.energy.core_s,
-            "util_s": self.energy.util_s,
+            "util_s": self.energy.util_s(),
+            "util_unknown_s": self.energy.util_unknown_s,
             "reasons": if joules.is_none() { &self.reasons[..] } else { &[] },
         })
     }

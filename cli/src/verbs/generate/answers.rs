@@ -109,7 +109,7 @@ impl Printer {
                 "completion_tokens": usage.generated_tokens,
                 "total_tokens": usage.prompt_tokens + usage.generated_tokens,
                 "ttft_s": usage.ttft.map(|t| t.as_secs_f64()),
-                "energy": usage.energy.as_deref().map(|used| Energy::from(*used)),
+                "energy": usage.energy_now().map(Energy::from),
             },
         });
         if self.logprobs {

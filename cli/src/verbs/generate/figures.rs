@@ -60,7 +60,7 @@ impl Figures {
             ttft: usage.ttft,
             load,
             steps: None,
-            energy: Spent::Answer(usage.energy.as_deref().map(|used| Energy::from(*used))),
+            energy: Spent::Answer(usage.energy_now().map(Energy::from)),
         }
     }
 

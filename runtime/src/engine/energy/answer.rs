@@ -2,6 +2,7 @@
 //!
 //! Invariant: joules never stand without their method; what is unknown is null, and so is a sum of which a part is unknown.
 
+use njoule_energy::attribution::Split;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -34,6 +35,8 @@ pub struct Energy {
     pub core_s: Option<f64>,
     /// Utilisation of accelerators, integrated.
     pub util_s: Option<f64>,
+    /// Whether nothing of it is still to be told by a meter.
+    pub settled: bool,
 }
 
 impl From<RequestEnergy> for Energy {
@@ -52,6 +55,7 @@ impl From<RequestEnergy> for Energy {
             cpu_s: used.cpu_s,
             core_s: used.core_s,
             util_s: used.util_s,
+            settled: used.settled,
         }
     }
 }
@@ -73,6 +77,7 @@ impl Energy {
             cpu_s: self.cpu_s + other.cpu_s,
             core_s: sum(self.core_s, other.core_s),
             util_s: sum(self.util_s, other.util_s),
+            settled: self.settled && other.settled,
         }
     }
 
@@ -89,12 +94,15 @@ impl Energy {
 }
 
 impl EnergyStats {
-    /// The same of a whole time, loading included: unknown where a part of it is.
+    /// The same of a whole run, from loading to its last step: unknown where a part of it is.
     pub fn whole(self) -> EnergyStats {
-        match self.unknown_s > 0.0 || !self.load_known {
-            true => EnergyStats { split: None, joules: None, method: None, watts: None, ..self },
-            false => self,
+        let unknown = EnergyStats { split: None, joules: None, method: None, watts: None, tail: None, ..self };
+        if self.unknown_s > 0.0 || !self.load_known || self.owed {
+            return unknown;
         }
+        let Some(tail) = self.tail else { return self };
+        let split = self.split.map(|split| Split { idle_j: (split.idle_j - tail.best()).max(0.0), ..split });
+        EnergyStats { split, joules: self.joules.and_then(|joules| joules.since(tail)), tail: None, ..self }
     }
 
     /// What the engine has used since it was started, and by which meters (as their source describes them).
@@ -106,9 +114,6 @@ impl EnergyStats {
             buckets["load_j"] = Value::Null;
         }
         let described = |key: &str| meters.and_then(|meters| meters.get(key)).cloned();
-        let reasons = described("reasons").unwrap_or_else(|| json!(["no reading yet"]));
-        // The last reading may have been a good one.
-        let unsaid = joules.is_none() && reasons == json!([]);
         json!({
             "joules": joules,
             "low_j": self.joules.and_then(|j| j.low()),
@@ -122,11 +127,27 @@ impl EnergyStats {
             "output_tokens_per_joule": per_joule,
             "cpu_s": self.cpu_s,
             "core_s": self.core_s,
-            "util_s": self.util_s,
+            "util_s": self.util_s(),
+            "util_by_bucket": self.util.map(in_seconds),
+            "util_unknown_s": self.util_unknown_s,
             "boundary": described("boundary"),
             "meters": described("meters").unwrap_or_else(|| json!([])),
-            "reasons": if unsaid { json!(["the meters did not tell a part of the time"]) } else { reasons },
+            "reasons": self.reasons(meters),
         })
+    }
+
+    /// Why joules are unknown, if they are.
+    pub fn reasons(&self, meters: Option<&Value>) -> Vec<String> {
+        let said = |reasons: &Value| reasons.as_array()?.iter().map(|why| why.as_str().map(str::to_owned)).collect();
+        let said: Option<Vec<String>> = meters.and_then(|meters| meters.get("reasons")).and_then(said);
+        let why = match said {
+            Some(said) if self.split.is_some() || !said.is_empty() => return said,
+            _ if self.owed => "the meters have not told all of the time yet",
+            // The last reading may have been a good one.
+            Some(_) => "the meters did not tell a part of the time",
+            None => "no reading yet",
+        };
+        vec![why.to_owned()]
     }
 
     /// For a person; of a time of which a part is unknown, the joules are.
@@ -135,6 +156,15 @@ impl EnergyStats {
         let known = joules.map(|j| j.best()).zip(method.map(|method| method.name()));
         text(known, joules.and_then(|j| j.bounds()), cpu_s)
     }
+}
+
+/// A split of utilisation-seconds.
+fn in_seconds(split: Split) -> Value {
+    let Split { prefill_j, decode_j, wasted_j, idle_j, load_j, unattributed_j } = split;
+    json!({
+        "prefill_s": prefill_j, "decode_s": decode_j, "wasted_s": wasted_j, "idle_s": idle_j, "load_s": load_j,
+        "unattributed_s": unattributed_j,
+    })
 }
 
 /// An estimate is an interval, never one number.

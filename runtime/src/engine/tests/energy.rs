@@ -52,7 +52,7 @@ impl EnergySource for Scripted {
             }
             Some(_) => Utilised::NotYet,
         };
-        Reading { cpu_s: 0.25, core_s: Some(0.5), util, energy }
+        Reading { cpu_s: 0.25, core_s: Some(0.5), util, energy, lag_s: 0.0 }
     }
 
     fn describe(&self) -> Value {
@@ -240,7 +240,7 @@ fn utilisation_is_conserved_like_joules() {
             .map(|i| engine.submit(Request { energy: true, ..Request::new(prompt(8, i), 20) }).unwrap())
             .map(|handle| *handle.wait().unwrap().usage.energy.unwrap())
             .collect();
-        let total = settled(&engine, &told).energy.util_s.unwrap_or(0.0);
+        let total = settled(&engine, &told).energy.util_s().unwrap_or(0.0);
         near(total, told.lock().unwrap().util_s);
         let known: Vec<f64> = used.iter().filter_map(|u| u.util_s).collect();
         let given: f64 = known.iter().sum();

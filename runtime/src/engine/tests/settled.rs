@@ -1,0 +1,236 @@
+//! Meters that tell after the answer, as a driver that tells whole minutes: nothing is lost, nothing is made up.
+
+use super::*;
+use crate::engine::{Character, EnergySource, Later, Metered, Reading, RequestEnergy, Utilised};
+use njoule_energy::{Joules, Method};
+use serde_json::Value;
+
+/// What the next reading says beside CPU time, and what all have said.
+#[derive(Default)]
+struct Driver {
+    next: Option<(Utilised, Metered)>,
+    /// How long ago that was over.
+    lag_s: f64,
+    told: [f64; 2],
+}
+
+/// Tells a minute when the test says that it is over.
+struct Minutes {
+    driver: Arc<Mutex<Driver>>,
+    since: Instant,
+}
+
+impl EnergySource for Minutes {
+    fn read(&mut self) -> Reading {
+        let mut driver = self.driver.lock().unwrap();
+        let (util, energy) = driver.next.take().unwrap_or((Utilised::NotYet, Metered::NotYet));
+        if let Utilised::Known(seconds) = util {
+            driver.told[0] += seconds;
+        }
+        if let Metered::Known(joules, _) = energy {
+            driver.told[1] += joules.best();
+        }
+        Reading { cpu_s: 0.25, core_s: None, util, energy, lag_s: driver.lag_s }
+    }
+
+    fn describe(&self) -> Value {
+        Value::Null
+    }
+
+    fn character(&self) -> Character {
+        Character { since: Some(self.since), late: true, idle_w: Some(IDLE_W) }
+    }
+}
+
+const IDLE_W: f64 = 0.01;
+
+/// An engine that was loaded for a second.
+fn driven() -> (Engine, Arc<Gate>, Arc<Mutex<Driver>>) {
+    let driver = Arc::default();
+    let (engine, gate) = loaded_for(Duration::from_secs(1), &driver);
+    (engine, gate, driver)
+}
+
+fn loaded_for(time: Duration, driver: &Arc<Mutex<Driver>>) -> (Engine, Arc<Gate>) {
+    let mut executor = MockExecutor::new(Capacity { blocks: 80, ..capacity() }, VOCAB);
+    executor.cores = Some(2);
+    let gate = executor.gate.clone();
+    let since = Instant::now().checked_sub(time).unwrap();
+    let source = Minutes { driver: driver.clone(), since };
+    // Nobody waits for joules that come late anyway: with this one would see it.
+    let config = EngineConfig { energy_wait: Duration::from_secs(100), ..EngineConfig::new(executor.capacity) };
+    let engine = Engine::start_metered(Box::new(executor), VOCAB, config, Some(Box::new(source))).unwrap();
+    (engine, gate)
+}
+
+fn joules(best: f64) -> Metered {
+    Metered::Known(Joules::within(0.5 * best, best, 2.0 * best).unwrap(), Method::Derived)
+}
+
+/// The driver tells a minute, and the engine has it.
+fn minute(engine: &Engine, driver: &Mutex<Driver>, util: Utilised, energy: Metered) {
+    driver.lock().unwrap().next = Some((util, energy));
+    wait("the minute", || driver.lock().unwrap().next.is_none() && !engine.stats().energy.owed);
+}
+
+fn wait(what: &str, wanted: impl Fn() -> bool) {
+    let patience = Instant::now() + Duration::from_secs(100);
+    while !wanted() {
+        assert!(Instant::now() < patience, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn ask(engine: &Engine, i: u32) -> RequestHandle {
+    engine.submit(Request { energy: true, ..Request::new(prompt(8, i), 20) }).unwrap()
+}
+
+/// What the answer said, and where the rest will be.
+fn answered(handle: RequestHandle) -> (RequestEnergy, Later) {
+    let usage = handle.wait().unwrap().usage;
+    (*usage.energy.unwrap(), usage.energy_later.expect("a minute that is not over"))
+}
+
+fn settled(later: &Later) -> RequestEnergy {
+    wait("an answer that is settled", || later.now().settled);
+    later.now()
+}
+
+fn near(value: f64, expected: f64) {
+    assert!((value - expected).abs() <= 1e-9 * expected.abs().max(1.0), "{value} is not {expected}");
+}
+
+/// With a client that leaves while it runs: its part is waste, and nobody else has it.
+#[test]
+fn settled_answers_and_buckets_are_what_was_told() {
+    let (engine, gate, driver) = driven();
+    gate.set(true);
+    let stays: Vec<_> = (0..5).map(|i| ask(&engine, i)).collect();
+    let mut leaves = ask(&engine, 9);
+    loop {
+        match leaves.recv_timeout(Duration::from_millis(2)) {
+            Ok(Event::Token { .. }) => break,
+            Ok(other) => panic!("{other:?}"),
+            Err(_) => gate.allow(Some(1)),
+        }
+    }
+    leaves.cancel();
+    gate.allow(None);
+    assert_eq!(leaves.wait().unwrap().reason, FinishReason::Cancelled);
+    let answers: Vec<_> = stays.into_iter().map(answered).collect();
+    for (known, later) in &answers {
+        assert!(!known.settled && known.cpu_s > 0.0 && known.core_s.is_some(), "{known:?}");
+        assert_eq!((known.joules, known.util_s, known.parts), (None, None, None));
+        assert!(!later.now().settled);
+    }
+    assert!(engine.stats().energy.owed && engine.stats().energy.whole().joules.is_none());
+    // The driver's minute tells of neither more nor less than what it was.
+    minute(&engine, &driver, Utilised::Known(0.7), joules(5.0));
+    let used: Vec<RequestEnergy> = answers.iter().map(|(_, later)| settled(later)).collect();
+    let stats = engine.stats().energy;
+    let (split, util) = (stats.split.unwrap(), stats.util.unwrap());
+    let [util_s, told_j] = driver.lock().unwrap().told;
+    near(split.total(), told_j);
+    near(util.total(), util_s);
+    near(stats.util_s().unwrap(), util_s);
+    let theirs: f64 = used.iter().map(|u| u.joules.unwrap().best()).sum();
+    near(theirs + split.wasted_j + split.idle_j + split.load_j + split.unattributed_j, told_j);
+    let theirs: f64 = used.iter().map(|u| u.util_s.unwrap()).sum();
+    near(theirs + util.wasted_j + util.idle_j + util.load_j + util.unattributed_j, util_s);
+    assert!(split.wasted_j > 0.0 && util.wasted_j > 0.0 && used.iter().all(|u| u.parts.unwrap()[2] == 0.0));
+    assert!(used.iter().all(|u| u.method == Some(Method::Derived)));
+    // Nobody computes while the model is loaded, which has the idle power of its second.
+    assert_eq!((util.load_j, util.idle_j), (0.0, 0.0));
+    assert!((0.9 * IDLE_W..5.0 * IDLE_W).contains(&split.load_j), "{split:?}");
+    // What is settled stays as it is.
+    minute(&engine, &driver, Utilised::Known(0.1), joules(1.0));
+    answers.iter().zip(&used).for_each(|((_, later), used)| assert_eq!(later.now(), *used));
+}
+
+/// Of a minute that the driver does not know, what an answer had of it will never be known: it is settled so.
+#[test]
+fn a_gap_of_the_driver_is_settled_and_unknown() {
+    let (engine, gate, driver) = driven();
+    let (_, gone) = answered(ask(&engine, 1));
+    gate.set(true);
+    let mut spans = ask(&engine, 2);
+    while !matches!(spans.recv_timeout(Duration::from_millis(2)), Ok(Event::Token { .. })) {
+        gate.allow(Some(1));
+    }
+    driver.lock().unwrap().next = Some((Utilised::Unknown, Metered::Unknown));
+    wait("the gap", || driver.lock().unwrap().next.is_none());
+    wait("what ended before it", || {
+        // The engine looks at readings between steps.
+        gate.allow(Some(1));
+        gone.now().settled
+    });
+    gate.allow(None);
+    let (_, spans) = answered(spans);
+    let (_, behind) = answered(ask(&engine, 3));
+    assert!(!spans.now().settled);
+    minute(&engine, &driver, Utilised::Known(0.7), joules(5.0));
+    let (gone, spans, behind) = (settled(&gone), settled(&spans), settled(&behind));
+    for lost in [gone, spans] {
+        assert_eq!((lost.joules, lost.method, lost.util_s), (None, None, None), "{lost:?}");
+        assert!(lost.cpu_s > 0.0 && lost.core_s.is_some());
+    }
+    assert!(behind.joules.is_some() && behind.util_s.is_some_and(|s| s > 0.0 && s < 0.7), "{behind:?}");
+    let stats = engine.stats().energy;
+    near(stats.split.unwrap().total(), 5.0);
+    near(stats.util_s().unwrap(), 0.7);
+    // Loading was in the gap.
+    assert!(!stats.load_known && stats.whole().joules.is_none());
+    assert!(stats.unknown_s >= 1.0 && stats.util_unknown_s.unwrap() >= 1.0, "{stats:?}");
+}
+
+/// Minutes that were over while the model was loaded are loading's, and so is the part of the next in which that went on.
+#[test]
+fn loading_has_its_minutes_and_its_part_of_the_next() {
+    let driver = Arc::<Mutex<Driver>>::default();
+    *driver.lock().unwrap() =
+        Driver { next: Some((Utilised::Known(0.3), joules(10.0))), lag_s: 40.0, ..Driver::default() };
+    let (engine, _) = loaded_for(Duration::from_secs(100), &driver);
+    let (_, later) = answered(ask(&engine, 1));
+    wait("the first", || engine.stats().energy.split.is_some());
+    assert!(engine.stats().energy.owed && engine.stats().energy.whole().split.is_none());
+    driver.lock().unwrap().lag_s = 0.0;
+    minute(&engine, &driver, Utilised::Known(0.7), joules(5.0));
+    let stats = engine.stats().energy;
+    let (split, util) = (stats.split.unwrap(), stats.util.unwrap());
+    near(split.total(), 15.0);
+    near(util.total(), 1.0);
+    // A step may have been run before that is no second long.
+    assert!((split.load_j - (10.0 + 40.0 * IDLE_W)).abs() < 2.0 * IDLE_W, "{split:?}");
+    near(util.load_j, 0.3);
+    assert!(stats.load_known && stats.whole().joules.is_some());
+    assert!(settled(&later).joules.unwrap().best() > 4.0, "{stats:?}");
+}
+
+/// A run's energy is that from loading to its last step, however long the driver lets it wait.
+#[test]
+fn a_run_ends_with_its_last_step() {
+    let (engine, _, driver) = driven();
+    let (_, later) = answered(ask(&engine, 1));
+    minute(&engine, &driver, Utilised::Known(0.7), joules(5.0));
+    // A minute in which nothing was done.
+    minute(&engine, &driver, Utilised::Known(0.0), joules(1.0));
+    wait("both", || engine.stats().energy.joules.is_some_and(|joules| joules.best() == 6.0));
+    let (all, whole) = (engine.stats().energy, engine.stats().energy.whole());
+    let (split, run) = (all.split.unwrap(), whole.split.unwrap());
+    near(whole.joules.unwrap().best(), run.total());
+    near(run.total() + all.tail.unwrap().best(), 6.0);
+    assert!(all.tail.unwrap().best() > 1.0, "{all:?}");
+    assert_eq!((run.load_j, run.decode_j), (split.load_j, split.decode_j));
+    // The ends of the interval stand to it as in what was told.
+    let (low, high) = whole.joules.unwrap().bounds().unwrap();
+    near(low, 0.5 * run.total());
+    near(high, 2.0 * run.total());
+    assert_eq!(whole.whole(), whole);
+    // Another step, and idling before it was the run's.
+    let used = settled(&later);
+    let (_, next) = answered(ask(&engine, 2));
+    minute(&engine, &driver, Utilised::Known(0.7), joules(5.0));
+    let more = engine.stats().energy.whole();
+    assert!(more.split.unwrap().idle_j > 1.0, "{more:?}");
+    assert!(settled(&next).joules.is_some() && later.now() == used);
+}
