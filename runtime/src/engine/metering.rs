@@ -3,9 +3,9 @@
 //! Three ledgers get the same work: one of CPU and core seconds, which every reading tells, and those of joules and of
 //! utilisation-seconds, whose readings may be rarer. A request that wants its energy is answered when the readings reach beyond
 //! its end, or after [`EngineConfig::energy_wait`](super::EngineConfig::energy_wait) without; for minutes nobody waits, and what
-//! they bring is written where the answer's [`Later`] is. A reading that was made in the middle of a step settles the part of its work that was done by then. What operations, cache
-//! bytes and a step cost is fitted to the readings as they come, and declared before that. Invariant: a step allocates nothing
-//! here after warm-up, and what was settled is the sum of the buckets.
+//! they bring is written where the answer's [`Later`] is. A reading that was made in the middle of a step settles the part of its
+//! work that was done by then. What operations, cache bytes and a step cost is fitted to the readings as they come, and declared
+//! before that. Invariant: a step allocates nothing here after warm-up, and what was settled is the sum of the buckets.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -55,6 +55,14 @@ pub struct Wait {
     until: Instant,
 }
 
+/// An answer that was given before all of it was told.
+struct Unsettled {
+    account: Account,
+    /// See [`Metering::owed`].
+    owed: [bool; 3],
+    later: Later,
+}
+
 impl Wait {
     /// When it ends at the latest.
     pub fn until(&self) -> Instant {
@@ -80,9 +88,9 @@ pub struct Metering {
     answered: Option<Ticket>,
     metered: Option<Ticket>,
     /// Answers that were given before all of them was told.
-    later: Vec<(Account, Later)>,
-    /// Whether something was told since these were looked at.
-    told: bool,
+    later: Vec<Unsettled>,
+    /// Which books were told something since these were looked at: seconds, joules, utilisation.
+    told: [bool; 3],
     /// Whether joules come too late for any answer.
     late: bool,
     /// Whether a part of what loading used will never be known.
@@ -136,7 +144,7 @@ impl Metering {
             answered: None,
             metered: None,
             later: Vec::new(),
-            told: false,
+            told: [false; 3],
             late,
             load_lost: false,
             mark: Instant::now(),
@@ -291,19 +299,26 @@ impl Metering {
         while let Some(sample) = self.sampler.take() {
             self.take_in(&sample, generated);
         }
-        if std::mem::take(&mut self.told) {
-            self.tell_later();
+        let told = std::mem::take(&mut self.told);
+        if told != [false; 3] {
+            self.tell_later(told);
         }
     }
 
-    /// Writes down what is known now of answers that were given before; who is settled leaves the books.
-    fn tell_later(&mut self) {
+    /// Writes down what is known now of answers that were given before, of those that waited for what was told; who is settled
+    /// leaves the books.
+    fn tell_later(&mut self, told: [bool; 3]) {
         for i in (0..self.later.len()).rev() {
-            let (account, later) = &self.later[i];
-            let known = self.used(account);
+            let Unsettled { account, owed, later } = &self.later[i];
+            if !owed.iter().zip(told).any(|(owed, told)| *owed && told) {
+                continue;
+            }
+            let (account, owed) = (*account, self.owed(account));
+            let known = self.used(&account);
             later.set(known);
+            self.later[i].owed = owed;
             if known.settled {
-                let (account, _) = self.later.swap_remove(i);
+                self.later.swap_remove(i);
                 self.close(account);
             }
         }
@@ -320,7 +335,8 @@ impl Metering {
             self.seconds.ledger.learn();
         }
         self.answered = Some(answered);
-        self.told = true;
+        let told = [true, energy != Metered::NotYet, util != Utilised::NotYet];
+        self.told.iter_mut().zip(told).for_each(|(all, told)| *all |= told);
         self.stats.cpu_s += cpu_s;
         self.stats.core_s = core_s.map(|more| self.stats.core_s.unwrap_or(0.0) + more);
         self.utilised(util, lag_s);
@@ -452,24 +468,29 @@ impl Metering {
             return Some((known, None));
         }
         let later = Later::new(known);
-        self.later.push((wait.account, later.clone()));
+        let owed = self.owed(&wait.account);
+        self.later.push(Unsettled { account: wait.account, owed, later: later.clone() });
         Some((known, Some(later)))
+    }
+
+    /// Which books have still to be told of steps that it ran in: of seconds, joules, utilisation.
+    fn owed(&self, account: &Account) -> [bool; 3] {
+        let owes = |book: &Option<Book>, id: Option<AccountId>| {
+            book.as_ref().zip(id).is_some_and(|(book, id)| !book.ledger.is_told(id))
+        };
+        let seconds = !self.seconds.ledger.is_told(account.seconds);
+        [seconds, owes(&self.joules, account.joules), owes(&self.util, account.util)]
     }
 
     /// What the readings so far say of a request that has ended.
     fn used(&self, account: &Account) -> RequestEnergy {
         let used = self.seconds.ledger.used(account.seconds);
         let util = self.util.as_ref().zip(account.util).and_then(|(book, id)| book.ledger.used(id).joules());
-        let told = |book: &Option<Book>, id: Option<AccountId>| {
-            book.as_ref().zip(id).is_none_or(|(book, id)| book.ledger.is_told(id))
-        };
         let mut energy = RequestEnergy {
             cpu_s: used.cpu_s,
             core_s: used.core_s,
             util_s: util.map(Joules::best),
-            settled: self.seconds.ledger.is_told(account.seconds)
-                && told(&self.joules, account.joules)
-                && told(&self.util, account.util),
+            settled: self.owed(account) == [false; 3],
             ..RequestEnergy::default()
         };
         if let Some((book, id)) = self.joules.as_ref().zip(account.joules) {
