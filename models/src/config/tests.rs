@@ -200,6 +200,20 @@ fn neutral_and_harmless_keys_are_ignored() {
 }
 
 #[test]
+fn the_class_may_be_that_of_the_model_below_its_head() {
+    for (name, class) in [
+        ("llama_plain", "LlamaModel"),
+        ("gpt2", "GPT2Model"),
+        ("gemma3_text", "Gemma3TextModel"),
+        ("gpt_bigcode", "GPTBigCodeLMHeadModel"),
+        ("opt", "OPTModel"),
+    ] {
+        let config = parse(fixtures::config_json(name));
+        assert_eq!(parse(with(name, json!({"architectures": [class]}))), config, "{class}");
+    }
+}
+
+#[test]
 fn other_architectures_are_refused_with_the_supported_ones() {
     for (model_type, class) in [
         ("mpt", "MptForCausalLM"),
@@ -210,6 +224,14 @@ fn other_architectures_are_refused_with_the_supported_ones() {
     ] {
         let error = error(json!({"model_type": model_type, "architectures": [class]}));
         assert!(error.contains(model_type) && Family::ALL.iter().all(|f| error.contains(f.name())), "{error}");
+    }
+    for (name, class) in [
+        ("qwen2", "Qwen3Model"),
+        ("gemma3_text", "Gemma3ForConditionalGeneration"),
+        ("gpt2", "GPT2DoubleHeadsModel"),
+        ("opt", "Model"),
+    ] {
+        assert!(error(with(name, json!({"architectures": [class]}))).contains(class), "{class}");
     }
     let head = json!({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]});
     assert!(error(head).contains("LlamaForSequenceClassification"));
