@@ -43,6 +43,7 @@ pub use self::objective::ObjectiveArgs;
 pub use self::options::{RunArgs, RunOptions};
 pub use self::schedule::{Schedule, ScheduleArgs};
 pub use self::text::{Text, TextLoader};
+use crate::args::UsageError;
 use crate::fetch::{self, ModelPath, ModelRef};
 use crate::verbs::Context;
 
@@ -106,13 +107,18 @@ impl Model {
     }
 
     /// The longest sequence: what was asked for, else what the model was made for, at most [`MAX_LEN`] unless `needed` is
-    /// more.
-    pub fn max_len(&self, asked: Option<usize>, needed: usize, context: &Context<'_>) -> usize {
+    /// more. More than that is asked for wrongly where the model ends there.
+    pub fn max_len(&self, asked: Option<usize>, needed: usize, context: &Context<'_>) -> Result<usize, UsageError> {
         let made_for = self.checkpoint.config.max_len;
         if let Some(asked) = asked.filter(|asked| *asked > made_for) {
+            if self.checkpoint.config.is_bounded() {
+                return Err(UsageError(format!(
+                    "--context {asked}: the model was made for {made_for} tokens, and has no positions beyond"
+                )));
+            }
             context.note(&format!("--context {asked} is more than the {made_for} tokens that the model was made for"));
         }
-        asked.unwrap_or_else(|| MAX_LEN.max(needed).min(made_for))
+        Ok(asked.unwrap_or_else(|| MAX_LEN.max(needed).min(made_for)))
     }
 
     /// Packs the weights and starts an engine that takes all it is given.

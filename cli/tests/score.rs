@@ -110,6 +110,19 @@ fn text_file_is_cut_into_windows() {
 }
 
 #[test]
+fn a_context_beyond_learned_positions_is_refused() {
+    let model = model("gpt2");
+    let dir = scratch();
+    let ids = write(dir.path(), "ids.json", "[[3, 4, 5]]");
+    let made_for = run(&["inspect", &model, "--json"]).json()["config"]["max_len"].as_u64().unwrap();
+    let score = |context: u64| run(&["score", "-m", &model, "--token-ids", &ids, "--context", &context.to_string()]);
+    assert_eq!(score(made_for).code, 0);
+    let refused = score(made_for + 1);
+    assert_eq!(refused.code, 2, "{}", refused.stderr);
+    assert!(refused.stderr.contains("no positions beyond"), "{}", refused.stderr);
+}
+
+#[test]
 fn text_is_scored_from_argument_and_stdin_alike() {
     let model = model("llama_plain");
     let argument = run(&["score", "-m", &model, "Hello there"]);

@@ -82,7 +82,7 @@ impl Checkpoint {
     pub fn random(preset: &str) -> Result<Self, CheckpointError> {
         let found = Preset::find(preset).ok_or_else(|| CheckpointError::UnknownPreset { name: preset.to_owned() })?;
         let config =
-            found.config().validated().map_err(|source| CheckpointError::Config { path: preset.into(), source })?;
+            found.config().validated().map_err(|cause| CheckpointError::Config { path: preset.into(), cause })?;
         let mut stored = StoredTypes::default();
         let bytes = config.program().parameters().saturating_mul(2);
         stored.add(Encoding::Dense(DType::BF16), bytes);
@@ -100,7 +100,7 @@ impl Checkpoint {
     /// What a directory says of a model whose weights are elsewhere: config and generation config.
     pub fn described(dir: &Path) -> Result<Self, CheckpointError> {
         let path = dir.join("config.json");
-        let wrong = |source| CheckpointError::Config { path: path.clone(), source };
+        let wrong = |cause| CheckpointError::Config { path: path.clone(), cause };
         let config = ModelConfig::from_hf_json(&read_json(&path)?).map_err(wrong)?;
         Ok(Checkpoint {
             origin: Origin::Directory(dir.to_owned()),
@@ -125,7 +125,7 @@ impl Checkpoint {
             return Self::open_gguf(&only_gguf(dir)?);
         }
         let json = read_json(&config_path)?;
-        let wrong = |source| CheckpointError::Config { path: config_path.clone(), source };
+        let wrong = |cause| CheckpointError::Config { path: config_path.clone(), cause };
         let config = ModelConfig::from_hf_json(&json).map_err(wrong)?;
         let source = SafetensorsSource::open(dir)?.quantized(Quantization::from_hf_json(&json).map_err(wrong)?);
         Ok(Checkpoint {
@@ -146,7 +146,7 @@ impl Checkpoint {
     fn of_gguf(gguf: Gguf) -> Result<Self, CheckpointError> {
         let gguf = Arc::new(gguf);
         let path = gguf.path().to_owned();
-        let config = gguf.config().map_err(|source| CheckpointError::Config { path: path.clone(), source })?;
+        let config = gguf.config().map_err(|cause| CheckpointError::Config { path: path.clone(), cause })?;
         Ok(Checkpoint {
             generation: GenerationDefaults::of_config(&config),
             config,
@@ -305,12 +305,12 @@ pub enum CheckpointError {
         source: serde_json::Error,
     },
     /// The model is not supported, or its config makes no sense.
-    #[error("{path}: {source}")]
+    #[error("{path}: {cause}")]
     Config {
         /// File.
         path: PathBuf,
-        /// Cause.
-        source: ConfigError,
+        /// Cause; no `source`, since chains of causes would say it twice.
+        cause: ConfigError,
     },
     /// The generation config has a field that makes no sense.
     #[error("{path}: field `{key}` cannot be {value}")]

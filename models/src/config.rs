@@ -51,6 +51,12 @@ pub enum RopeScaling {
         /// Divisor.
         factor: f64,
     },
+    /// None up to the length that the model was made for; beyond, a base that grows with the sequence (NTK), which no backend
+    /// has: [`ModelConfig::is_bounded`].
+    Dynamic {
+        /// How fast it would grow.
+        factor: f64,
+    },
     /// Llama 3's frequency-dependent scaling.
     Llama3 {
         /// Divisor of the low frequencies.
@@ -289,6 +295,14 @@ impl ModelConfig {
         }
     }
 
+    /// Whether no sequence can be longer than `max_len`: positions are learned, or beyond it the rotation is another for every
+    /// length.
+    pub fn is_bounded(&self) -> bool {
+        let is_learned = self.rope_width == 0 && self.alibi.is_none();
+        let ropes = [Some(&self.rope), self.local_rope.as_ref()];
+        is_learned || ropes.into_iter().flatten().any(|rope| matches!(rope.scaling, RopeScaling::Dynamic { .. }))
+    }
+
     /// Traces the model.
     pub fn program(&self) -> Program {
         crate::families::program(self)
@@ -325,7 +339,8 @@ impl ModelConfig {
         }
         if !self.rope_width.is_multiple_of(2) || self.rope_width > self.head_dim {
             let why = format!("must be even for rotary embeddings, and at most head_dim = {}", self.head_dim);
-            return Err(ConfigError::value("head_dim", self.rope_width, why));
+            let key = if self.rope_width == self.head_dim { "head_dim" } else { "rotated part of head_dim" };
+            return Err(ConfigError::value(key, self.rope_width, why));
         }
         if !(self.norm_eps >= 0.0 && self.norm_eps.is_finite()) {
             return Err(ConfigError::value("rms_norm_eps", self.norm_eps, "must be finite and not negative"));

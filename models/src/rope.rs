@@ -40,7 +40,7 @@ impl RopeTable {
             long: None,
         };
         match &config.scaling {
-            RopeScaling::None => table(&base, 1.0),
+            RopeScaling::None | RopeScaling::Dynamic { .. } => table(&base, 1.0),
             RopeScaling::Linear { factor } => table(&|i| base(i) / factor, 1.0),
             RopeScaling::Divisors(divisors) => table(&|i| base(i) / f64::from(divisors[i]), 1.0),
             RopeScaling::Long { short, long, original_max_len, attention_factor } => {

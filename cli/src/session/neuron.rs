@@ -128,7 +128,7 @@ pub fn backend(
             let (table, options) = (Instances::built_in(), BuildOptions::default());
             let name = instance_name(instance, &table)?;
             let instance = table.find(&name).ok_or_else(|| no_instance(&name, &table))?;
-            let mut planned = plan_model(model, instance, &Lengths::default(), wish, &options, context)?;
+            let mut planned = plan_model(model, instance, &Lengths::built_in(wish.context), wish, &options, context)?;
             // Modules alone: they are for whatever model has this shape.
             planned.record.origin = Origin::None;
             cached(model, &planned, &options, context)?

@@ -112,9 +112,9 @@ impl PlanArgs {
         Ok(instance)
     }
 
-    /// The requests that are planned for.
-    pub fn lengths(&self) -> anyhow::Result<Lengths> {
-        self.lengths.as_deref().map_or_else(|| Ok(Lengths::default()), lengths_of)
+    /// The requests that are planned for, of sequences of at most `context` tokens.
+    pub fn lengths(&self, context: usize) -> anyhow::Result<Lengths> {
+        self.lengths.as_deref().map_or_else(|| Ok(Lengths::built_in(context)), lengths_of)
     }
 
     /// What the planner is asked for.

@@ -91,7 +91,7 @@ impl Args {
         let model = Model::open(&asked, context)?;
         let loader = model.load_text();
         let sequences = options.sequences(usize::MAX);
-        let max_len = model.max_len(options.context, 0, context);
+        let max_len = model.max_len(options.context, 0, context)?;
         let size = Size { max_len, max_seqs: sequences, max_outputs: sequences.max(OUTPUTS) };
         let session = model.start(&options, size, context)?;
         // Until here nothing is to be finished, and a build that it waited for has its own end by Ctrl-C.

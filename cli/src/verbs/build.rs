@@ -118,9 +118,10 @@ impl Args {
             }
             return neuron::lay_out(model, plan, options, context);
         }
-        let (table, lengths) = (self.planning.table()?, self.planning.lengths()?);
+        let table = self.planning.table()?;
         let instance = self.planning.instance(&table, &neuron::instance_name(self.instance.as_deref(), &table)?)?;
         let wish = self.planning.wish(model)?;
+        let lengths = self.planning.lengths(wish.context)?;
         neuron::plan_model(model, &instance, &lengths, &wish, options, context)
     }
 

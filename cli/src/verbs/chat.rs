@@ -51,7 +51,7 @@ impl Args {
         let options = self.run.options()?.scheduled(self.schedule.read()?).metered(self.metering.wanted());
         let model = Model::open(&self.model.resolve(&context.fetch.env)?, context)?;
         let loader = model.load_text();
-        let max_len = model.max_len(options.context, 0, context);
+        let max_len = model.max_len(options.context, 0, context)?;
         let params = self.sampling.params(&model.checkpoint.generation, model.program.vocab())?;
         let session = model.start(&options, Size { max_len, max_seqs: 1, max_outputs: 1 }, context)?;
         let text = loader.require("chat cannot do without")?;

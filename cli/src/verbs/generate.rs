@@ -80,7 +80,7 @@ impl Args {
         let max_new = self.max_tokens.unwrap_or(MAX_NEW);
         let needed = input.longest_ids().map_or(0, |ids| ids.saturating_add(max_new));
         let sequences = options.sequences(input.len());
-        let max_len = model.max_len(options.context, needed, context);
+        let max_len = model.max_len(options.context, needed, context)?;
         let params = self.sampling.params(&model.checkpoint.generation, model.program.vocab())?;
         let size = Size { max_len, max_seqs: sequences, max_outputs: sequences };
         let session = model.start(&options, size, context)?;

@@ -36,9 +36,9 @@ impl Args {
             return Ok(list(&table, self.json, context.out)?);
         }
         let instance = self.planning.instance(&table, self.instance.as_deref().unwrap_or_default())?;
-        let lengths = self.planning.lengths()?;
         let model = Model::open(&self.model.resolve(&context.fetch.env)?, context)?;
         let wish = self.planning.wish(&model)?;
+        let lengths = self.planning.lengths(wish.context)?;
         match plan(&model.program, &instance, &lengths, &wish) {
             Ok(plan) if self.json => writeln!(context.out, "{}", serde_json::to_string(&plan)?)?,
             Ok(plan) => print(&plan, &model.name, &instance, &lengths, context.out)?,

@@ -96,7 +96,7 @@ impl Args {
             return Err(UsageError("there is nothing to score: the text is empty".into()).into());
         }
         let longest = sequences.iter().map(Vec::len).max().unwrap_or(1);
-        let max_len = model.max_len(options.context, longest, context);
+        let max_len = model.max_len(options.context, longest, context)?;
         let max_seqs = options.sequences(sequences.len());
         let vocab = model.program.vocab();
         let session = model.start(&options, Size { max_len, max_seqs, max_outputs: OUTPUTS }, context)?;

@@ -228,7 +228,7 @@ impl Args {
             return self.replication.run(server, &config, model, &options, sequences, name, context);
         }
         let loader = model.load_text();
-        let max_len = model.max_len(options.context, 0, context);
+        let max_len = model.max_len(options.context, 0, context)?;
         let size = Size { max_len, max_seqs: sequences, max_outputs: sequences.max(OUTPUTS) };
         let session = model.start_with(&options, size, adjust, context)?;
         let text = loader.require("serve cannot do without")?;

@@ -109,6 +109,8 @@ impl Defaults {
 
 fn common(keys: &Keys<'_>, family: Family) -> Result<ModelConfig, ConfigError> {
     let d = family.definition().defaults;
+    // 4.57 does not read it; 5.23 lets every row see every other where it is false.
+    keys.may_only_say("is_causal", true)?;
     let layers = keys.size("num_hidden_layers")?.unwrap_or(d.layers);
     if layers > MAX_LAYERS {
         return Err(keys.value("num_hidden_layers", layers, format!("must lie in 1..={MAX_LAYERS}")));
@@ -162,8 +164,7 @@ fn family(keys: &Keys<'_>) -> Result<Family, ConfigError> {
         Some(_) => return Err(keys.type_error("model_type", "a string")),
     };
     // Files of the first weeks say LLaMAForCausalLM.
-    let is_class = |f: &Family, class: &str| f.definition().class.eq_ignore_ascii_case(class);
-    let by_class = |class: &str| Family::ALL.into_iter().find(|f| is_class(f, class));
+    let by_class = |class: &str| Family::ALL.into_iter().find(|f| f.definition().class.eq_ignore_ascii_case(class));
     let unknown = |found: &str| ConfigError::Architecture { found: found.to_owned() };
     match (model_type, class) {
         (None, None) => Err(ConfigError::Missing { key: "model_type".to_owned() }),
@@ -172,9 +173,19 @@ fn family(keys: &Keys<'_>) -> Result<Family, ConfigError> {
         (Some(name), Some(class)) => {
             let family = Family::from_name(name).ok_or_else(|| unknown(name))?;
             // A head that is not a language model's (LlamaForSequenceClassification) has other weights.
-            if by_class(class) == Some(family) { Ok(family) } else { Err(unknown(class)) }
+            let is_known = by_class(class) == Some(family) || is_without_head(class, family);
+            if is_known { Ok(family) } else { Err(unknown(class)) }
         }
     }
+}
+
+/// Whether `class` is what the reference calls the model below the head (`GPT2Model`, `Gemma3TextModel`): its files hold the
+/// whole model where the head is tied, and else lack a tensor that will be named. gpt_bigcode's first files call its whole
+/// model as gpt2 does.
+fn is_without_head(class: &str, family: Family) -> bool {
+    let stem = |class: &'_ str, ends: &[&str]| ends.iter().find_map(|end| class.strip_suffix(end).map(str::to_owned));
+    let own = stem(family.definition().class, &["ForCausalLM", "LMHeadModel", "ForConditionalGeneration"]);
+    own.is_some() && own == stem(class, &["LMHeadModel", "TextModel", "Model"])
 }
 
 fn head_dim(keys: &Keys<'_>, default: Option<usize>, hidden: usize, heads: usize) -> Result<usize, ConfigError> {

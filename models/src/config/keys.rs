@@ -105,7 +105,7 @@ impl<'a> Keys<'a> {
         let act = |name| match name {
             "silu" | "swish" => Ok(Act::Silu),
             "gelu" | "gelu_python" => Ok(Act::Gelu),
-            "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" | "gelu_accurate" => Ok(Act::GeluTanh),
+            "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" | "gelu_python_tanh" | "gelu_accurate" => Ok(Act::GeluTanh),
             "relu" => Ok(Act::Relu),
             "relu2" => Ok(Act::Relu2),
             "sigmoid" => Ok(Act::Sigmoid),
@@ -243,6 +243,7 @@ pub(super) const COMMON: &[&str] = &[
     "hidden_act",
     "hidden_size",
     "intermediate_size",
+    "is_causal",
     "layer_types",
     "max_position_embeddings",
     "model_type",
@@ -345,14 +346,18 @@ const HARMLESS: &[&str] = &[
     "quantization_config",
     // metadata of published files
     "bos_token",
+    "custom_pipelines",
     "eos_token",
     "is_llama_config",
     "license",
     "max_sequence_length",
+    "max_window_layers", // of qwen, whose classes alone read it; kept in files of other families
     "model_max_length",
+    "num_steps",
     "pad_token",
     "seq_length",
     "transformers.js_config",
+    "unk_token_id",
     "unsloth_fixed",
     "unsloth_version",
 ];

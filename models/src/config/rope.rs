@@ -98,7 +98,7 @@ impl RopeConfig {
         }
         match &self.scaling {
             RopeScaling::None => Ok(()),
-            RopeScaling::Linear { factor } => positive("rope factor", *factor),
+            RopeScaling::Linear { factor } | RopeScaling::Dynamic { factor } => positive("rope factor", *factor),
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_len } => {
                 positive("rope factor", *factor)?;
                 positive("rope low_freq_factor", *low_freq_factor)?;
@@ -193,6 +193,15 @@ fn read_scaling(keys: &Keys<'_>, lengths: Lengths, only_long: bool) -> Result<Ro
         "linear" => {
             only(&["factor"])?;
             Ok(RopeScaling::Linear { factor: need("factor")? })
+        }
+        "dynamic" => {
+            const ORIGINAL: &str = "original_max_position_embeddings";
+            only(&["factor", ORIGINAL])?;
+            // Neither version goes by it.
+            match keys.whole(ORIGINAL)? {
+                Some(original) if original != max_len => Err(keys.unsupported(ORIGINAL)),
+                _ => Ok(RopeScaling::Dynamic { factor: need("factor")? }),
+            }
         }
         "llama3" => {
             only(&["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"])?;

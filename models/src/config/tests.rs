@@ -140,6 +140,31 @@ fn yarn_takes_the_factor_and_python_truth_for_the_rest() {
     assert!(yarn(json!({"factor": -1})).unwrap_err().to_string().contains("factor"));
 }
 
+/// `_compute_dynamic_ntk_parameters` of both versions: the base grows with sequences beyond `max_position_embeddings` alone.
+#[test]
+fn a_dynamic_rope_is_none_up_to_where_the_model_ends() {
+    let plain = parse(fixtures::config_json("llama_plain")).unwrap();
+    assert!(!plain.is_bounded());
+    for key in ["rope_scaling", "rope_parameters"] {
+        let dynamic = |more: Value| {
+            let mut json = with("llama_plain", json!({key: {"rope_type": "dynamic", "factor": 2.0}}));
+            json[key].as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            parse(json).map_err(|e| e.to_string())
+        };
+        let c = dynamic(json!({"original_max_position_embeddings": plain.max_len})).unwrap();
+        assert_eq!(c.rope.scaling, RopeScaling::Dynamic { factor: 2.0 });
+        assert!(c.is_bounded());
+        assert_eq!(c.program().ropes, plain.program().ropes);
+        assert!(dynamic(json!({"original_max_position_embeddings": 7})).unwrap_err().contains("original_max"));
+        assert!(dynamic(json!({"factor": null})).unwrap_err().contains("factor"));
+        assert!(dynamic(json!({"factor": -2.0})).unwrap_err().contains("factor"));
+        assert!(dynamic(json!({"mscale": 1.0})).unwrap_err().contains("mscale"));
+    }
+    for (name, is_bounded) in [("gpt2", true), ("opt", true), ("gpt_bigcode", true), ("falcon", false)] {
+        assert_eq!(parse(fixtures::config_json(name)).unwrap().is_bounded(), is_bounded, "{name}");
+    }
+}
+
 #[test]
 fn contradictions_between_the_generations_are_refused() {
     assert!(
@@ -173,15 +198,14 @@ fn keys_that_change_the_mathematics_are_refused_by_name() {
         ("use_qk_norm", json!(true)),
         ("sliding_window", json!(16)),
         ("is_encoder_decoder", json!(true)),
+        ("is_causal", json!(false)),
         ("hidden_act", json!("quick_gelu")),
     ] {
         let error = error(with("llama_plain", json!({key: value})));
         assert!(error.contains(&format!("`{key}`")), "{error}");
     }
-    for kind in ["dynamic", "mrope"] {
-        let error = error(with("llama_plain", json!({"rope_scaling": {"rope_type": kind, "factor": 2.0}})));
-        assert!(error.contains("rope_scaling.rope_type") && error.contains(kind), "{error}");
-    }
+    let mrope = error(with("llama_plain", json!({"rope_scaling": {"rope_type": "mrope", "factor": 2.0}})));
+    assert!(mrope.contains("rope_scaling.rope_type") && mrope.contains("mrope"), "{mrope}");
     let nested = json!({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}});
     assert!(error(with("qwen3", nested)).contains("rope_parameters.full_attention"));
 }
@@ -200,6 +224,20 @@ fn neutral_and_harmless_keys_are_ignored() {
 }
 
 #[test]
+fn the_class_may_be_that_of_the_model_below_its_head() {
+    for (name, class) in [
+        ("llama_plain", "LlamaModel"),
+        ("gpt2", "GPT2Model"),
+        ("gemma3_text", "Gemma3TextModel"),
+        ("gpt_bigcode", "GPTBigCodeLMHeadModel"),
+        ("opt", "OPTModel"),
+    ] {
+        let config = parse(fixtures::config_json(name));
+        assert_eq!(parse(with(name, json!({"architectures": [class]}))), config, "{class}");
+    }
+}
+
+#[test]
 fn other_architectures_are_refused_with_the_supported_ones() {
     for (model_type, class) in [
         ("mpt", "MptForCausalLM"),
@@ -210,6 +248,14 @@ fn other_architectures_are_refused_with_the_supported_ones() {
     ] {
         let error = error(json!({"model_type": model_type, "architectures": [class]}));
         assert!(error.contains(model_type) && Family::ALL.iter().all(|f| error.contains(f.name())), "{error}");
+    }
+    for (name, class) in [
+        ("qwen2", "Qwen3Model"),
+        ("gemma3_text", "Gemma3ForConditionalGeneration"),
+        ("gpt2", "GPT2DoubleHeadsModel"),
+        ("opt", "Model"),
+    ] {
+        assert!(error(with(name, json!({"architectures": [class]}))).contains(class), "{class}");
     }
     let head = json!({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]});
     assert!(error(head).contains("LlamaForSequenceClassification"));

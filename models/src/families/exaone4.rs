@@ -9,7 +9,8 @@ pub(super) const EXAONE4: Definition = Definition {
     name: "exaone4",
     class: "Exaone4ForCausalLM",
     part_of: None,
-    keys: &["sliding_window", "sliding_window_pattern"],
+    // The first is of published files and says what the class does without reading it.
+    keys: &["reorder_qk_norm", "sliding_window", "sliding_window_pattern"],
     aliases: &[],
     defaults: Defaults {
         vocab: 102_400,
@@ -21,6 +22,7 @@ pub(super) const EXAONE4: Definition = Definition {
     },
     read: |keys, c| {
         c.head_norms = true;
+        keys.may_only_say("reorder_qk_norm", true)?;
         let window = keys.size_or_null("sliding_window", 4096)?;
         c.windows = windows(keys, c.layers, window)?;
         c.rope_layers = c.windows.iter().map(|w| window.is_none() || w.is_some()).collect();

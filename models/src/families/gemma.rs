@@ -41,6 +41,7 @@ pub(super) const GEMMA2: Definition = Definition {
         "hidden_activation",
         "query_pre_attn_scalar",
         "sliding_window",
+        "sliding_window_size", // of the 9B's file; no class reads it
     ],
     aliases: &[],
     defaults: Defaults { hidden: 2304, layers: 26, heads: 8, kv_heads: Some(4), ffn: 9216, ..DEFAULTS },
@@ -48,6 +49,9 @@ pub(super) const GEMMA2: Definition = Definition {
         c.attention_softcap = keys.float_or_null("attn_logit_softcapping", Some(50.0))?;
         c.logit_softcap = keys.float_or_null("final_logit_softcapping", Some(30.0))?;
         c.windows = windows(keys, c.layers, 2)?;
+        if let Some(Some(window)) = c.windows.iter().find(|window| window.is_some()) {
+            keys.may_only_say("sliding_window_size", *window)?;
+        }
         common_from_2(keys, c)
     },
     trace: sandwich,

@@ -18,6 +18,7 @@ pub(super) const OPT: Definition = Definition {
         "enable_bias",
         "init_std",
         "layer_norm_elementwise_affine",
+        "learned_embeddings", // of Galactica's files; no class reads it
         "word_embed_proj_dim",
     ],
     aliases: &[("hidden_act", "activation_function"), ("intermediate_size", "ffn_dim")],
@@ -45,6 +46,7 @@ const OFFSET: usize = 2;
 fn read(keys: &Keys<'_>, c: &mut ModelConfig) -> Result<(), ConfigError> {
     keys.refuse_any(&["head_dim", "num_key_value_heads", "rms_norm_eps"])?;
     keys.refuse_any(&OF_OTHER_POSITIONS)?;
+    keys.may_only_say("learned_embeddings", true)?;
     let bias = keys.flag("enable_bias", true)?;
     c.bias = Biases { qkv: bias, o: bias, mlp: bias };
     c.norms_have_weights = keys.flag("layer_norm_elementwise_affine", true)?;

@@ -9,7 +9,8 @@ pub(super) const QWEN2: Definition = Definition {
     name: "qwen2",
     class: "Qwen2ForCausalLM",
     part_of: None,
-    keys: &["sliding_window", "use_sliding_window", "max_window_layers"],
+    // The first is of the files for a million tokens: how another engine attends to so many; no class reads it.
+    keys: &["dual_chunk_attention_config", "sliding_window", "use_sliding_window", "max_window_layers"],
     aliases: &[],
     defaults: QWEN,
     read: |keys, c| {

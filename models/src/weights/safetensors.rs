@@ -278,10 +278,12 @@ fn diagnose(file: &MappedFile, reason: &str) -> WeightError {
 }
 
 /// What the reference implementation calls the model below the head.
-const BASES: [&str; 2] = ["model.", "transformer."];
+const BASES: [&str; 3] = ["model.", "transformer.", "gpt_neox."];
 /// What it calls a language model within a larger one: what a name starts with on its own, and there. The first is in
 /// files, the second in memory (`_checkpoint_conversion_mapping` of `modeling_gemma3.py`) and thence in some files.
-const PARTS: [(&str, &str); 2] = [("", "language_model."), ("model.", "model.language_model.")];
+/// The third is the larger one without its head.
+const PARTS: [(&str, &str); 3] =
+    [("", "language_model."), ("model.", "model.language_model."), ("model.", "language_model.")];
 const LENGTH_BYTES: usize = 8;
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";

@@ -84,7 +84,8 @@ impl Probed<'_> {
         let (table, options) = (Instances::built_in(), BuildOptions::default());
         let instance = table.find(&self.instance).ok_or_else(|| no_instance(&self.instance, &table))?;
         let wish = Wish { context: CONTEXT.min(model.checkpoint.config.max_len), ..self.wish.clone() };
-        let plan = plan(&model.program, instance, &Lengths::default(), &wish).map_err(|e| in_words(e, || None))?;
+        let plan = plan(&model.program, instance, &Lengths::built_in(wish.context), &wish)
+            .map_err(|e| in_words(e, || None))?;
         let mut planned = laid_out(model, plan, *profile, &options)?;
         planned.record.origin = Origin::None;
         few_modules(&mut planned.layout);

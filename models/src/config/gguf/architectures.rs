@@ -381,6 +381,18 @@ pub(crate) const ARCHITECTURES: &[Architecture] = &[
         families: &[Family::Nemotron],
         family: |_| Ok(Family::Nemotron),
         eps: LAYER,
+        read: |_, keys, c| {
+            // The converter takes the part of the width over the heads, however long they are (Minitron-8B's are not that
+            // long): which part is only beyond doubt where it is the half that the class takes.
+            let by_width = (c.hidden / 2).checked_div(c.heads);
+            if c.heads.checked_mul(c.head_dim) != Some(c.hidden) && c.rope_width != c.head_dim / 2 {
+                if Some(c.rope_width) != by_width {
+                    return Err(keys.unsupported("rope.dimension_count"));
+                }
+                c.rope_width = c.head_dim / 2;
+            }
+            Ok(())
+        },
         ..PLAIN
     },
     Architecture {

@@ -281,3 +281,18 @@ fn long_rope_needs_both_lists_and_no_other_scaling() {
     assert!(refused(one).contains("`rope_factors_short.weight` is missing"));
     assert!(refused(both.f32("phi3.rope.scaling.factor", 2.0)).contains("rope_factors_long.weight"));
 }
+
+/// The converter's `int(partial_rotary_factor * hidden_size) // num_attention_heads`, which is less than half of a head where
+/// heads are longer than the width over their number.
+#[test]
+fn half_of_nemotrons_heads_is_rotated_however_long_they_are() {
+    let width = |keys: &[(&str, Is<'_>)]| config(model("nemotron", 1, keys)).map(|c| c.rope_width);
+    let (long, rotated) = (("attention.key_length", N(12)), "rope.dimension_count");
+    let values = ("attention.value_length", N(12));
+    assert_eq!(width(&[(rotated, N(2))]).unwrap(), 2, "heads of 4");
+    assert_eq!(width(&[(rotated, N(4))]).unwrap(), 4);
+    assert_eq!(width(&[long, values, (rotated, N(2))]).unwrap(), 6, "half of the width over the heads is meant");
+    assert_eq!(width(&[long, values, (rotated, N(6))]).unwrap(), 6);
+    let error = refused(model("nemotron", 1, &[long, values, (rotated, N(4))]));
+    assert!(error.contains("nemotron.rope.dimension_count"), "{error}");
+}

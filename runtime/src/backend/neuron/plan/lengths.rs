@@ -75,6 +75,18 @@ impl Default for Lengths {
 }
 
 impl Lengths {
+    /// The built-in sample; where none of it is within `context` tokens, one request that fills them, half of it prompt: a
+    /// model that was made for so few is no conversation's, and is to run all the same.
+    pub fn built_in(context: usize) -> Lengths {
+        let sample = Lengths::default();
+        if context < 2 || sample.requests.iter().any(|request| request.total() <= context) {
+            return sample;
+        }
+        let prompt = context / 2;
+        let source = format!("a request of {context} tokens, since {} are all longer", sample.source);
+        Lengths { requests: vec![Request { prompt, output: context - prompt }], source }
+    }
+
     /// Reads `text`; `source` names it in reports. A request with an empty prompt or answer counts as of one token.
     pub fn parse(text: &str, source: &str) -> Result<Lengths, LengthsError> {
         let start = text.trim_start();
@@ -262,6 +274,15 @@ mod tests {
         let sample = lengths.sample(17);
         assert_eq!((sample.len(), sample[0], sample[1]), (17, lengths.requests[0], lengths.requests[30]));
         assert_eq!(lengths.sample(1000), lengths.requests);
+    }
+
+    #[test]
+    fn where_no_built_in_request_is_short_enough_one_fills_the_context() {
+        let shortest = Lengths::default().requests.iter().map(|request| request.total()).min().unwrap();
+        assert_eq!(Lengths::built_in(shortest), Lengths::default());
+        assert_eq!(Lengths::built_in(shortest - 1).requests.len(), 1);
+        assert_eq!(Lengths::built_in(9).requests, [Request { prompt: 4, output: 5 }]);
+        assert_eq!(Lengths::built_in(1), Lengths::default(), "too few for a prompt and an answer");
     }
 
     #[test]
