@@ -7,7 +7,7 @@ from lm_eval_run import CHOICE, GENERATE, PERPLEXITY, ROWS, Run, number
 tokens = f"tokenizer_backend=huggingface,tokenizer={MODEL}"
 with Server("--backend", "cpu", "--quant", "none", "--kv-type", "f32") as server:
     ours = Run("ours", "local-completions", f"model={NAME},base_url={server.url}/v1/completions,num_concurrent=4,{tokens}")
-theirs = Run("theirs", "hf", f"pretrained={MODEL},dtype=float32,device=cpu")
+theirs = Run("theirs", "hf", f"pretrained={MODEL},dtype=float32")
 
 worst, compared = 0.0, 0
 for task in (CHOICE, PERPLEXITY):
@@ -18,7 +18,7 @@ for task in (CHOICE, PERPLEXITY):
             worst, compared = max(worst, abs(number(a) - number(b))), compared + 1
 assert compared == 4 * len(ROWS), compared
 # Sums over up to some twenty tokens.
-assert worst < 1e-2, worst
+assert worst < 1e-3, worst
 for mine, other in zip(ours.samples(GENERATE), theirs.samples(GENERATE), strict=True):
     assert mine["resps"] == other["resps"], (mine["doc"], mine["resps"], other["resps"])
 mine, other = ours.figures(), theirs.figures()
