@@ -384,9 +384,13 @@ fn token_masks(fields: &mut Fields, model: &Model) -> Field<Vec<Arc<dyn TokenMas
 /// Refuses what would be answered wrongly if it were ignored.
 fn refuse_unsupported(fields: &mut Fields) -> Field<()> {
     let name = "use_beam_search";
+    if fields.take(name).is_some_and(|value| value != false) {
+        return Err(ApiError::unsupported(name, format!("{name} is not supported")));
+    }
+    let name = "truncate_prompt_tokens";
     match fields.take(name) {
-        None | Some(Value::Bool(false)) => Ok(()),
-        Some(_) => Err(ApiError::unsupported(name, format!("{name} is not supported"))),
+        None => Ok(()),
+        Some(_) => Err(ApiError::unsupported(name, format!("{name} is not supported: send what is to be read"))),
     }
 }
 

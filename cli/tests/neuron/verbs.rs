@@ -106,6 +106,17 @@ impl Server {
         answer
     }
 
+    /// A counter of `/metrics`, over its labels.
+    fn counter(&self, name: &str) -> f64 {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        let address = &self.address;
+        write!(stream, "GET /metrics HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let rows = answer.lines().filter(|line| line.starts_with(name));
+        rows.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+    }
+
     /// The answer's body.
     fn json(&self, path: &str, body: &Value) -> Value {
         let answer = self.ask(path, body);
@@ -204,4 +215,5 @@ fn structured_output_on_an_artifact_is_that_of_the_cpu_where_grammars_narrow_all
         assert_eq!(got["finish_reason"], "stop", "{body}: {got}");
         assert_eq!(got["text"], choice(&cpu, body)["text"], "{body}");
     }
+    assert!(device.counter("njoule_retried_steps_total") > 0.0, "no row was run again");
 }

@@ -207,6 +207,7 @@ fn common(least: i64) -> Vec<FieldOf> {
         optional("n", count(1), "Choices, at most --max-n."),
         optional("best_of", count(1), "Must equal n."),
         optional("use_beam_search", json!({"type": "boolean", "enum": [false]}), "Not supported."),
+        optional("truncate_prompt_tokens", json!({"type": "null"}), "Not supported."),
         optional("prompt_logprobs", alternatives(), "Log-probabilities of prompt tokens; not streamed."),
         optional("stream", boolean(), "Send the answer as it is made, as server-sent events."),
         optional("stream_options", options, "Says nothing where nothing is streamed."),

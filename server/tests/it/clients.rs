@@ -190,9 +190,13 @@ fn what_other_servers_have_is_refused_with_what_to_ask_instead() {
     }
     let error = live.post("/v1/chat/completions", &chat(&json!({"model": "gpt-4o"}))).is_error(404, "model_not_found");
     assert!(error["message"].as_str().unwrap().contains("GET /v1/models"), "{error}");
-    let error = live.post("/v1/chat/completions", &chat(&json!({"grammar": "root ::= \"a\""})));
-    let error = error.is_error(400, "unsupported_parameter");
-    assert!(error["message"].as_str().unwrap().contains("structured_outputs.grammar"), "{error}");
+    for (field, words) in [
+        (json!({"grammar": "root ::= \"a\""}), "structured_outputs.grammar"),
+        (json!({"truncate_prompt_tokens": 8}), "send what is to be read"),
+    ] {
+        let error = live.post("/v1/chat/completions", &chat(&field)).is_error(400, "unsupported_parameter");
+        assert!(error["message"].as_str().unwrap().contains(words), "{error}");
+    }
 }
 
 #[test]
