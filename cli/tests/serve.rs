@@ -68,6 +68,20 @@ fn listening(mut command: Command) -> (Running, BufReader<std::process::ChildStd
     }
 }
 
+/// It starts itself over with them, as the same process: what is told to its id reaches the server.
+#[test]
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn a_server_bounds_what_its_allocator_keeps_unless_somebody_has() {
+    for (environment, wanted) in [(&[][..], "1048576"), (&[("MALLOC_TRIM_THRESHOLD_", "7")][..], "7")] {
+        let (mut server, _log, address) = start_with(&testdata("qwen3"), &[], environment);
+        let of = std::fs::read(format!("/proc/{}/environ", server.0.id())).unwrap();
+        let trim = of.split(|b| *b == 0).find_map(|line| line.strip_prefix(b"MALLOC_TRIM_THRESHOLD_="));
+        assert_eq!(trim.map(String::from_utf8_lossy).as_deref(), Some(wanted));
+        assert!(ask(&address, "GET /live", "").starts_with("HTTP/1.1 200"));
+        assert_eq!(server.code_after(Signal::TERM), Some(0));
+    }
+}
+
 fn ask(address: &str, line: &str, body: &str) -> String {
     let mut answer = String::new();
     request(address, line, body).read_to_string(&mut answer).unwrap();

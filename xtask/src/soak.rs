@@ -44,7 +44,7 @@ type Test = fn(&Scale) -> anyhow::Result<String>;
 const TESTS: [(&str, &str, &str, Test); 15] = [
     ("1", "parsers", "1 000 000 mutated files: no panic", others::parsers),
     ("2", "bad input", ">= 2000 bodies: no 5xx, p99 <= 20 ms, growth <= 5 MiB", input::bad_input),
-    ("3", "extreme values", "400 or 413 within 50 ms", input::extremes),
+    ("3", "extreme values", "400 or 413 within 50 ms, of texts of a megabyte within 1 s", input::extremes),
     ("4", "grammars", "compiled or refused within 1 s", input::grammars),
     ("5", "disconnects", "1000 clients leave: all places and blocks back within 200 ms", load::disconnects),
     (
