@@ -207,7 +207,8 @@ fn common(least: i64) -> Vec<FieldOf> {
         optional("n", count(1), "Choices, at most --max-n."),
         optional("best_of", count(1), "Must equal n."),
         optional("use_beam_search", json!({"type": "boolean", "enum": [false]}), "Not supported."),
-        optional("truncate_prompt_tokens", json!({"type": "null"}), "Not supported."),
+        // Of an integer's values none, and null.
+        optional("truncate_prompt_tokens", json!({"type": "integer", "enum": []}), "Not supported."),
         optional("prompt_logprobs", alternatives(), "Log-probabilities of prompt tokens; not streamed."),
         optional("stream", boolean(), "Send the answer as it is made, as server-sent events."),
         optional("stream_options", options, "Says nothing where nothing is streamed."),
