@@ -43,8 +43,7 @@ impl Chat {
         let mut params = Params::take(&mut fields, app, model, 1)?;
         let logprobs = fields.flag("logprobs")?;
         let top = fields.take("top_logprobs").map(|value| alternatives("top_logprobs", &value)).transpose()?;
-        // None is what some clients say by none.
-        if top.is_some_and(|top| top > 0) && !logprobs {
+        if top.is_some() && !logprobs {
             return Err(ApiError::value("top_logprobs", "top_logprobs needs logprobs: true"));
         }
         for name in ["functions", "function_call"] {

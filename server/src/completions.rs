@@ -64,7 +64,6 @@ impl Completions {
                 Prompt::Text(text) => model.encode(text, add_special)?,
                 Prompt::Ids(ids) => ids.clone(),
             };
-            let max_new = if params.fills { model.max_len.saturating_sub(encoded.len()).max(1) } else { max_new };
             requests.extend(params.requests(app, model, &encoded, max_new, ask.clone())?);
             if echo {
                 texts.push(match prompt {
@@ -76,9 +75,7 @@ impl Completions {
         }
         app.admit_tokens(model, ids.iter().map(Vec::len).sum(), params.tenant())?;
         app.metrics.params_n.observe_count(params.n);
-        if !params.fills {
-            app.metrics.params_max_tokens.observe_count(max_new);
-        }
+        app.metrics.params_max_tokens.observe_count(max_new);
         let head = Head {
             id: format!("cmpl-{}", app.unique()),
             object: "text_completion",

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use njoule_runtime::request::TokenMask;
 use njoule_runtime::{Request, SamplingParams};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::app::App;
 use crate::error::ApiError;
@@ -25,8 +25,6 @@ pub struct Params {
     pub n: usize,
     /// Tokens at most, if given.
     pub max_tokens: Option<usize>,
-    /// Whether they are to be all that fit.
-    pub fills: bool,
     /// Whether and how the answer is streamed.
     pub stream: Option<StreamOptions>,
     /// Log-probabilities of prompt tokens, beside those of that many of the most likely ones.
@@ -74,7 +72,7 @@ impl Params {
         {
             return Err(ApiError::unsupported("best_of", "best_of must equal n"));
         }
-        let (max_tokens, fills) = max_tokens(fields, least)?;
+        let max_tokens = max_tokens(fields, least)?;
         let min_tokens = fields.count("min_tokens", 0..=usize::MAX)?.unwrap_or(0);
         if let Some(max) = max_tokens.filter(|max| min_tokens > *max) {
             return Err(ApiError::value("min_tokens", format!("min_tokens is {min_tokens}, max_tokens is {max}")));
@@ -92,7 +90,6 @@ impl Params {
             tenant: fields.tenant(),
             n,
             max_tokens,
-            fills,
             stream,
             prompt_logprobs,
             sampling: sampling(fields, model)?,
@@ -117,7 +114,6 @@ impl Params {
             client: fields.tenant().client(None),
             tenant: fields.tenant(),
             max_tokens: Some(max_tokens),
-            fills: false,
             stream: stream.then(StreamOptions::default),
             prompt_logprobs: None,
             sampling: model.sampling.clone(),
@@ -222,19 +218,13 @@ pub struct Ask {
     pub mask: Option<Arc<dyn TokenMask>>,
 }
 
-/// Tokens at most, and whether they are to be all that fit, as llama.cpp's -1 is.
-fn max_tokens(fields: &mut Fields, least: usize) -> Field<(Option<usize>, bool)> {
+fn max_tokens(fields: &mut Fields, least: usize) -> Field<Option<usize>> {
     let mut given = None;
+    // The last is llama.cpp's name.
     for name in ["max_completion_tokens", "max_tokens", "n_predict"] {
-        let Some(tokens) = fields.integer(name, i64::MIN..=i64::MAX)? else { continue };
-        let count = usize::try_from(tokens).ok().filter(|count| *count >= least);
-        if count.is_none() && tokens != -1 {
-            let message = format!("{name} is {tokens}, it must be at least {least}, or -1 for all that fits");
-            return Err(ApiError::value(name, message));
-        }
-        given = given.or(Some(count));
+        given = given.or(fields.count(name, least..=usize::MAX)?);
     }
-    Ok((given.flatten(), given == Some(None)))
+    Ok(given)
 }
 
 fn sampling(fields: &mut Fields, model: &Model) -> Field<SamplingParams> {
@@ -256,43 +246,23 @@ fn sampling(fields: &mut Fields, model: &Model) -> Field<SamplingParams> {
         repetition_penalty: repetition_penalty.unwrap_or(defaults.repetition_penalty),
         presence_penalty: fields.number("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0),
         frequency_penalty: fields.number("frequency_penalty", -2.0..=2.0)?.unwrap_or(0.0),
-        logit_bias: logit_bias(fields, model.vocab())?,
+        logit_bias: logit_bias(fields.object("logit_bias")?.unwrap_or_default(), model.vocab())?,
         // -1 is any seed, to vLLM and llama.cpp.
         seed: fields.integer("seed", i64::MIN..=i64::MAX)?.filter(|seed| *seed != -1).map(i64::cast_unsigned),
     })
 }
 
-/// By id, as an object or as llama.cpp's pairs, where `false` is as much as can be.
-fn logit_bias(fields: &mut Fields, vocab: usize) -> Field<Vec<(u32, f32)>> {
-    let name = "logit_bias";
-    let biases: Vec<(Value, Value)> = match fields.take(name) {
-        None => Vec::new(),
-        Some(Value::Object(map)) => {
-            let id = |key: &str| key.parse::<i64>().map_err(|_| ApiError::value(name, "a key is no token id"));
-            map.into_iter().map(|(key, bias)| Ok((id(&key)?.into(), bias))).collect::<Field<_>>()?
-        }
-        Some(Value::Array(pairs)) => {
-            let pair = |pair: Value| match pair {
-                Value::Array(pair) => match <[Value; 2]>::try_from(pair) {
-                    Ok([id, Value::Bool(false)]) => Ok((id, (-100).into())),
-                    Ok([id, bias]) => Ok((id, bias)),
-                    Err(_) => Err(ApiError::value(name, "a pair must be a token id and a bias")),
-                },
-                other => Err(wrong_type(name, "pairs of a token id and a bias", &other)),
-            };
-            pairs.into_iter().map(pair).collect::<Field<_>>()?
-        }
-        Some(other) => return Err(wrong_type(name, "an object or an array of pairs", &other)),
-    };
-    if biases.len() > MAX_BIASES {
-        let message = format!("{name} has {} entries, the limit is {MAX_BIASES}", biases.len());
-        return Err(ApiError::value(name, message));
+fn logit_bias(map: Map<String, Value>, vocab: usize) -> Field<Vec<(u32, f32)>> {
+    if map.len() > MAX_BIASES {
+        let message = format!("logit_bias has {} entries, the limit is {MAX_BIASES}", map.len());
+        return Err(ApiError::value("logit_bias", message));
     }
-    let bias = |(id, bias): (Value, Value)| {
-        let id = crate::fields::token_id(name, &id, vocab)?;
-        Ok((id, number(name, &bias, f64::MIN..=f64::MAX)?.clamp(-100.0, 100.0)))
+    let bias = |(key, value): (String, Value)| {
+        let key: Value = key.parse::<i64>().map_err(|_| ApiError::value("logit_bias", "a key is no token id"))?.into();
+        let id = crate::fields::token_id("logit_bias", &key, vocab)?;
+        Ok((id, number("logit_bias", &value, f64::MIN..=f64::MAX)?.clamp(-100.0, 100.0)))
     };
-    biases.into_iter().map(bias).collect()
+    map.into_iter().map(bias).collect()
 }
 
 fn stop(fields: &mut Fields) -> Field<Vec<String>> {
@@ -305,13 +275,13 @@ fn stop(fields: &mut Fields) -> Field<Vec<String>> {
     stop_strings("stop", given)
 }
 
-/// Not too many strings, none long. An empty one ends nothing, and some clients send it by habit.
-pub fn stop_strings(name: &'static str, mut given: Vec<Value>) -> Field<Vec<String>> {
-    given.retain(|stop| *stop != "");
+/// At most four strings, none empty, none long.
+pub fn stop_strings(name: &'static str, given: Vec<Value>) -> Field<Vec<String>> {
     if given.len() > MAX_STOPS {
         return Err(ApiError::value(name, format!("{name} has {} strings, the limit is {MAX_STOPS}", given.len())));
     }
     let one = |value: Value| match value {
+        Value::String(text) if text.is_empty() => Err(ApiError::value(name, format!("{name} holds an empty string"))),
         Value::String(text) if text.len() > MAX_STOP_BYTES => {
             let message = format!("{name} holds a string of {} bytes, the limit is {MAX_STOP_BYTES}", text.len());
             Err(ApiError::value(name, message))
@@ -324,8 +294,11 @@ pub fn stop_strings(name: &'static str, mut given: Vec<Value>) -> Field<Vec<Stri
 
 fn stream(fields: &mut Fields) -> Field<Option<StreamOptions>> {
     let stream = fields.flag("stream")?;
-    // Read in any case: what is wrong is wrong. Where nothing is streamed they say nothing.
-    let mut options = Fields::of_object(fields.object("stream_options")?.unwrap_or_default());
+    let options = fields.object("stream_options")?;
+    if options.is_some() && !stream {
+        return Err(ApiError::value("stream_options", "stream_options needs stream: true"));
+    }
+    let mut options = Fields::of_object(options.unwrap_or_default());
     let options = StreamOptions {
         include_usage: options.flag("include_usage")?,
         continuous: options.flag("continuous_usage_stats")?,
@@ -403,7 +376,7 @@ pub fn alternatives(name: &'static str, value: &Value) -> Field<usize> {
 /// Alternatives per token.
 pub const MAX_LOGPROBS: usize = 20;
 pub const MAX_BIASES: usize = 1024;
-pub const MAX_STOPS: usize = 64;
+pub const MAX_STOPS: usize = 4;
 pub const MAX_STOP_BYTES: usize = 256;
 pub const MAX_STOP_IDS: usize = 64;
 pub const MAX_BAD_WORDS: usize = 128;

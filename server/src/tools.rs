@@ -33,12 +33,16 @@ pub enum Choice {
 impl Tools {
     /// Takes the fields.
     pub fn take(fields: &mut Fields) -> Field<Tools> {
-        let given = fields.array("tools", MAX_TOOLS)?.unwrap_or_default();
+        let given = fields.array("tools", MAX_TOOLS)?;
+        if given.as_ref().is_some_and(Vec::is_empty) {
+            return Err(ApiError::value("tools", "tools is empty"));
+        }
         let single = fields.boolean("parallel_tool_calls")? == Some(false);
         let choice = match fields.take("tool_choice") {
             None => Choice::Auto,
             Some(Value::String(choice)) => match choice.as_str() {
                 "none" => Choice::None,
+                _ if given.is_none() => return Err(ApiError::value("tool_choice", "tool_choice needs tools")),
                 "auto" => Choice::Auto,
                 "required" => Choice::Required,
                 _ => return Err(ApiError::value("tool_choice", "tool_choice must be none, auto or required")),
@@ -49,7 +53,7 @@ impl Tools {
             },
             Some(other) => return Err(wrong_type("tool_choice", "a string or an object", &other)),
         };
-        Tools::new(given, choice, single)
+        Tools::new(given.unwrap_or_default(), choice, single)
     }
 
     /// Tools in OpenAI's shape, one call of them at most if `single`.
@@ -76,12 +80,13 @@ impl Tools {
     /// request wants of an answer.
     pub fn demand(&self, format: Option<Format>, structure: Option<&Spec>) -> Field<Option<Spec>> {
         let Some(format) = format else { return Ok(structure.cloned()) };
+        if let Some(structure) = structure.filter(|structure| !structure.goes_with_tools()) {
+            let message = format!("{} and tools that may be called exclude each other", structure.param());
+            return Err(ApiError::value(structure.param(), message));
+        }
         let single = self.single || matches!(self.choice, Choice::Named(_));
         if !self.demands() {
-            let Some(structure) = structure else { return Ok(None) };
-            let message = "beside tools that may be called an answer can be held to a JSON schema alone";
-            let spec = structure.or_calls(&self.tools, format, single)?;
-            return spec.map(Some).ok_or_else(|| ApiError::value(structure.param(), message));
+            return structure.map_or(Ok(None), |structure| structure.or_calls(&self.tools, format, single));
         }
         let wanted = |name: &String| match &self.choice {
             Choice::Named(wanted) => name == wanted,

@@ -132,10 +132,6 @@ fn strings(most: usize) -> Value {
     json!({"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": MAX_STOP_BYTES}, "maxItems": most})
 }
 
-fn stops() -> Value {
-    json!({"type": "array", "items": {"type": "string", "maxLength": MAX_STOP_BYTES}, "maxItems": MAX_STOPS})
-}
-
 fn schema_or_text() -> Value {
     json!({"anyOf": [{"type": "object"}, {"type": "string"}]})
 }
@@ -155,22 +151,17 @@ fn common(least: i64) -> Vec<FieldOf> {
         "json": or_null(schema_or_text()), "json_object": or_null(json!({"type": "boolean", "enum": [true]})),
         "regex": or_null(json!({"type": "string", "minLength": 1})), "choice": or_null(choice.clone()),
         "grammar": or_null(json!({"type": "string", "minLength": 1}))}});
-    let pair = json!({"type": "array", "minItems": 2, "maxItems": 2,
-        "prefixItems": [{"type": "integer", "minimum": 0}, {"anyOf": [{"type": "number"}, {"const": false}]}]});
-    let biases = json!({"anyOf": [
-        {"type": "object", "maxProperties": MAX_BIASES, "additionalProperties": {"type": "number"}},
-        {"type": "array", "maxItems": MAX_BIASES, "items": pair}]});
-    let tokens = || json!({"type": "integer", "anyOf": [{"minimum": least}, {"const": -1}]});
+    let biases = json!({"type": "object", "maxProperties": MAX_BIASES, "additionalProperties": {"type": "number"}});
     let salt = json!({"type": "string", "minLength": 1, "maxLength": 128});
-    let stop = json!({"anyOf": [{"type": "string", "maxLength": MAX_STOP_BYTES}, stops()]});
+    let stop = json!({"anyOf": [{"type": "string", "minLength": 1, "maxLength": MAX_STOP_BYTES}, strings(MAX_STOPS)]});
     let mut words = strings(MAX_BAD_WORDS);
     // White space alone is no word.
     words["items"]["pattern"] = json!("\\S");
     let mut fields = vec![
         model(),
-        optional("max_tokens", tokens(), "Tokens to generate at most; -1 is all that fit."),
-        optional("max_completion_tokens", tokens(), "The same; goes before max_tokens."),
-        optional("n_predict", tokens(), "The same, as llama.cpp names it; comes after max_tokens."),
+        optional("max_tokens", count(least), "Tokens to generate at most."),
+        optional("max_completion_tokens", count(least), "The same; goes before max_tokens."),
+        optional("n_predict", count(least), "The same, as llama.cpp names it; comes after max_tokens."),
         optional("min_tokens", count(0), "Nothing ends the answer before."),
         optional("ignore_eos", boolean(), "The model's end tokens end nothing."),
         optional("temperature", number(0.0, 2.0), "0 takes the most likely token."),
@@ -184,17 +175,13 @@ fn common(least: i64) -> Vec<FieldOf> {
             json!({"type": "number", "exclusiveMinimum": 0}),
             "Of tokens of prompt and answer.",
         ),
-        optional(
-            "logit_bias",
-            biases,
-            "By token id, or in pairs of id and value; values are clamped to -100..100, false is -100.",
-        ),
+        optional("logit_bias", biases, "By token id; values are clamped to -100..100."),
         optional(
             "seed",
             json!({"type": "integer", "minimum": i64::MIN, "maximum": i64::MAX}),
             "Choice i draws by seed + i; -1 is any seed.",
         ),
-        optional("stop", stop, "What ends the answer; empty strings end nothing."),
+        optional("stop", stop, "What ends the answer."),
         optional("stop_token_ids", ids(MAX_STOP_IDS), "Tokens that end the answer."),
         optional("include_stop_str_in_output", boolean(), "The stop string stays in the text."),
         optional("skip_special_tokens", boolean(), "Special tokens are left out of texts; true unless set."),
@@ -211,7 +198,7 @@ fn common(least: i64) -> Vec<FieldOf> {
         optional("truncate_prompt_tokens", json!({"type": "integer", "enum": []}), "Not supported."),
         optional("prompt_logprobs", alternatives(), "Log-probabilities of prompt tokens; not streamed."),
         optional("stream", boolean(), "Send the answer as it is made, as server-sent events."),
-        optional("stream_options", options, "Says nothing where nothing is streamed."),
+        optional("stream_options", options, "Needs stream: true."),
         optional(
             "response_format",
             format,
@@ -255,8 +242,8 @@ fn chat() -> Vec<FieldOf> {
     vec![
         required("messages", array(1, MAX_MESSAGES, reference("ChatMessage")), "The conversation."),
         optional("logprobs", boolean(), "Log-probabilities of generated tokens."),
-        optional("top_logprobs", alternatives(), "Beside those of the most likely ones; above 0 needs logprobs: true."),
-        optional("tools", array(0, MAX_TOOLS, reference("Tool")), "Functions that may be called."),
+        optional("top_logprobs", alternatives(), "Beside those of the most likely ones; needs logprobs: true."),
+        optional("tools", array(1, MAX_TOOLS, reference("Tool")), "Functions that may be called."),
         optional("tool_choice", reference("ToolChoice"), "none, auto, required, or one function."),
         optional("parallel_tool_calls", boolean(), "false allows one call."),
         optional("documents", documents, "For templates that know them."),
@@ -328,7 +315,7 @@ fn conversation() -> Vec<FieldOf> {
 fn messages() -> Vec<FieldOf> {
     vec![
         required("max_tokens", count(1), "Tokens to generate at most."),
-        optional("stop_sequences", stops(), "What ends the answer; empty strings end nothing."),
+        optional("stop_sequences", strings(MAX_STOPS), "What ends the answer."),
         optional("stream", boolean(), "Send the answer as it is made, as server-sent events."),
         optional("temperature", number(0.0, 1.0), "0 takes the most likely token."),
         optional("top_p", number(0.0, 1.0), "Share of the probability that is drawn from."),
@@ -344,7 +331,7 @@ fn tokenize() -> Vec<FieldOf> {
         optional("messages", array(1, MAX_MESSAGES, reference("ChatMessage")), "A conversation."),
         optional("add_special_tokens", boolean(), "true for a prompt, false for messages, unless set."),
         optional("return_token_strs", boolean(), "The tokens' texts too."),
-        optional("tools", array(0, MAX_TOOLS, reference("Tool")), "For messages."),
+        optional("tools", array(1, MAX_TOOLS, reference("Tool")), "For messages."),
         optional("tool_choice", reference("ToolChoice"), "For messages."),
         optional("parallel_tool_calls", boolean(), "For messages."),
         optional("add_generation_prompt", boolean(), "For messages; true unless set."),

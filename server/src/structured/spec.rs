@@ -71,9 +71,21 @@ impl Spec {
         Ok(Spec { kind, param: "tool_choice" })
     }
 
-    /// An answer that looks like this, or is a call of one of these tools; `None` where it is described by no schema.
+    /// Whether it may stand beside tools, as a `response_format` may and vLLM's fields may not.
+    pub fn goes_with_tools(&self) -> bool {
+        self.format().is_some()
+    }
+
+    fn format(&self) -> Option<&Value> {
+        match &self.kind {
+            Kind::Json(schema) if self.param == "response_format" => Some(schema),
+            _ => None,
+        }
+    }
+
+    /// An answer that looks like this, or is a call of one of these tools; `None` where it may not stand beside them.
     pub fn or_calls(&self, tools: &[Value], format: Format, single: bool) -> Field<Option<Spec>> {
-        let Kind::Json(answer) = &self.kind else { return Ok(None) };
+        let Some(answer) = self.format() else { return Ok(None) };
         let (schema, answer) = (calls(tools, format)?, spaced(answer.clone()));
         // Each has a root of its own, which its references begin at.
         let calls = match format {
