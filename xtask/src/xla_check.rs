@@ -24,7 +24,7 @@ use njoule_runtime::backend::neuron::evaluated::EvaluatedBackend;
 use njoule_runtime::backend::neuron::shard;
 use njoule_runtime::backend::{Backend, BlockId, Quant, Routes};
 
-use self::compare::{Bound, Kept};
+use self::compare::Bound;
 use self::passed::Passed;
 use self::xla::{Host, Xla};
 
@@ -240,8 +240,8 @@ fn family(dir: &Path, bf16: bool, tp: usize, xla: &Xla) -> anyhow::Result<Outcom
     let bound = if bf16 { Bound::Mean(bf16_itself(dir, &program, source, script, &want)?) } else { Bound::Worst(1e-4) };
     let kept: Vec<bool> = script.wanted().into_iter().map(|(seq, position)| agrees(seq, position)).collect();
     let logits = compare::logits(&got, &want, bound, &kept)?;
-    let kept = if bf16 { Kept::Bf16 } else { Kept::Exact(1e-4) };
-    let caches = compare::caches(&model, &candle, (&program, script), kept, &agrees)?;
+    let bound = if bf16 { 2.0 / 128.0 } else { 1e-4 };
+    let caches = compare::caches(&model, &candle, (&program, script), bound, &agrees)?;
     Ok(Outcome::Passed(format!("{logits}, {caches}")))
 }
 
