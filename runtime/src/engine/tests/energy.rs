@@ -90,8 +90,23 @@ fn settled(engine: &Engine, told: &Mutex<Told>) -> EngineStats {
     }
 }
 
-fn near(value: f64, expected: f64) {
+pub(super) fn near(value: f64, expected: f64) {
     assert!((value - expected).abs() <= 1e-9 * expected.abs().max(1.0), "{value} is not {expected}");
+}
+
+/// Cancels a request that has run, and has cost something, through a gate that is closed; a step at a time, so that it cannot end
+/// by itself before that. The gate is open then.
+pub(super) fn leave_midway(mut handle: RequestHandle, gate: &Gate) {
+    loop {
+        match handle.recv_timeout(Duration::from_millis(2)) {
+            Ok(Event::Token { .. }) => break,
+            Ok(other) => panic!("{other:?}"),
+            Err(_) => gate.allow(Some(1)),
+        }
+    }
+    handle.cancel();
+    gate.allow(None);
+    assert_eq!(handle.wait().unwrap().reason, FinishReason::Cancelled);
 }
 
 /// Every joule that the meter told lies with a request or in a bucket that says why not; with preemption, guesses and a
@@ -104,18 +119,8 @@ fn what_was_metered_is_what_requests_and_buckets_have() {
         gate.set(true);
         let submit = |i: u32| engine.submit(Request { energy: true, ..Request::new(prompt(8, i), 30) }).unwrap();
         let stays: Vec<_> = (0..5).map(submit).collect();
-        let mut leaves = submit(9);
-        // It has run, and has cost something, before it goes; a step at a time, so that it cannot end by itself before that.
-        loop {
-            match leaves.recv_timeout(Duration::from_millis(2)) {
-                Ok(Event::Token { .. }) => break,
-                Ok(other) => panic!("{other:?}"),
-                Err(_) => gate.allow(Some(1)),
-            }
-        }
-        leaves.cancel();
-        gate.allow(None);
-        assert_eq!(leaves.wait().unwrap().reason, FinishReason::Cancelled);
+        let leaves = submit(9);
+        leave_midway(leaves, &gate);
         let used: Vec<RequestEnergy> =
             stays.into_iter().map(|handle| *handle.wait().unwrap().usage.energy.unwrap()).collect();
         let energy = settled(&engine, &told).energy;

@@ -1,5 +1,6 @@
 //! Meters that tell after the answer, as a driver that tells whole minutes: nothing is lost, nothing is made up.
 
+use super::energy::{leave_midway, near};
 use super::*;
 use crate::engine::{Character, EnergySource, Later, Metered, Reading, RequestEnergy, Utilised};
 use njoule_energy::{Joules, Method};
@@ -96,27 +97,14 @@ fn settled(later: &Later) -> RequestEnergy {
     later.now()
 }
 
-fn near(value: f64, expected: f64) {
-    assert!((value - expected).abs() <= 1e-9 * expected.abs().max(1.0), "{value} is not {expected}");
-}
-
 /// With a client that leaves while it runs: its part is waste, and nobody else has it.
 #[test]
 fn settled_answers_and_buckets_are_what_was_told() {
     let (engine, gate, driver) = driven();
     gate.set(true);
     let stays: Vec<_> = (0..5).map(|i| ask(&engine, i)).collect();
-    let mut leaves = ask(&engine, 9);
-    loop {
-        match leaves.recv_timeout(Duration::from_millis(2)) {
-            Ok(Event::Token { .. }) => break,
-            Ok(other) => panic!("{other:?}"),
-            Err(_) => gate.allow(Some(1)),
-        }
-    }
-    leaves.cancel();
-    gate.allow(None);
-    assert_eq!(leaves.wait().unwrap().reason, FinishReason::Cancelled);
+    let leaves = ask(&engine, 9);
+    leave_midway(leaves, &gate);
     let answers: Vec<_> = stays.into_iter().map(answered).collect();
     for (known, later) in &answers {
         assert!(!known.settled && known.cpu_s > 0.0 && known.core_s.is_some(), "{known:?}");
