@@ -244,37 +244,6 @@ fn smollm2_from_its_gguf_equals_hugging_face() {
     }
 }
 
-/// Times, to be looked at: `cargo test --release -p njoule-models -- --ignored --nocapture time_of`.
-#[test]
-#[ignore = "prints times"]
-fn time_of_smollm2_tokenizer() {
-    let Some(gguf) = smollm2("time_of_smollm2_tokenizer") else { return };
-    let time = |what: &str, run: &mut dyn FnMut()| {
-        let mut times: Vec<_> = (0..9)
-            .map(|_| {
-                let start = std::time::Instant::now();
-                run();
-                start.elapsed()
-            })
-            .collect();
-        let first = times[0];
-        times.sort();
-        println!("{what}: first {first:?}, median {:?}", times[times.len() / 2]);
-    };
-    time("read the metadata", &mut || drop(gguf.vocab().unwrap().unwrap()));
-    let vocab = gguf.vocab().unwrap().unwrap();
-    time("build", &mut || drop(Tokenizer::from_gguf(&vocab).unwrap()));
-    let tokenizer = Tokenizer::from_gguf(&vocab).unwrap();
-    time("compile the chat template", &mut || drop(crate::chat::ChatTemplate::of(&tokenizer).unwrap()));
-    let template = crate::chat::ChatTemplate::of(&tokenizer).unwrap().unwrap();
-    let chat = crate::chat::ChatInput::new(vec![crate::chat::message("user", "Explain why the sky is blue.")]);
-    time("encode a short chat", &mut || drop(template.encode(&tokenizer, &chat).unwrap()));
-    let text = "The quick brown fox jumps over the lazy dog, 12 times.\n".repeat(2000);
-    time("encode 110 kB", &mut || drop(tokenizer.encode(&text, true).unwrap()));
-    let ids = tokenizer.encode(&text, true).unwrap();
-    time(&format!("decode {} ids", ids.len()), &mut || drop(tokenizer.decode(&ids, true)));
-}
-
 #[test]
 fn plain_text_never_becomes_a_special_token() {
     for name in NAMES {
