@@ -1,7 +1,7 @@
 //! Bounds on what the C library's allocator keeps of a server's large requests.
 //!
 //! glibc serves threads from heaps of their own and, once large blocks were freed, takes the next ones from there: requests of
-//! a megabyte or expensive grammars leave heaps behind that are mostly holes (a server of 30 MiB had 237 after 130,000 hostile
+//! a megabyte or expensive grammars leave heaps behind that are mostly holes (a server of 30 MiB had 237 after 99,000 hostile
 //! bodies). With bounds given it does not move them. They are read from the environment before `main`, so the process
 //! starts itself over: same id, same arguments, same streams.
 //!
