@@ -190,6 +190,13 @@ impl CandleExecutor {
     pub fn cached(&self, cache: CacheId) -> Result<[Vec<Vec<f32>>; 2], StepError> {
         self.caches[cache.0 as usize].rows().map_err(device_failure)
     }
+
+    /// From here on attention reads these keys and values of a cache, `[slots, columns]` each, in place of those that this
+    /// executor computes; [`CandleExecutor::cached`] still gives the latter. Two executors are compared so layer by layer: one
+    /// sum in bf16 that lies between two numbers and is rounded either way is then not carried into the layers above.
+    pub fn follow(&mut self, cache: CacheId, rows: [Vec<Vec<f32>>; 2]) -> Result<(), StepError> {
+        self.caches[cache.0 as usize].follow(rows).map_err(device_failure)
+    }
 }
 
 impl Executor for CandleExecutor {

@@ -66,7 +66,7 @@ impl Spec {
         let kind = match format {
             Format::Tagged => Kind::Lark(format!("start: calls\n{}", tagged(schema, single))),
             // Their marks are special tokens, which a grammar does not write; the object alone says as much.
-            Format::Bare | Format::Mistral => Kind::Json(schema),
+            Format::Bare | Format::Mistral => Kind::Json(spaced(schema, ONE_SPACE)),
         };
         Ok(Spec { kind, param: "tool_choice" })
     }
@@ -86,11 +86,11 @@ impl Spec {
     /// An answer that looks like this, or is a call of one of these tools; `None` where it may not stand beside them.
     pub fn or_calls(&self, tools: &[Value], format: Format, single: bool) -> Field<Option<Spec>> {
         let Some(answer) = self.format() else { return Ok(None) };
-        let (schema, answer) = (calls(tools, format)?, spaced(answer.clone()));
+        let (schema, answer) = (calls(tools, format)?, spaced(answer.clone(), INDENTED));
         // Each has a root of its own, which its references begin at.
         let calls = match format {
             Format::Tagged => tagged(schema, single),
-            Format::Bare | Format::Mistral => format!("calls: %json {}\n", spaced(schema)),
+            Format::Bare | Format::Mistral => format!("calls: %json {}\n", spaced(schema, ONE_SPACE)),
         };
         let kind = Kind::Lark(format!("start: calls | answer\n{calls}answer: %json {answer}\n"));
         Ok(Some(Spec { kind, param: self.param }))
@@ -103,7 +103,7 @@ impl Spec {
 
     pub fn grammar(&self) -> Result<TopLevelGrammar, String> {
         Ok(match &self.kind {
-            Kind::Json(schema) => TopLevelGrammar::from_json_schema(spaced(schema.clone())),
+            Kind::Json(schema) => TopLevelGrammar::from_json_schema(spaced(schema.clone(), INDENTED)),
             Kind::Regex(regex) => TopLevelGrammar::from_regex(regex),
             Kind::Lark(lark) => TopLevelGrammar::from_lark(lark.clone()),
         })
@@ -134,7 +134,7 @@ fn calls(tools: &[Value], format: Format) -> Field<Value> {
 /// The rule `calls` of a model that marks calls.
 fn tagged(schema: Value, single: bool) -> String {
     let more = if single { "" } else { " (\"\\n\" call)*" };
-    let schema = spaced(schema);
+    let schema = spaced(schema, ONE_SPACE);
     format!("calls: call{more}\ncall: \"<tool_call>\\n\" body \"\\n</tool_call>\"\nbody: %json {schema}\n")
 }
 
@@ -145,10 +145,10 @@ fn of_schema(param: &'static str, mut schema: Value) -> Field<Spec> {
     Ok(Spec { kind: Kind::Json(schema), param })
 }
 
-/// A schema whose answers have room to be indented, but none to be white space for ever, which small models run into.
-fn spaced(mut schema: Value) -> Value {
+/// A schema whose answers have this between their parts at most: else small models run into white space for ever.
+fn spaced(mut schema: Value, white_space: &str) -> Value {
     if let Value::Object(map) = &mut schema {
-        map.entry("x-guidance").or_insert_with(|| json!({"whitespace_pattern": WHITE_SPACE}));
+        map.entry("x-guidance").or_insert_with(|| json!({"whitespace_pattern": white_space}));
     }
     schema
 }
@@ -257,7 +257,10 @@ const OTHER_NAMES: [(&str, &str); 6] = [
     ("guided_grammar", "grammar"),
 ];
 const KINDS: [&str; 5] = ["json", "json_object", "regex", "choice", "grammar"];
-const WHITE_SPACE: &str = "[ \\t\\n]{1,20}";
+/// An answer may be indented.
+const INDENTED: &str = " |\\n[ \\t]{0,20}";
+/// A call is read by programs.
+const ONE_SPACE: &str = " ";
 const MAX_BYTES: usize = 1 << 20;
 const MAX_NESTING: usize = 64;
 /// Strings of a choice.

@@ -12,17 +12,11 @@ pub fn parsers(scale: &Scale) -> anyhow::Result<String> {
     if !scale.full {
         return Ok("not run: `cargo test` has it with 256 files of each kind".to_owned());
     }
-    // The crate's tests of mutated files, of which the first four take their count from here.
     let cases = 250_000;
-    let output = cargo(
-        scale,
-        &["test", "--locked", "-p", "njoule-models", "--lib", "mutated"],
-        &[("PROPTEST_CASES", cases.to_string())],
-    )?;
-    let passed = output.lines().find_map(|line| line.strip_prefix("test result: ok. ")).context("no result")?;
-    let tests: usize = passed.split(' ').next().and_then(|n| n.parse().ok()).context("no count")?;
+    let arguments = ["test", "--locked", "--workspace", "--lib", "mutated"];
+    let tests = passed(&cargo(scale, &arguments, &[("PROPTEST_CASES", cases.to_string())])?)?;
     ensure!(tests >= 5, "{tests} tests");
-    Ok(format!("{tests} properties, {cases} files each of GGUF, safetensors and quantised parts, 96 of tokenizers"))
+    Ok(format!("{tests} properties, {cases} files each, of GGUF, safetensors, quantised parts, MXFP4 and tokenizers"))
 }
 
 /// The stand-in's fault matrix through the binary.
@@ -30,14 +24,18 @@ pub fn faults(scale: &Scale) -> anyhow::Result<String> {
     if !scale.full {
         return Ok("not run: `cargo test` has it".to_owned());
     }
-    cargo(scale, &["build", "--locked", "-p", "neuron-fake"], &[])?;
-    let output = cargo(
-        scale,
-        &["test", "--locked", "-p", "njoule", "--test", "neuron"],
-        &[("NJOULE_REQUIRE_ASSETS", "1".to_owned())],
-    )?;
-    let passed = output.lines().find_map(|line| line.strip_prefix("test result: ok. ")).context("no result")?;
-    Ok(format!("{} tests against a stand-in, no device", passed.split(' ').next().unwrap_or_default()))
+    // As `cargo test --workspace` builds it: a single crate would be built anew, with other features.
+    cargo(scale, &["build", "--locked", "--workspace"], &[])?;
+    let required = [("NJOULE_REQUIRE_ASSETS", "1".to_owned())];
+    let tests = passed(&cargo(scale, &["test", "--locked", "--workspace", "--test", "neuron"], &required)?)?;
+    ensure!(tests > 0, "no test");
+    Ok(format!("{tests} tests against a stand-in, no device"))
+}
+
+/// How many tests cargo says to have passed.
+fn passed(output: &str) -> anyhow::Result<usize> {
+    let results = output.lines().filter_map(|line| line.strip_prefix("test result: ok. "));
+    results.map(|result| result.split(' ').next().and_then(|n| n.parse::<usize>().ok()).context("no count")).sum()
 }
 
 fn cargo(scale: &Scale, arguments: &[&str], environment: &[(&str, String)]) -> anyhow::Result<String> {

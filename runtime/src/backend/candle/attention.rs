@@ -19,6 +19,8 @@ pub struct Cache {
     block_len: usize,
     keys: Tensor,
     values: Tensor,
+    /// What queries meet: the keys and values above, unless [`Cache::follow`] gave others.
+    read: [Tensor; 2],
 }
 
 /// How queries meet keys; fields as in [`Op::Attend`](njoule_models::program::Op::Attend).
@@ -54,7 +56,21 @@ impl Cache {
             };
             zeros.map_err(|e| LoadError::Device(e.to_string()))
         };
-        Ok(Cache { info, block_len: capacity.block_len, keys: tensor(info.k_dim)?, values: tensor(info.v_dim)? })
+        let (keys, values) = (tensor(info.k_dim)?, tensor(info.v_dim)?);
+        // Clones share their memory: what is written is read.
+        let read = [keys.clone(), values.clone()];
+        Ok(Cache { info, block_len: capacity.block_len, keys, values, read })
+    }
+
+    /// From here on queries meet these keys and values of every slot, not those that are written.
+    pub fn follow(&mut self, rows: [Vec<Vec<f32>>; 2]) -> Result<()> {
+        let like = |rows: Vec<Vec<f32>>, own: &Tensor| {
+            let rows = Tensor::from_vec(rows.concat(), own.dims(), own.device())?;
+            rows.to_dtype(own.dtype())
+        };
+        let [keys, values] = rows;
+        self.read = [like(keys, &self.keys)?, like(values, &self.values)?];
+        Ok(())
     }
 
     /// Keys and values of every slot.
@@ -91,8 +107,9 @@ impl Cache {
         for seq in &batch.seqs {
             let before = seq.context - seq.rows.len();
             let first_key = attention.window.map_or(0, |w| (before + 1).saturating_sub(w));
-            let keys = self.gather(&self.keys, self.info.k_dim, batch, seq, first_key)?;
-            let values = self.gather(&self.values, self.info.v_dim, batch, seq, first_key)?;
+            let [keys, values] = &self.read;
+            let keys = self.gather(keys, self.info.k_dim, batch, seq, first_key)?;
+            let values = self.gather(values, self.info.v_dim, batch, seq, first_key)?;
             for first in (0..seq.rows.len()).step_by(QUERIES) {
                 let rows = QUERIES.min(seq.rows.len() - first);
                 let q = q.narrow(0, seq.rows.start + first, rows)?;
