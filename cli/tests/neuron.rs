@@ -96,6 +96,22 @@ fn an_artifact_answers_as_the_cpu_does_in_every_bucket_and_on_two_cores() {
     }
 }
 
+/// A logical core of trn2 is two physical ones unless somebody says otherwise, for the compiler as for the library.
+#[test]
+fn a_model_is_built_for_trn2_and_answers_there() {
+    let Some(bench) = Bench::new() else { return };
+    let expected = ids(&bench.generate(&fixture_path("qwen3"), &["--backend", "cpu", "--quant", "none"], &[]));
+    let options = ["--instance", "trn2.3xlarge", "--quant", "none", "--tp", "1", "--batch", "3", "--max-neffs", "4"];
+    let (artifact, _) = bench.build("qwen3", "trn2", &options);
+    let there = [("NJOULE_FAKE_INSTANCE", "trn2.3xlarge"), ("NJOULE_INSTANCE", "trn2.3xlarge")];
+    let answered = bench.generate(&artifact, &[], &there);
+    assert_eq!(ids(&answered), expected, "{}", answered.stderr);
+    let other = [&there[..], &[("NEURON_LOGICAL_NC_CONFIG", "1")]].concat();
+    let refused = bench.generate(&artifact, &[], &other);
+    assert_eq!(refused.code, 1);
+    assert!(refused.stderr.contains("set NEURON_LOGICAL_NC_CONFIG=2"), "{}", refused.stderr);
+}
+
 /// Kinds of attention, of norms, of feed-forwards and of positions, to the tokens that transformers gives.
 #[test]
 fn families_give_the_references_tokens() {

@@ -144,6 +144,8 @@ impl Server {
         let listen = |source| StartError::Listen { host: config.host.clone(), port: config.port, source };
         let host = config.host.trim_start_matches('[').trim_end_matches(']');
         let listener = runtime.block_on(TcpListener::bind((host, config.port))).map_err(listen)?;
+        // Connections have it from here. What a slow reader leaves lies in the system's memory first, which else is megabytes.
+        rustix::net::sockopt::set_socket_send_buffer_size(&listener, SEND_BUFFER).map_err(|e| listen(e.into()))?;
         let address = listener.local_addr().map_err(listen)?;
         let app = Arc::new(App::new(config, address.ip().is_loopback()));
         let listening = runtime.spawn(accept(listener, tls, app.clone()));
@@ -278,4 +280,6 @@ const ASIDE_THREADS: usize = 4;
 /// How long the last answers may take.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 const LAST_TASKS: Duration = Duration::from_secs(2);
+/// Bytes that the system keeps for a client; Linux takes twice as many.
+const SEND_BUFFER: usize = 64 << 10;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -3,10 +3,11 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Scale;
 use crate::live::Live as Process;
@@ -123,6 +124,36 @@ impl Live {
             ensure!(begun.elapsed() < patience, "not idle after {patience:?}: {text}");
             std::thread::sleep(Duration::from_millis(2));
         }
+    }
+
+    /// Does `work` while a stream runs beside it; the times between the tokens of that.
+    pub fn beside<T>(&self, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(T, Vec<Duration>)> {
+        let over = AtomicBool::new(false);
+        let (done, gaps) = std::thread::scope(|scope| {
+            let probe = scope.spawn(|| self.gaps(&over));
+            let done = work();
+            over.store(true, Ordering::Relaxed);
+            (done, probe.join())
+        });
+        Ok((done?, gaps.map_err(|_| anyhow::anyhow!("the stream beside it panicked"))??))
+    }
+
+    fn gaps(&self, over: &AtomicBool) -> anyhow::Result<Vec<Duration>> {
+        let body = json!({"prompt": "Hi", "max_tokens": 480, "ignore_eos": true, "stream": true}).to_string();
+        let mut gaps = vec![];
+        while !over.load(Ordering::Relaxed) {
+            let mut stream = self.send("POST", "/v1/completions", body.as_bytes())?;
+            let head = read_head(&mut stream)?;
+            ensure!(head.status == 200, "the stream beside it: {}", head.status);
+            read_chunk(&mut stream)?;
+            let mut last = Instant::now();
+            while !read_chunk(&mut stream)?.is_empty() && !over.load(Ordering::Relaxed) {
+                gaps.push(last.elapsed());
+                last = Instant::now();
+            }
+        }
+        ensure!(!gaps.is_empty(), "the stream beside it had no token");
+        Ok(gaps)
     }
 
     /// Resident bytes.

@@ -1,9 +1,11 @@
 //! Tests that stand elsewhere and are run from here with larger counts, and those of the command line.
 
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use serde_json::json;
 
 use super::Scale;
 
@@ -13,10 +15,14 @@ pub fn parsers(scale: &Scale) -> anyhow::Result<String> {
         return Ok("not run: `cargo test` has it with 256 files of each kind".to_owned());
     }
     let cases = 250_000;
-    let arguments = ["test", "--locked", "--workspace", "--lib", "mutated"];
-    let tests = passed(&cargo(scale, &arguments, &[("PROPTEST_CASES", cases.to_string())])?)?;
-    ensure!(tests >= 5, "{tests} tests");
-    Ok(format!("{tests} properties, {cases} files each, of GGUF, safetensors, quantised parts, MXFP4 and tokenizers"))
+    let arguments = ["test", "--locked", "--workspace", "--lib", "--test", "mutated", "mutated"];
+    let many = [("PROPTEST_CASES", cases.to_string()), ("NJOULE_SOAK", "1".to_owned())];
+    let tests = passed(&cargo(scale, &arguments, &many)?)?;
+    ensure!(tests >= 6, "{tests} tests");
+    Ok(format!(
+        "{tests} properties, {cases} files each, of GGUF, safetensors, quantised parts, MXFP4 and tokenizers; {cases} whole models \
+         within memory and time"
+    ))
 }
 
 /// The stand-in's fault matrix through the binary.
@@ -112,11 +118,79 @@ pub fn files(scale: &Scale) -> anyhow::Result<String> {
         .output()?;
     let said = String::from_utf8_lossy(&offline.stderr);
     ensure!(offline.status.code() == Some(1) && said.contains("offline"), "{said}");
+    let disks = if scale.full { disks(scale, &scratch)? } else { "disks were not tried" };
     Ok(format!(
-        "{} broken models by two verbs and one that is missing offline, each named, the slowest after {:.0} ms; a full disk was not tried",
+        "{} broken models by two verbs and one that is missing offline, each named, the slowest after {:.0} ms; {disks}; files of a \
+         wrong hash are `cargo test`'s",
         cases.len(),
         slowest.as_secs_f64() * 1e3
     ))
+}
+
+/// A disk that is full, and one that cannot be written: the error names the file, and no part of it stays.
+fn disks(scale: &Scale, scratch: &Path) -> anyhow::Result<&'static str> {
+    let ids = scratch.join("ids.json");
+    std::fs::write(&ids, serde_json::to_string(&[(0..500).map(|i| i % 250).collect::<Vec<u32>>()])?)?;
+    for (name, options, says) in [("full", "size=64k", "No space left"), ("sealed", "ro", "Read-only file system")] {
+        let place = scratch.join(name);
+        std::fs::create_dir_all(&place)?;
+        let Ok(disk) = Disk::mount(&place, options) else {
+            return Ok("disks were not tried, for want of the right to mount");
+        };
+        for (verb, file) in [("score", "logits.safetensors"), ("batch", "out.jsonl")] {
+            let path = disk.0.join(file);
+            let begun = Instant::now();
+            let output = written(scale, verb, &ids, &path)?;
+            let (took, said) = (begun.elapsed(), String::from_utf8_lossy(&output.stderr).into_owned());
+            ensure!(output.status.code() == Some(1), "{verb} on a {name} disk: {:?} {said}", output.status.code());
+            ensure!(said.contains(file) && said.contains(says), "{verb} on a {name} disk: {said}");
+            ensure!(took <= scale.within(1000), "{verb} on a {name} disk took {took:?}");
+            let left: Vec<_> = std::fs::read_dir(&disk.0)?.collect::<Result<_, _>>()?;
+            // A batch that was begun goes on where it was: its file is whole lines.
+            let whole =
+                |path: &Path| std::fs::read(path).is_ok_and(|bytes| bytes.last().is_none_or(|last| *last == b'\n'));
+            let sound = left.iter().all(|entry| verb == "batch" && entry.path() == path && whole(&path));
+            ensure!(sound, "{verb} on a {name} disk left {left:?}");
+            for entry in left {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+    }
+    Ok("a full and a read-only disk, each file named and none left in part")
+}
+
+/// Runs what writes `path`, of more than a full disk takes.
+fn written(scale: &Scale, verb: &str, ids: &Path, path: &Path) -> anyhow::Result<Output> {
+    let mut command = Command::new(&scale.binary);
+    command.arg(verb).arg("-m").arg(&scale.model).env("NJOULE_OFFLINE", "1").stdin(Stdio::null());
+    if verb == "score" {
+        command.arg("--token-ids").arg(ids).arg("--logits").arg(path);
+    } else {
+        let lines = ids.with_extension("jsonl");
+        let body = json!({"prompt": "Hi", "max_tokens": 400, "logprobs": 5, "ignore_eos": true});
+        let line =
+            |i: usize| json!({"custom_id": i.to_string(), "method": "POST", "url": "/v1/completions", "body": body});
+        std::fs::write(&lines, (0..8).map(|i| format!("{}\n", line(i))).collect::<String>())?;
+        command.arg("-i").arg(lines).arg("-o").arg(path);
+    }
+    Ok(command.output()?)
+}
+
+/// A disk in memory, gone with its test.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(place: &Path, options: &str) -> anyhow::Result<Disk> {
+        let done = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(place).output()?;
+        ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        Ok(Disk(place.to_owned()))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
 }
 
 /// By transformers, a large installation of Python.

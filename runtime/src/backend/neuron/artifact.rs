@@ -118,7 +118,7 @@ pub struct Layout {
     /// Compiler target.
     #[serde(with = "super::plan::target_name")]
     pub target: Target,
-    /// Physical cores of a logical core, where the chip has a choice.
+    /// Physical cores of a logical core, where somebody chose.
     pub lnc: Option<u8>,
     /// Cores of a replica.
     pub tp: usize,
@@ -146,6 +146,16 @@ impl Layout {
         let Layout { target, tp, weights, kv, candidates, profile, .. } = *self;
         ModelSpec { target, tp, weights, kv, candidates, profile, shares: false }
     }
+
+    /// Physical cores of a logical core.
+    pub fn lnc(&self) -> u8 {
+        self.lnc.unwrap_or(usual_lnc(self.target))
+    }
+}
+
+/// Physical cores of a logical one where nobody chose, for neuronx-cc as for libnrt: two on trn2, one elsewhere.
+pub fn usual_lnc(target: Target) -> u8 {
+    if target == Target::Trn2 { 2 } else { 1 }
 }
 
 /// A compiled module.
@@ -211,7 +221,7 @@ impl Artifact {
         }
         for module in &artifact.manifest.modules {
             let header = neff::read_header(&dir.join(&module.neff.path))?;
-            let lnc = artifact.manifest.layout.lnc.map_or(1, u32::from);
+            let lnc = u32::from(artifact.manifest.layout.lnc());
             // 0: a compiler from before the field was there.
             if !matches!(header.lnc, 0) && header.lnc != lnc {
                 let what = format!("lnc_size is {}, the manifest says {lnc}", header.lnc);

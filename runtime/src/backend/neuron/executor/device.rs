@@ -6,7 +6,7 @@ use njoule_hlo::Target;
 use njoule_neuron_sys::{Library, Runtime};
 
 use crate::backend::LoadError;
-use crate::backend::neuron::artifact::Layout;
+use crate::backend::neuron::artifact::{Layout, usual_lnc};
 
 /// The runtime, started by whoever asks first; it stays for the process, since libnrt starts once.
 pub fn runtime() -> Result<Runtime, LoadError> {
@@ -65,10 +65,10 @@ pub fn check(runtime: &Runtime, layout: &Layout) -> Result<(), LoadError> {
     }
     let set = std::env::var("NEURON_LOGICAL_NC_CONFIG").or_else(|_| std::env::var("NEURON_RT_VIRTUAL_CORE_SIZE")).ok();
     let runs = match set.as_deref().map(str::trim) {
-        None | Some("") => usual_lnc(layout.target),
+        None | Some("") => usual_lnc(layout.target).to_string(),
         Some(set) => set.to_owned(),
     };
-    let built = layout.lnc.map_or_else(|| usual_lnc(layout.target), |lnc| lnc.to_string());
+    let built = layout.lnc().to_string();
     if runs != built {
         return refuse(format!(
             "it was built for logical cores of {built} physical ones, this process runs with {runs}: set \
@@ -81,11 +81,6 @@ pub fn check(runtime: &Runtime, layout: &Layout) -> Result<(), LoadError> {
 /// Whether chips of a family run code of a target: `inf2` and its variants take inf2, and so on.
 fn fits(target: Target, family: &str) -> bool {
     family.starts_with(target.name())
-}
-
-/// Physical cores of a logical one by default: two on trn2, one elsewhere.
-fn usual_lnc(target: Target) -> String {
-    if target == Target::Trn2 { "2" } else { "1" }.to_owned()
 }
 
 /// Outside of the range that Linux hands out by itself.
