@@ -137,10 +137,21 @@ impl Polled {
         Snapshot { conditions, ..self.snapshot() }
     }
 
-    /// The same at its end, and behind it.
+    /// The same at its end, and behind it. The end is now: a feed's command that takes its time is waited for afterwards,
+    /// and the stamp of what it says tells how far behind the end that is.
     pub fn end(&self) -> Snapshot {
-        let end = self.snapshot();
+        let end = self.now();
         Snapshot { conditions: Some(Conditions::read(&self.root)), ..end }
+    }
+
+    /// Where all stand now, as far as feeds' commands can say.
+    fn now(&self) -> Snapshot {
+        let mut now = lock(&self.meters).snapshot();
+        if !self.commands.is_empty() {
+            self.commands.iter().for_each(|command| command.run_if_it_answers());
+            lock(&self.meters).refresh(&mut now);
+        }
+        now
     }
 
     /// Where all stand. Waits for the command of a feed, if there is one, and holds nobody else up meanwhile.
@@ -153,6 +164,7 @@ impl Polled {
 impl Drop for Polled {
     fn drop(&mut self) {
         self.stop = None;
+        self.commands.iter().for_each(|command| command.stop());
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -216,7 +228,7 @@ impl Source {
     pub fn lap(&self, mark: &mut Mark, run_id: &str, subject: &Subject) -> Value {
         let end = match self {
             // Not so often: a look at every processor's files costs more than the meters.
-            Source::Here(meters) => Some(meters.snapshot()),
+            Source::Here(meters) => Some(meters.now()),
             Source::There(_) => None,
         };
         let report = self.until(mark, end.as_ref(), run_id, subject, |_| {});
