@@ -30,7 +30,7 @@ fn bench_prints_a_row_per_case_with_all_figures() {
         for key in ["prefill_tokens_per_s", "decode_tokens_per_s", "cpu_s_per_token", "ttft_s", "mbu", "roofline"] {
             assert!(row[key].as_f64().is_some_and(|x| x > 0.0 && x.is_finite()), "{key} = {}", row[key]);
         }
-        assert!(row["energy"]["joules"].is_null() && row["energy"]["method"].is_null());
+        assert!(row["energy"]["total_j"].is_null() && row["energy"]["method"].is_null());
     }
     assert!(report["memory"]["peak_rss_bytes"].as_u64().is_some_and(|bytes| bytes > 1 << 20));
     assert!(report["machine"]["read_bytes_per_s"].as_f64().is_some_and(|x| x > 1e8));

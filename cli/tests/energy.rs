@@ -327,14 +327,14 @@ fn a_server_tells_the_joules_of_its_answers() {
         let energy = answer["usage"]["energy"].clone();
         assert!(energy["cpu_s"].as_f64().unwrap() > 0.0, "{answer}");
         // Null where the counter stood still while it ran.
-        if energy["joules"].is_number() {
+        if energy["total_j"].is_number() {
             break energy;
         }
         assert!(energy["method"].is_null() && std::time::Instant::now() < patience, "{answer}");
     };
     assert_eq!(energy["method"], "measured", "{energy}");
     let totals: Value = serde_json::from_str(&curl("/v1/energy", &[])).unwrap();
-    let counted = totals["joules"].as_f64().unwrap();
+    let counted = totals["total_j"].as_f64().unwrap();
     assert!(counted > 0.0 && counted <= (joules - 1) as f64 * (1.0 + 1e-9), "{totals}");
     assert_eq!((&totals["boundary"], &totals["meters"][0]["id"]), (&"cpu".into(), &"powercap-0".into()));
     assert!(curl("/metrics", &[]).contains("njoule_energy_attributed_joules_total{"));
@@ -344,7 +344,7 @@ fn a_server_tells_the_joules_of_its_answers() {
 #[track_caller]
 fn told(energy: &Value) {
     let number = |key: &str| energy[key].as_f64().unwrap_or_else(|| panic!("{key}: {energy}"));
-    let joules = number("joules");
+    let joules = number("total_j");
     assert!(joules > 0.0 && number("low_j") < joules && joules < number("high_j"), "{energy}");
     assert!((number("prefill_j") + number("decode_j") + number("wasted_j") - joules).abs() < 1e-9 * joules, "{energy}");
     assert_eq!(energy["method"], "measured");
@@ -356,7 +356,7 @@ fn told(energy: &Value) {
 fn whole(energy: &Value) {
     let number =
         |path: &str| energy.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("{path}: {energy}"));
-    let joules = number("/joules");
+    let joules = number("/total_j");
     let buckets: f64 = energy["by_bucket"].as_object().unwrap().values().map(|v| v.as_f64().unwrap()).sum();
     assert!((buckets - joules).abs() < 1e-9 * joules, "{energy}");
     assert!(number("/by_bucket/load_j") > 0.0 && number("/by_bucket/prefill_j") > 0.0, "{energy}");
@@ -383,13 +383,13 @@ fn generate_score_and_chat_tell_their_energy() {
     // Null where the counter stood still while it was loaded, on a machine that does other things.
     let until_known = |args: &[&str]| {
         let tries = || metered.run(&[args, &["--json"]].concat()).json();
-        std::iter::repeat_with(tries).take(200).find(|report| report["energy"]["joules"].is_number()).expect("joules")
+        std::iter::repeat_with(tries).take(200).find(|report| report["energy"]["total_j"].is_number()).expect("joules")
     };
     let report = until_known(&generate);
     whole(&report["energy"]);
     told(&report["results"][0]["usage"]["energy"]);
     assert!(report["energy"]["by_bucket"]["decode_j"].as_f64().unwrap() > 0.0, "{report}");
-    assert_eq!(report["figures"]["energy"]["joules"], report["energy"]["joules"]);
+    assert_eq!(report["figures"]["energy"]["total_j"], report["energy"]["total_j"]);
     let told_in_text = |ran: &dyn Fn() -> Ran, times: usize| {
         let tries = std::iter::repeat_with(ran).take(200);
         let mut told = tries.filter(|ran| ran.stderr.matches(", measured), CPU ").count() == times);
@@ -407,7 +407,7 @@ fn generate_score_and_chat_tell_their_energy() {
     let bare = Machine::bare();
     for args in [&generate[..], &score] {
         let energy = bare.run(&[args, &["--json"]].concat()).json()["energy"].clone();
-        for key in ["joules", "low_j", "high_j", "method", "by_bucket", "core_s", "util_s"] {
+        for key in ["total_j", "low_j", "high_j", "method", "by_bucket", "core_s", "util_s"] {
             assert!(energy.as_object().unwrap().contains_key(key) && energy[key].is_null(), "{key}: {energy}");
         }
         assert!(

@@ -146,7 +146,8 @@ mod unix {
         pub fn instant_mw(&self, device: &Device) -> Result<(u32, i64), NvmlError> {
             let fields = self.fields.ok_or(NvmlError::NotSupported)?;
             let (timestamp, latency, value) = (0, 0, [0; 8]);
-            let mut asked = FieldValue { field: POWER_INSTANT, scope: 0, timestamp, latency, kind: 0, status: 0, value };
+            let mut asked =
+                FieldValue { field: POWER_INSTANT, scope: 0, timestamp, latency, kind: 0, status: 0, value };
             // SAFETY: the handle came from this library; the function writes one nvmlFieldValue_t, whose layout this is.
             check("nvmlDeviceGetFieldValues", unsafe { fields(device.0.0, 1, &mut asked) })?;
             check("NVML_FI_DEV_POWER_INSTANT", asked.status)?;

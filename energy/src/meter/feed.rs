@@ -286,7 +286,8 @@ impl Meter for Feed {
     fn read(&mut self, now: Now) -> Result<Reading, MeterError> {
         let (news, read) = self.news();
         if let Some(ahead) = news.iter().map(|sample| sample.unix_s - now.unix_s).find(|ahead| *ahead > AHEAD_S) {
-            let what = format!("a stamp lies {ahead:.0} s ahead of this machine's clock: stamps are seconds since 1970");
+            let what =
+                format!("a stamp lies {ahead:.0} s ahead of this machine's clock: stamps are seconds since 1970");
             return Err(self.failed(what));
         }
         let fell = news.into_iter().fold(false, |fell, sample| self.take(sample) || fell);
