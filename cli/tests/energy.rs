@@ -155,6 +155,30 @@ fn a_command_is_recorded_and_its_exit_code_kept() {
     machine.run(&["energy", "record", "--", "/nowhere/x"]).fails_with(1, &["/nowhere/x: cannot be started"]);
 }
 
+/// A feed that takes its time stretches no window, and says that it is late; one that never answers is not waited for twice.
+#[test]
+fn a_slow_feed_neither_stretches_the_window_nor_hides() {
+    let machine = Machine::bare();
+    // Ten watts, by the stamps.
+    let slow = "cmd:sleep 1.5; date +%s.%N | awk -F. '{s = $1 % 100000; printf \"%s.%s,%.3f\\n\", $1, $2, 10 * (s + (\"0.\" $2))}'";
+    let record = ["energy", "record", "-q", "--json", "--feed", slow, "--", "sleep", "2"];
+    let report = machine.run(&record).json();
+    let length = report["window"]["duration_s"].as_f64().unwrap();
+    assert!((1.99..3.0).contains(&length), "{report}");
+    assert!(report["validity"]["flags"].as_array().unwrap().contains(&"meter_gap".into()), "{report}");
+    let number =
+        |path: &str| report.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("{path}: {report}"));
+    let (low, high) = (number("/energy/low_j"), number("/energy/high_j"));
+    assert!(low <= 10.0 * length && 10.0 * length <= high && number("/meters/0/edge_error_j") > 0.0, "{report}");
+
+    let began = std::time::Instant::now();
+    let dumb = machine.run(&["energy", "record", "-q", "--json", "--seconds", "1", "--feed", "cmd:sleep 30"]).json();
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    assert!(
+        dumb["energy"]["total_j"].is_null() && dumb["energy"]["reasons"][0].as_str().unwrap().contains("took longer")
+    );
+}
+
 #[test]
 fn a_report_that_could_not_be_written_is_refused_before_the_work() {
     let machine = Machine::with_zone();
@@ -418,6 +442,36 @@ fn generate_score_and_chat_tell_their_energy() {
     }
     assert_eq!(talk(&bare).stderr.matches(": unknown, CPU ").count(), 2);
     bare.run(&["generate", &model, "Hi", "--neuron-watts", "x"]).fails_with(2, &["--neuron-watts"]);
+}
+
+/// The idle machine is measured with the model loaded, and stands in what follows from it: net joules, and the bound.
+#[test]
+fn bench_measures_the_idle_machine_and_says_what_ran() {
+    let machine = Machine::with_zone();
+    let (model, file) = (support::testdata("qwen3"), machine.path("r.jsonl"));
+    let ticking = machine.ticking();
+    let args = ["bench", "-m", &model, "-b", "2", "-p", "4", "-g", "4", "-r", "1", "--threads", "1", "--idle", "1"];
+    let done = machine.run(&[&args[..], &["--min-seconds", "0.2", "--report", &file]].concat());
+    drop(ticking);
+    assert!(done.code == 0 && done.stderr.contains("idle, with the model loaded: "), "{}", done.stderr);
+    let text = fs::read_to_string(&file).unwrap();
+    let reports: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for (report, kind) in reports.iter().zip(["full", "steady"]) {
+        let number =
+            |path: &str| report.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("{path}: {report}"));
+        let (idle_w, joules) = (number("/energy/idle_baseline_w"), number("/energy/total_j"));
+        let net = (joules - idle_w * number("/window/duration_s")).max(0.0);
+        assert!(idle_w > 0.0 && (number("/energy/net_j") - net).abs() < 1e-6 * joules, "{report}");
+        assert_eq!(report["window"]["kind"], kind);
+        // No honest comparison is made of so short a time.
+        assert!(report["validity"]["flags"].as_array().unwrap().contains(&"short_window".into()), "{report}");
+        assert!(number("/model/active_params") > 0.0 && number("/model/active_params") <= number("/model/params"));
+        assert!(number("/model/kv_bytes_per_token") > 0.0 && report["model"]["tp"] == 1, "{report}");
+        assert_eq!(report["model"]["sha256"].as_str().unwrap().len(), 64);
+    }
+    let decode = &reports[1]["metrics"];
+    assert!(decode["pj_per_weight_bit"].as_f64().unwrap() > 0.0, "{decode}");
+    assert_eq!(decode["limit_constants"]["p_static_w"], reports[1]["energy"]["idle_baseline_w"]);
 }
 
 #[test]

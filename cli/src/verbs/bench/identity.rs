@@ -20,6 +20,11 @@ pub fn sha256(path: &Path) -> Option<String> {
 }
 
 fn only_file(dir: &Path) -> Option<PathBuf> {
+    // As transformers names the weights of a model that is one file, whatever else lies there.
+    let usual = dir.join("model.safetensors");
+    if usual.is_file() {
+        return Some(usual);
+    }
     let names = std::fs::read_dir(dir).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
     let mut weights = names.filter(|path| path.extension().is_some_and(|end| end == "safetensors"));
     weights.next().filter(|_| weights.next().is_none())
@@ -41,5 +46,7 @@ mod tests {
         assert_eq!(sha256(&dir.path().join("model-1.safetensors")).as_deref(), Some(of_abc));
         write("model-2.safetensors");
         assert_eq!(sha256(dir.path()), None);
+        write("model.safetensors");
+        assert_eq!(sha256(dir.path()).as_deref(), Some(of_abc));
     }
 }

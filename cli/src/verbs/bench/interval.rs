@@ -44,7 +44,8 @@ impl Interval {
 
 /// The ratio `b/a` of paired values, its 95 % interval by the logarithms' (so that a/b and b/a say the same).
 pub fn paired_ratio(a: &[f64], b: &[f64]) -> Option<Interval> {
-    let logs: Vec<f64> = a.iter().zip(b).map(|(a, b)| (b / a).ln()).collect();
+    // A difference of logarithms changes nothing but its sign when both are exchanged.
+    let logs: Vec<f64> = a.iter().zip(b).map(|(a, b)| b.ln() - a.ln()).collect();
     Interval::of(&logs)
 }
 

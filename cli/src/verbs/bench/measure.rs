@@ -59,6 +59,8 @@ impl Metered {
         if interrupt.pressed() {
             return Err(Interrupted.into());
         }
+        // From here on a press ends the process, as without this.
+        interrupt.set(true);
         context.note(&match self.idle_w {
             Some(watts) => format!("idle, with the model loaded: {watts:.2} W"),
             None => "idle, with the model loaded: unknown watts".to_owned(),

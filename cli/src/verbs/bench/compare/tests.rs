@@ -185,9 +185,7 @@ fn one_repeat_of_another_kind_and_unknown_machines_are_not_compared() {
 fn with(mut reports: Vec<Value>, edits: &[(&str, Value)]) -> Vec<Value> {
     for report in &mut reports {
         for (path, value) in edits {
-            let mut at = &mut *report;
-            path.split('/').skip(1).for_each(|key| at = &mut at[key]);
-            *at = value.clone();
+            *path.split('/').skip(1).fold(&mut *report, |at, key| &mut at[key]) = value.clone();
         }
     }
     reports
