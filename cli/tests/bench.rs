@@ -30,7 +30,7 @@ fn bench_prints_a_row_per_case_with_all_figures() {
         for key in ["prefill_tokens_per_s", "decode_tokens_per_s", "cpu_s_per_token", "ttft_s", "mbu", "roofline"] {
             assert!(row[key].as_f64().is_some_and(|x| x > 0.0 && x.is_finite()), "{key} = {}", row[key]);
         }
-        assert!(row["energy"]["joules"].is_null() && row["energy"]["method"].is_null());
+        assert!(row["energy"]["total_j"].is_null() && row["energy"]["method"].is_null());
     }
     assert!(report["memory"]["peak_rss_bytes"].as_u64().is_some_and(|bytes| bytes > 1 << 20));
     assert!(report["machine"]["read_bytes_per_s"].as_f64().is_some_and(|x| x > 1e8));
@@ -360,4 +360,106 @@ fn tune_keeps_a_point_for_every_objective_and_chooses_nothing_that_changes_token
     std::fs::write(kept, "{").unwrap();
     let said = serve(&["--objective", "tokens-per-joule"]);
     assert!(said.contains("warning: ") && said.contains("operating-points.json"), "{said}");
+}
+
+/// A server behind a proxy, so that a client finds it at an address that is not this host's: it answers every request alike,
+/// and tells energy to who asks for it.
+fn server_elsewhere() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            std::thread::spawn(move || answer_behind_a_proxy(stream.unwrap()));
+        }
+    });
+    address
+}
+
+fn answer_behind_a_proxy(mut stream: std::net::TcpStream) {
+    use std::io::{Read, Write};
+    let mut head = |stream: &mut std::net::TcpStream| {
+        let (mut seen, mut byte) = (vec![], [0]);
+        while !seen.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|n| n == 1) {
+            seen.push(byte[0]);
+        }
+        String::from_utf8(seen).unwrap().to_ascii_lowercase()
+    };
+    let mut asked = head(&mut stream);
+    if asked.starts_with("connect ") {
+        stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+        asked = head(&mut stream);
+    }
+    let body = if asked.starts_with("get ") {
+        r#"{"data": [{"id": "m"}]}"#.to_owned()
+    } else {
+        let length = asked.split("content-length: ").nth(1).unwrap().split("\r\n").next().unwrap().parse().unwrap();
+        stream.read_exact(&mut vec![0; length]).unwrap();
+        let energy = r#","energy":{"total_j":2.5,"method":"measured","rel_unc":0.1,"cpu_s":0.25}"#;
+        let energy = if asked.contains("x-njoule-energy: 1\r\n") { energy } else { "" };
+        let usage = format!(r#"{{"choices":[],"usage":{{"prompt_tokens":4,"completion_tokens":2{energy}}}}}"#);
+        format!("data: {{\"choices\":[{{\"text\":\"a\"}}]}}\n\ndata: {usage}\n\ndata: [DONE]\n\n")
+    };
+    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+    let _ = stream.write_all((head + &body).as_bytes());
+}
+
+/// A server that is not on this host and has no meter: null with the reason, whatever meters the client's machine has.
+#[test]
+fn an_endpoint_elsewhere_never_gets_the_clients_joules() {
+    let dir = Written(tempfile::tempdir().unwrap());
+    let zone = dir.0.path().join("sys/class/powercap/intel-rapl:0");
+    std::fs::create_dir_all(&zone).unwrap();
+    for (file, text) in [("name", "package-0"), ("energy_uj", "1000000"), ("max_energy_range_uj", "262143328850")] {
+        std::fs::write(zone.join(file), text).unwrap();
+    }
+    let (proxy, url) = (server_elsewhere(), "http://192.0.2.7:8000");
+    let (report, log) = (dir.path("r.jsonl"), dir.path("q.jsonl"));
+    let bench = |more: &[&str]| {
+        let mut command = njoule(&["bench", "--endpoint", url, "-b", "2", "-p", "4", "-g", "2", "-r", "1"]);
+        command.args(["--report", &report, "--request-log", &log]).args(more);
+        command.env("NJOULE_SYSFS_ROOT", dir.0.path()).env_remove("NJOULE_NEURON_WATTS");
+        for name in ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "all_proxy", "https_proxy", "http_proxy"] {
+            command.env(name, &proxy);
+        }
+        ran(command.env_remove("NO_PROXY").env_remove("no_proxy").output().unwrap())
+    };
+    let done = bench(&[]);
+    assert_eq!(done.code, 0, "{}{}", done.stdout, done.stderr);
+    let told = &dir.reports("r.jsonl")[0];
+    assert_eq!(form::check(told), Vec::<String>::new(), "{told:#}");
+    assert_eq!((&told["subject"], &told["meters"]), (&url.into(), &serde_json::json!([])));
+    for unknown in ["/energy/total_j", "/host", "/cpu_s", "/cpu/part_s"] {
+        assert!(told.pointer(unknown).unwrap().is_null(), "{unknown}: {told}");
+    }
+    assert!(told["energy"]["reasons"][0].as_str().unwrap().contains("not on this host"), "{told}");
+    assert!(told["client"]["own_cpu_s"].as_f64().unwrap() > 0.0);
+    assert!(told["warmup"]["runs"].as_u64().unwrap() >= 2 && told["warmup"]["drift"].is_number(), "{told}");
+    assert!(told["window"]["mean_running_seqs"].as_f64().unwrap() > 0.0, "{told}");
+    // What the server told of each request stands in the log.
+    let requests = dir.reports("q.jsonl");
+    assert_eq!(requests.len(), 8);
+    for request in &requests {
+        assert_eq!((&request["total_j"], &request["cpu_s"]), (&2.5.into(), &0.25.into()), "{request}");
+    }
+    // Who says so, is believed; and a feed needs that word.
+    assert_eq!(bench(&["--meter", "local"]).code, 0);
+    assert_eq!(dir.reports("r.jsonl")[0]["meters"][0]["id"], "powercap-0");
+    bench(&["--feed", "cmd:echo 1,2"]).fails_with(2, &["--feed", "not on this host", "--meter local"]);
+}
+
+/// The driver has one figure a minute, of a server's devices as well.
+#[test]
+fn a_load_on_neuron_devices_is_long_enough_or_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let power = dir.path().join("sys/devices/virtual/neuron_device/neuron0/stats/power");
+    std::fs::create_dir_all(&power).unwrap();
+    std::fs::write(power.join("utilization"), "POWER_STATUS_NO_DATA,0,0.00,0.00,0.00\n").unwrap();
+    let bench = |more: &[&str]| {
+        let mut command = njoule(&["bench", "--endpoint", "http://127.0.0.1:1", "-b", "1", "-r", "1"]);
+        ran(command.args(more).env("NJOULE_SYSFS_ROOT", dir.path()).output().unwrap())
+    };
+    bench(&[]).fails_with(2, &["three whole minutes", "--min-seconds 240"]);
+    bench(&["--min-seconds", "200"]).fails_with(2, &["--min-seconds 240"]);
+    // Long enough: then it is about the server, which is not there.
+    bench(&["--min-seconds", "240"]).fails_with(1, &["127.0.0.1:1"]);
 }

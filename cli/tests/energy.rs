@@ -155,6 +155,30 @@ fn a_command_is_recorded_and_its_exit_code_kept() {
     machine.run(&["energy", "record", "--", "/nowhere/x"]).fails_with(1, &["/nowhere/x: cannot be started"]);
 }
 
+/// A feed that takes its time stretches no window, and says that it is late; one that never answers is not waited for twice.
+#[test]
+fn a_slow_feed_neither_stretches_the_window_nor_hides() {
+    let machine = Machine::bare();
+    // Ten watts, by the stamps.
+    let slow = "cmd:sleep 1.5; date +%s.%N | awk -F. '{s = $1 % 100000; printf \"%s.%s,%.3f\\n\", $1, $2, 10 * (s + (\"0.\" $2))}'";
+    let record = ["energy", "record", "-q", "--json", "--feed", slow, "--", "sleep", "2"];
+    let report = machine.run(&record).json();
+    let length = report["window"]["duration_s"].as_f64().unwrap();
+    assert!((1.99..3.0).contains(&length), "{report}");
+    assert!(report["validity"]["flags"].as_array().unwrap().contains(&"meter_gap".into()), "{report}");
+    let number =
+        |path: &str| report.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("{path}: {report}"));
+    let (low, high) = (number("/energy/low_j"), number("/energy/high_j"));
+    assert!(low <= 10.0 * length && 10.0 * length <= high && number("/meters/0/edge_error_j") > 0.0, "{report}");
+
+    let began = std::time::Instant::now();
+    let dumb = machine.run(&["energy", "record", "-q", "--json", "--seconds", "1", "--feed", "cmd:sleep 30"]).json();
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    assert!(
+        dumb["energy"]["total_j"].is_null() && dumb["energy"]["reasons"][0].as_str().unwrap().contains("took longer")
+    );
+}
+
 #[test]
 fn a_report_that_could_not_be_written_is_refused_before_the_work() {
     let machine = Machine::with_zone();
@@ -327,14 +351,14 @@ fn a_server_tells_the_joules_of_its_answers() {
         let energy = answer["usage"]["energy"].clone();
         assert!(energy["cpu_s"].as_f64().unwrap() > 0.0, "{answer}");
         // Null where the counter stood still while it ran.
-        if energy["joules"].is_number() {
+        if energy["total_j"].is_number() {
             break energy;
         }
         assert!(energy["method"].is_null() && std::time::Instant::now() < patience, "{answer}");
     };
     assert_eq!(energy["method"], "measured", "{energy}");
     let totals: Value = serde_json::from_str(&curl("/v1/energy", &[])).unwrap();
-    let counted = totals["joules"].as_f64().unwrap();
+    let counted = totals["total_j"].as_f64().unwrap();
     assert!(counted > 0.0 && counted <= (joules - 1) as f64 * (1.0 + 1e-9), "{totals}");
     assert_eq!((&totals["boundary"], &totals["meters"][0]["id"]), (&"cpu".into(), &"powercap-0".into()));
     assert!(curl("/metrics", &[]).contains("njoule_energy_attributed_joules_total{"));
@@ -344,7 +368,7 @@ fn a_server_tells_the_joules_of_its_answers() {
 #[track_caller]
 fn told(energy: &Value) {
     let number = |key: &str| energy[key].as_f64().unwrap_or_else(|| panic!("{key}: {energy}"));
-    let joules = number("joules");
+    let joules = number("total_j");
     assert!(joules > 0.0 && number("low_j") < joules && joules < number("high_j"), "{energy}");
     assert!((number("prefill_j") + number("decode_j") + number("wasted_j") - joules).abs() < 1e-9 * joules, "{energy}");
     assert_eq!(energy["method"], "measured");
@@ -356,7 +380,7 @@ fn told(energy: &Value) {
 fn whole(energy: &Value) {
     let number =
         |path: &str| energy.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("{path}: {energy}"));
-    let joules = number("/joules");
+    let joules = number("/total_j");
     let buckets: f64 = energy["by_bucket"].as_object().unwrap().values().map(|v| v.as_f64().unwrap()).sum();
     assert!((buckets - joules).abs() < 1e-9 * joules, "{energy}");
     assert!(number("/by_bucket/load_j") > 0.0 && number("/by_bucket/prefill_j") > 0.0, "{energy}");
@@ -383,13 +407,13 @@ fn generate_score_and_chat_tell_their_energy() {
     // Null where the counter stood still while it was loaded, on a machine that does other things.
     let until_known = |args: &[&str]| {
         let tries = || metered.run(&[args, &["--json"]].concat()).json();
-        std::iter::repeat_with(tries).take(200).find(|report| report["energy"]["joules"].is_number()).expect("joules")
+        std::iter::repeat_with(tries).take(200).find(|report| report["energy"]["total_j"].is_number()).expect("joules")
     };
     let report = until_known(&generate);
     whole(&report["energy"]);
     told(&report["results"][0]["usage"]["energy"]);
     assert!(report["energy"]["by_bucket"]["decode_j"].as_f64().unwrap() > 0.0, "{report}");
-    assert_eq!(report["figures"]["energy"]["joules"], report["energy"]["joules"]);
+    assert_eq!(report["figures"]["energy"]["total_j"], report["energy"]["total_j"]);
     let told_in_text = |ran: &dyn Fn() -> Ran, times: usize| {
         let tries = std::iter::repeat_with(ran).take(200);
         let mut told = tries.filter(|ran| ran.stderr.matches(", measured), CPU ").count() == times);
@@ -407,7 +431,7 @@ fn generate_score_and_chat_tell_their_energy() {
     let bare = Machine::bare();
     for args in [&generate[..], &score] {
         let energy = bare.run(&[args, &["--json"]].concat()).json()["energy"].clone();
-        for key in ["joules", "low_j", "high_j", "method", "by_bucket", "core_s", "util_s"] {
+        for key in ["total_j", "low_j", "high_j", "method", "by_bucket", "core_s", "util_s"] {
             assert!(energy.as_object().unwrap().contains_key(key) && energy[key].is_null(), "{key}: {energy}");
         }
         assert!(
@@ -418,6 +442,36 @@ fn generate_score_and_chat_tell_their_energy() {
     }
     assert_eq!(talk(&bare).stderr.matches(": unknown, CPU ").count(), 2);
     bare.run(&["generate", &model, "Hi", "--neuron-watts", "x"]).fails_with(2, &["--neuron-watts"]);
+}
+
+/// The idle machine is measured with the model loaded, and stands in what follows from it: net joules, and the bound.
+#[test]
+fn bench_measures_the_idle_machine_and_says_what_ran() {
+    let machine = Machine::with_zone();
+    let (model, file) = (support::testdata("qwen3"), machine.path("r.jsonl"));
+    let ticking = machine.ticking();
+    let args = ["bench", "-m", &model, "-b", "2", "-p", "4", "-g", "4", "-r", "1", "--threads", "1", "--idle", "1"];
+    let done = machine.run(&[&args[..], &["--min-seconds", "0.2", "--report", &file]].concat());
+    drop(ticking);
+    assert!(done.code == 0 && done.stderr.contains("idle, with the model loaded: "), "{}", done.stderr);
+    let text = fs::read_to_string(&file).unwrap();
+    let reports: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for (report, kind) in reports.iter().zip(["full", "steady"]) {
+        let number =
+            |path: &str| report.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("{path}: {report}"));
+        let (idle_w, joules) = (number("/energy/idle_baseline_w"), number("/energy/total_j"));
+        let net = (joules - idle_w * number("/window/duration_s")).max(0.0);
+        assert!(idle_w > 0.0 && (number("/energy/net_j") - net).abs() < 1e-6 * joules, "{report}");
+        assert_eq!(report["window"]["kind"], kind);
+        // No honest comparison is made of so short a time.
+        assert!(report["validity"]["flags"].as_array().unwrap().contains(&"short_window".into()), "{report}");
+        assert!(number("/model/active_params") > 0.0 && number("/model/active_params") <= number("/model/params"));
+        assert!(number("/model/kv_bytes_per_token") > 0.0 && report["model"]["tp"] == 1, "{report}");
+        assert_eq!(report["model"]["sha256"].as_str().unwrap().len(), 64);
+    }
+    let decode = &reports[1]["metrics"];
+    assert!(decode["pj_per_weight_bit"].as_f64().unwrap() > 0.0, "{decode}");
+    assert_eq!(decode["limit_constants"]["p_static_w"], reports[1]["energy"]["idle_baseline_w"]);
 }
 
 #[test]

@@ -36,9 +36,12 @@ impl Counter {
         }
         let added = match self.modulus.filter(|modulus| raw <= *modulus) {
             _ if raw >= before => raw - before,
-            // A wrap takes its time; what falls faster than the source can count began again.
+            // A wrap takes its time; what falls faster than the source can count began again, unless it fell from the very
+            // end to the very beginning, where hardly any reset does.
             Some(modulus)
-                if before < modulus && self.possible(modulus, modulus - before + raw, seconds(then, at_ns)) =>
+                if before < modulus
+                    && (self.possible(modulus, modulus - before + raw, seconds(then, at_ns))
+                        || (modulus - before).max(raw) <= modulus / AT_THE_END) =>
             {
                 self.wraps += 1;
                 modulus - before + raw
@@ -81,6 +84,9 @@ impl Counter {
 /// The counter began again at a place where none wraps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reset;
+
+/// The share of the range on either side of a wrap that is its end and its beginning, as a divisor.
+const AT_THE_END: u64 = 1000;
 
 /// A value may be this much older than its reading.
 const UPDATE_SLACK_S: f64 = 0.01;
@@ -128,6 +134,19 @@ mod tests {
         counter.advance(50, 2_000_000_000).unwrap();
         assert_eq!(counter.advance(5, 3_000_000_000), Err(Reset));
         assert_eq!((counter.total(), counter.wraps(), counter.holes()), (51, 1, 1));
+    }
+
+    /// 100 J across the end of a RAPL range within a millisecond, as only a made-up tree has it.
+    #[test]
+    fn from_the_very_end_to_the_very_beginning_is_a_wrap_however_fast() {
+        let modulus = 262_143_328_850;
+        let mut counter = Counter::wrapping(modulus, 262.0);
+        counter.advance(modulus - 10_000_000, 0).unwrap();
+        counter.advance(90_000_000, 1_000_000).unwrap();
+        assert_eq!((counter.total(), counter.wraps()), (100_000_000, 1));
+        // From elsewhere, or to elsewhere, it is none.
+        counter.advance(modulus / 2, 600_000_000_000).unwrap();
+        assert_eq!(counter.advance(5, 601_000_000_000), Err(Reset));
     }
 
     #[test]

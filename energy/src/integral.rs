@@ -29,7 +29,17 @@ impl PowerIntegral {
                 false => self.holes += 1,
             }
         }
+        self.reading(now)
+    }
+
+    /// What it came to by the last reading: where a source shows the same sample again.
+    pub fn held(&self, now: Now) -> Reading {
+        self.reading(now)
+    }
+
+    fn reading(&self, now: Now) -> Reading {
         let total = Joules::new(self.total).unwrap_or(Joules::ZERO);
-        Reading { at_ns: now.mono_ns, total, wraps: 0, holes: self.holes, ambiguous: 0 }
+        let at_ns = self.last.map_or(now.mono_ns, |(_, at)| at);
+        Reading { at_ns, total, wraps: 0, holes: self.holes, ambiguous: 0 }
     }
 }

@@ -106,6 +106,12 @@ impl Joules {
         }
     }
 
+    /// A known part of it.
+    pub fn times(self, part: f64) -> Joules {
+        let part = part.clamp(0.0, 1.0);
+        Joules { best: self.best * part, bounds: self.bounds.map(|(low, high)| (low * part, high * part)) }
+    }
+
     /// With `relative` of it and `absolute` joules on both sides as its uncertainty.
     pub fn give_or_take(self, relative: f64, absolute: f64) -> Joules {
         let slack = self.best * relative + absolute;

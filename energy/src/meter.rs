@@ -104,6 +104,11 @@ pub trait Meter: Send {
         None
     }
 
+    /// How often so far it answered so late that its value is of another moment than the one it was asked at.
+    fn late(&self) -> u32 {
+        0
+    }
+
     /// The total by now. After an error it may be asked again.
     fn read(&mut self, now: Now) -> Result<Reading, MeterError>;
 }

@@ -112,8 +112,8 @@ impl Meters {
             None if root.is_machine() => Nvml::open().map_err(|e| e.to_string()),
             None => Err("not looked for in another tree than the machine's".to_owned()),
         };
-        match nvml.and_then(|nvml| meter::nvml::open(Arc::new(nvml)).map_err(|e| e.to_string())) {
-            Ok(boards) => found.extend(boards.into_iter().map(|m| Box::new(m) as _)),
+        match nvml {
+            Ok(nvml) => found.extend(meter::nvml::open(Arc::new(nvml)).into_iter().map(|m| Box::new(m) as _)),
             Err(reason) => lacks("nvml", reason),
         }
         match meter::hwmon::open(root) {
@@ -187,15 +187,21 @@ impl Meters {
     }
 
     /// Takes the host's counters out of the total if not one of them moves, and back in if one does: under a hypervisor
-    /// there are such. The model of the host, if there is one, stands in for them. One that stands still beside others that
-    /// move stays in the total and makes it unknown: what it should have counted is missing.
+    /// there are such. The model of the host stands in for them, or what else is metered is the total without the host. One
+    /// that stands still beside others that move, or beside nothing else, stays in the total and makes it unknown: what it
+    /// should have counted is missing.
     fn retire(&mut self) {
         let host = |track: &Track| {
             let info = track.meter.info();
             let place = matches!(info.scope, Scope::Cpu | Scope::Dram) || info.domain == "psys";
             place && (info.counts_in_total || track.retired)
         };
-        let dead = self.tracks.iter().filter(|track| host(track)).all(Track::stands_still);
+        let other = |track: &Track| {
+            let info = track.meter.info();
+            info.scope == Scope::Host || (info.counts_in_total && !host(track))
+        };
+        let rest = !self.neuron.is_empty() || self.tracks.iter().any(other);
+        let dead = rest && self.tracks.iter().filter(|track| host(track)).all(Track::stands_still);
         let mut changed = false;
         for track in self.tracks.iter_mut().filter(|track| host(track) && track.retired != dead) {
             let info = track.meter.info_mut();
@@ -238,6 +244,17 @@ impl Meters {
         }
     }
 
+    /// Takes into `snapshot`, the last of these meters, what the commands of feeds have said since. A command takes its
+    /// time: what else is read must not wait for it.
+    pub fn refresh(&mut self, snapshot: &mut Snapshot) {
+        for (track, state) in self.tracks.iter_mut().zip(&mut snapshot.meters) {
+            if track.meter.command().is_some() {
+                track.read(self.clock.now());
+                *state = track.state();
+            }
+        }
+    }
+
     /// Where the machine's files are.
     pub fn root(&self) -> &Root {
         &self.root
@@ -266,10 +283,12 @@ impl Track {
         }
     }
 
-    /// Whether it has been seen not to move for long enough.
+    /// Whether it has been seen not to move for long enough. One that was reset, or cannot be read, has moved or may have:
+    /// what it counted is unknown, and nothing stands in for it.
     fn stands_still(&self) -> bool {
         let (Some(first), Some(last)) = (self.first_ns, self.last) else { return false };
-        last.total.best() == 0.0 && seconds(first, last.at_ns) >= STANDS_STILL_S
+        let whole = self.trouble.is_none() && last.holes == 0;
+        whole && last.total.best() == 0.0 && seconds(first, last.at_ns) >= STANDS_STILL_S
     }
 
     fn state(&self) -> MeterState {
@@ -283,6 +302,7 @@ impl Track {
             wraps: self.last.map_or(0, |r| r.wraps),
             holes: self.last.map_or(0, |r| r.holes),
             ambiguous: self.last.map_or(0, |r| r.ambiguous),
+            late: self.meter.late(),
             peak_w: self.peak_w,
         }
     }

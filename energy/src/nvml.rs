@@ -1,4 +1,4 @@
-//! NVIDIA's management library, found and opened at run time: five of its functions.
+//! NVIDIA's management library, found and opened at run time: six of its functions.
 //!
 //! An opened library stays mapped until the process ends.
 
@@ -39,7 +39,7 @@ pub use unix::Nvml;
 
 #[cfg(unix)]
 mod unix {
-    use std::ffi::{c_int, c_uint, c_ulonglong, c_void};
+    use std::ffi::{c_int, c_longlong, c_uint, c_ulonglong, c_void};
     use std::path::Path;
     use std::ptr::null_mut;
 
@@ -60,12 +60,28 @@ mod unix {
     type ByIndex = unsafe extern "C" fn(c_uint, *mut *mut c_void) -> c_int;
     type Energy = unsafe extern "C" fn(*mut c_void, *mut c_ulonglong) -> c_int;
     type Power = unsafe extern "C" fn(*mut c_void, *mut c_uint) -> c_int;
+    type Fields = unsafe extern "C" fn(*mut c_void, c_int, *mut FieldValue) -> c_int;
+
+    /// nvmlFieldValue_t.
+    #[repr(C)]
+    struct FieldValue {
+        field: c_uint,
+        scope: c_uint,
+        /// Microseconds since 1970 of the sample.
+        timestamp: c_longlong,
+        latency: c_longlong,
+        kind: c_uint,
+        status: c_int,
+        /// A union of eight bytes, of which an unsigned int is the first four.
+        value: [u8; 8],
+    }
 
     /// An opened and initialised library.
     pub struct Nvml {
         count: Count,
         by_index: ByIndex,
         energy: Option<Energy>,
+        fields: Option<Fields>,
         power: Power,
     }
 
@@ -92,6 +108,7 @@ mod unix {
                     count: *library.get(b"nvmlDeviceGetCount_v2\0").map_err(load)?,
                     by_index: *library.get(b"nvmlDeviceGetHandleByIndex_v2\0").map_err(load)?,
                     energy: library.get(b"nvmlDeviceGetTotalEnergyConsumption\0").ok().map(|s: Symbol<Energy>| *s),
+                    fields: library.get(b"nvmlDeviceGetFieldValues\0").ok().map(|s: Symbol<Fields>| *s),
                     power: *library.get(b"nvmlDeviceGetPowerUsage\0").map_err(load)?,
                 };
                 check("nvmlInit_v2", init())?;
@@ -102,8 +119,8 @@ mod unix {
             Ok(nvml)
         }
 
-        /// All boards.
-        pub fn devices(&self) -> Result<Vec<Device>, NvmlError> {
+        /// All boards, each with its handle or why there is none.
+        pub fn devices(&self) -> Result<Vec<Result<Device, NvmlError>>, NvmlError> {
             let mut count = 0;
             // SAFETY: the function writes one unsigned int to the place given.
             check("nvmlDeviceGetCount_v2", unsafe { (self.count)(&mut count) })?;
@@ -113,7 +130,7 @@ mod unix {
                 check("nvmlDeviceGetHandleByIndex_v2", unsafe { (self.by_index)(index, &mut handle) })?;
                 Ok(Device(Handle(handle)))
             };
-            (0..count.min(MAX_BOARDS)).map(handle).collect()
+            Ok((0..count.min(MAX_BOARDS)).map(handle).collect())
         }
 
         /// Millijoules since the driver was loaded.
@@ -125,7 +142,23 @@ mod unix {
             Ok(value)
         }
 
-        /// Milliwatts.
+        /// Milliwatts of a moment, and its stamp in microseconds.
+        pub fn instant_mw(&self, device: &Device) -> Result<(u32, i64), NvmlError> {
+            let fields = self.fields.ok_or(NvmlError::NotSupported)?;
+            let (timestamp, latency, value) = (0, 0, [0; 8]);
+            let mut asked =
+                FieldValue { field: POWER_INSTANT, scope: 0, timestamp, latency, kind: 0, status: 0, value };
+            // SAFETY: the handle came from this library; the function writes one nvmlFieldValue_t, whose layout this is.
+            check("nvmlDeviceGetFieldValues", unsafe { fields(device.0.0, 1, &mut asked) })?;
+            check("NVML_FI_DEV_POWER_INSTANT", asked.status)?;
+            let FieldValue { kind, timestamp, value: [a, b, c, d, ..], .. } = asked;
+            match kind {
+                UNSIGNED_INT => Ok((u32::from_ne_bytes([a, b, c, d]), timestamp)),
+                _ => Err(NvmlError::NotSupported),
+            }
+        }
+
+        /// Milliwatts, of a moment or over a second, as the board has it.
         pub fn power_mw(&self, device: &Device) -> Result<u32, NvmlError> {
             let mut value = 0;
             // SAFETY: the handle came from this library; the function writes one unsigned int.
@@ -145,6 +178,12 @@ mod unix {
     }
 
     const MAX_BOARDS: c_uint = 256;
+
+    /// NVML_FI_DEV_POWER_INSTANT.
+    const POWER_INSTANT: c_uint = 186;
+
+    /// NVML_VALUE_TYPE_UNSIGNED_INT.
+    const UNSIGNED_INT: c_uint = 1;
 }
 
 #[cfg(not(unix))]
@@ -168,8 +207,13 @@ impl Nvml {
     }
 
     /// None.
-    pub fn devices(&self) -> Result<Vec<Device>, NvmlError> {
+    pub fn devices(&self) -> Result<Vec<Result<Device, NvmlError>>, NvmlError> {
         Ok(vec![])
+    }
+
+    /// None.
+    pub fn instant_mw(&self, _: &Device) -> Result<(u32, i64), NvmlError> {
+        Err(NvmlError::NotSupported)
     }
 
     /// None.

@@ -205,12 +205,7 @@ impl Report {
         let number = |value: &Value, path: &str| value.pointer(path).and_then(Value::as_f64);
         let joules = number(theirs, "/energy/total_j").and_then(Joules::new);
         let duration_s = number(theirs, "/window/duration_s").unwrap_or(0.0);
-        let devices = theirs["neuron_power"].as_array().into_iter().flatten().map(|n| {
-            let minutes = n["minutes"].as_u64().and_then(|minutes| u32::try_from(minutes).ok());
-            let of = |key: &str| n[key].as_f64().unwrap_or(0.0);
-            (minutes.unwrap_or(0), of("util_seconds"), of("covered_s"))
-        });
-        let util = extended_util_s(devices, duration_s);
+        let util = extended_util_s(devices(theirs), duration_s);
         if self.work.output_tokens.is_some() && util.is_some_and(|u| u.extended) {
             let flags = theirs.pointer_mut("/validity/flags").and_then(Value::as_array_mut);
             let flag = json!(Flag::Extrapolated);
@@ -328,6 +323,22 @@ struct Util {
     seconds: f64,
     /// Whether some of its time has no line, and was taken to be as the rest.
     extended: bool,
+}
+
+/// Utilisation-seconds of a report's whole window, as its `output_tokens_per_util_second` has them. `None` without a device, or
+/// where fewer minutes were counted than a figure needs.
+pub fn util_seconds(report: &Value) -> Option<f64> {
+    let duration_s = report["window"]["duration_s"].as_f64()?;
+    extended_util_s(devices(report), duration_s).map(|util| util.seconds)
+}
+
+/// Minutes, utilisation-seconds and covered seconds of a report's devices.
+fn devices(report: &Value) -> impl Iterator<Item = (u32, f64, f64)> {
+    report["neuron_power"].as_array().into_iter().flatten().map(|n| {
+        let minutes = n["minutes"].as_u64().and_then(|minutes| u32::try_from(minutes).ok());
+        let of = |key: &str| n[key].as_f64().unwrap_or(0.0);
+        (minutes.unwrap_or(0), of("util_seconds"), of("covered_s"))
+    })
 }
 
 /// Tokens come from all of a window, so the utilisation must as well: each device's counted minutes stand for the time beside

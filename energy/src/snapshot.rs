@@ -64,6 +64,9 @@ pub struct MeterState {
     pub holes: u32,
     /// Spans in which a wrap may be missing.
     pub ambiguous: u32,
+    /// Times that it answered later than it is read.
+    #[serde(default)]
+    pub late: u32,
     /// Highest mean power between two readings so far.
     pub peak_w: f64,
 }

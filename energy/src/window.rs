@@ -249,8 +249,14 @@ fn metered(a: &Snapshot, b: &Snapshot, end: &MeterState, flags: &mut BTreeSet<Fl
         return unknown(Some(Flag::WrapAmbiguous), "read too rarely: the counter may have wrapped unseen".into());
     }
     let span = seconds(start.at_ns, end.at_ns);
-    let Some(joules) = now.since(then).filter(|_| span > 0.0) else {
+    let Some(joules) = now.since(then).filter(|_| span > 0.0 && start.at_ns < b.mono_ns) else {
         return unknown(Some(Flag::ShortWindow), "no new reading within the window".into());
+    };
+    let mean_w = joules.best() / span;
+    // A value from behind the end: of its time, the part that lies before is the window's. The rest is in the edge error.
+    let joules = match end.at_ns > b.mono_ns {
+        true => joules.times(seconds(start.at_ns, b.mono_ns) / span),
+        false => joules,
     };
     let period = end.info.update_period_s.unwrap_or(0.0);
     if joules.best() == 0.0 {
@@ -259,8 +265,11 @@ fn metered(a: &Snapshot, b: &Snapshot, end: &MeterState, flags: &mut BTreeSet<Fl
             false => unknown(Some(Flag::ShortWindow), "the window is shorter than a step of the counter".into()),
         };
     }
+    if end.late > start.late && counts {
+        flags.insert(Flag::MeterGap);
+    }
     let lag = |at: u64, edge: u64| at.abs_diff(edge) as f64 * 1e-9;
-    let power = end.peak_w.max(joules.best() / span);
+    let power = end.peak_w.max(mean_w);
     let edge = power * (2.0 * period + lag(start.at_ns, a.mono_ns) + lag(end.at_ns, b.mono_ns));
     if edge > 0.01 * joules.best() && counts {
         flags.insert(Flag::ShortWindow);
@@ -268,6 +277,8 @@ fn metered(a: &Snapshot, b: &Snapshot, end: &MeterState, flags: &mut BTreeSet<Fl
     let joules = match (end.info.rel_uncertainty, joules.bounds()) {
         (Some(relative), None) => joules.give_or_take(relative, edge),
         (_, Some((low, high))) => Joules::within((low - edge).max(0.0), joules.best(), high + edge).unwrap_or(joules),
+        // What the meter itself is off by is unknown (`rel_uncertainty`); what the ends are, is not.
+        (None, None) if edge > 0.0 => joules.give_or_take(0.0, edge),
         (None, None) => joules,
     };
     MeterWindow { joules: Some(joules), edge_error_j: Some(edge), ..none }
@@ -291,6 +302,11 @@ fn neuron(a: &Snapshot, b: &Snapshot, device: &NeuronState, flags: &mut BTreeSet
         covered_s += minute.seconds;
         minutes += 1;
         (min, max) = (min.min(minute.min), max.max(minute.max));
+    }
+    if device.stalled {
+        flags.insert(Flag::MeterStalled);
+    } else if device.trouble.is_some() && minutes < ENOUGH_MINUTES {
+        flags.insert(Flag::MeterGap);
     }
     let duration_s = seconds(a.mono_ns, b.mono_ns);
     let last = touched.next_back().map(|m| m.verdict);
@@ -384,6 +400,10 @@ fn total(meters: &[MeterWindow], neuron: &[NeuronWindow], absent: &[Absent]) -> 
         }
     }
     if sum.is_none() && reasons.is_empty() {
+        // What was found and does not count is nearer to an answer than what was not found.
+        let left_out = meters.iter().filter(|m| !m.info.counts_in_total);
+        let why = |m: &MeterWindow| Some(format!("{}: {}", m.info.id, m.info.excluded.as_ref().or(m.reason.as_ref())?));
+        reasons.extend(left_out.filter_map(why));
         reasons.extend(absent.iter().map(|a| format!("{}: {}", a.meter, a.reason)));
         if reasons.is_empty() {
             reasons.push("no meter".into());

@@ -6,6 +6,7 @@
 pub mod case;
 mod client;
 mod compare;
+mod identity;
 mod interval;
 mod lines;
 mod load;

@@ -5,6 +5,7 @@
 
 mod agent;
 mod calibrate;
+pub mod place;
 mod record;
 pub mod subject;
 mod watch;
@@ -14,6 +15,7 @@ use njoule_energy::Method;
 use serde_json::Value;
 
 pub use self::record::CommandEnded;
+pub use self::watch::seconds;
 use super::Context;
 
 /// Arguments of `energy`.

@@ -70,10 +70,10 @@ const WATTS: [&str; 4] = ["--neuron-watts", "base=20..40,span=80..120", "--backe
 fn known(energy: &Value) {
     let number = |key: &str| energy[key].as_f64().unwrap_or_else(|| panic!("{key}: {energy}"));
     assert_eq!(energy["method"], "derived");
-    assert!(number("low_j") <= number("joules") && number("joules") <= number("high_j"), "{energy}");
+    assert!(number("low_j") <= number("total_j") && number("total_j") <= number("high_j"), "{energy}");
     let buckets = energy["by_bucket"].as_object().unwrap();
     let sum: f64 = buckets.values().map(|joules| joules.as_f64().unwrap()).sum();
-    assert!((sum - number("joules")).abs() < 1e-6 * sum, "{energy}");
+    assert!((sum - number("total_j")).abs() < 1e-6 * sum, "{energy}");
     assert!(buckets["load_j"].as_f64().unwrap() > 0.0 && buckets["decode_j"].as_f64().unwrap() > 0.0, "{energy}");
 }
 
@@ -114,12 +114,12 @@ fn scores_are_settled_by_the_minute_and_unknown_by_a_gap() {
         assert_eq!(energy["settled"], true, "{report}");
         match status {
             "VALID" => {
-                assert!(energy["joules"].as_f64().unwrap() > 0.0 && energy["method"] == "derived", "{energy}");
-                let all = report["energy"]["joules"].as_f64().unwrap();
+                assert!(energy["total_j"].as_f64().unwrap() > 0.0 && energy["method"] == "derived", "{energy}");
+                let all = report["energy"]["total_j"].as_f64().unwrap();
                 assert!(report["energy"]["by_bucket"]["load_j"].as_f64().unwrap() > 0.0 && all > 0.0, "{report}");
             }
             _ => {
-                assert!(energy["joules"].is_null() && report["energy"]["joules"].is_null(), "{report}");
+                assert!(energy["total_j"].is_null() && report["energy"]["total_j"].is_null(), "{report}");
                 assert_eq!(report["energy"]["reasons"], json!(["neuron0: the driver told nothing of a minute"]));
             }
         }
@@ -144,9 +144,9 @@ fn a_wait_ends_by_ctrl_c_and_by_its_limit() {
         let (code, report, said) = run(seconds, interrupt);
         assert_eq!(code, Some(0), "{said}");
         let energy = &report["results"][0]["usage"]["energy"];
-        assert_eq!((&energy["settled"], &energy["joules"]), (&json!(false), &Value::Null), "{report}");
+        assert_eq!((&energy["settled"], &energy["total_j"]), (&json!(false), &Value::Null), "{report}");
         assert!(energy["cpu_s"].as_f64().unwrap() > 0.0);
-        assert!(report["energy"]["joules"].is_null() && report["energy"]["by_bucket"].is_null(), "{report}");
+        assert!(report["energy"]["total_j"].is_null() && report["energy"]["by_bucket"].is_null(), "{report}");
         assert_eq!(report["energy"]["reasons"], json!(["the meters have not told all of the time yet"]));
         assert!(said.contains("unknown"), "{said}");
     }

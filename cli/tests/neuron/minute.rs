@@ -57,11 +57,11 @@ fn answers_and_buckets_share_the_drivers_minute() {
     }
     let sum = |buckets: &Value| buckets.as_object().unwrap().values().map(&number).sum::<f64>();
     near(sum(&energy["util_by_bucket"]), number(&energy["util_s"]));
-    near(sum(&energy["by_bucket"]), number(&energy["joules"]));
+    near(sum(&energy["by_bucket"]), number(&energy["total_j"]));
     // No answer was in vain, computed anew, or aborted: the rest is padding, loading and idling.
     let bucket = |all: &str, names: [&str; 2]| names.iter().map(|name| number(&energy[all][*name])).sum::<f64>();
     near(used("util_s"), bucket("util_by_bucket", ["prefill_s", "decode_s"]));
-    near(used("joules"), bucket("by_bucket", ["prefill_j", "decode_j"]));
+    near(used("total_j"), bucket("by_bucket", ["prefill_j", "decode_j"]));
     near(used("core_s"), number(&energy["core_s"]));
     assert!(number(&energy["by_bucket"]["load_j"]) > 0.0 && number(&energy["by_bucket"]["wasted_j"]) > 0.0);
 }

@@ -37,7 +37,7 @@ fn an_artifact_is_scored_as_the_cpu_scores_it() {
         let ((shape, got), (wanted_shape, want)) = (tensor(&logits), tensor(&wanted));
         // Cores were occupied, and nobody knows their watts.
         let energy = &report["results"][i]["energy"];
-        assert!(energy["core_s"].as_f64().unwrap() > 0.0 && energy["joules"].is_null(), "{energy}");
+        assert!(energy["core_s"].as_f64().unwrap() > 0.0 && energy["total_j"].is_null(), "{energy}");
         assert_eq!(shape, wanted_shape);
         assert_eq!(shape[0], all[i].len());
         let far = got.iter().zip(&want).filter(|(a, b)| !((*a - *b).abs() < 1e-3)).count();
@@ -64,7 +64,7 @@ fn an_artifact_is_measured_by_bench() {
             assert!(row[key].as_f64().is_some_and(|x| x > 0.0 && x.is_finite()), "{key} = {}", row[key]);
         }
         // The roofline of this machine's CPU says nothing of a device, and nobody has measured energy.
-        for unknown in [&row["mbu"], &row["roofline"], &row["energy"]["joules"], &row["energy"]["method"]] {
+        for unknown in [&row["mbu"], &row["roofline"], &row["energy"]["total_j"], &row["energy"]["method"]] {
             assert!(unknown.is_null(), "{row}");
         }
     }

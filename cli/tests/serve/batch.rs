@@ -65,7 +65,7 @@ fn every_line_has_an_answer_or_an_error_and_what_is_mended_is_all_that_runs_agai
     let summary: Value = serde_json::from_str(&first.stdout).unwrap();
     assert_eq!(summary["requests"], json!({"answered": 4, "failed": 3, "skipped": 0}));
     let energy = &summary["energy"];
-    assert_eq!((&energy["joules"], &energy["method"]), (&json!(null), &json!(null)));
+    assert_eq!((&energy["total_j"], &energy["method"]), (&json!(null), &json!(null)));
     assert!(energy["cpu_s"].as_f64().unwrap() > 0.0 && !energy["reasons"].as_array().unwrap().is_empty(), "{energy}");
     let answers = records(&output);
     assert_eq!(answers.keys().collect::<Vec<_>>(), ["a", "b", "c", "d"]);

@@ -1,7 +1,8 @@
 //! A meter outside the machine: lines `t_unix_s,joules` of a running total, from a command, a file or a socket.
 //!
 //! The joules are those of the stamps, not of the moment of reading: a window asks what was counted between the last
-//! stamps before its ends, and the difference is its edge error. A total that falls is a reset.
+//! stamps before its ends, and the difference is its edge error. A total that falls in any line is a reset; a stamp from the
+//! future is refused.
 
 use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
@@ -23,7 +24,7 @@ pub enum FeedSource {
     Command(String),
     /// A file that something appends to.
     Csv(PathBuf),
-    /// A Unix socket that writes lines.
+    /// A Unix socket that writes lines, or one a connection; where it ends it is opened anew.
     Socket(PathBuf),
 }
 
@@ -94,6 +95,17 @@ pub struct Feed {
 struct Stream {
     from: Box<dyn Read + Send>,
     partial: Vec<u8>,
+    /// Whether an end is the end: of a socket. A file may grow.
+    ends: bool,
+}
+
+/// What a stream had.
+#[derive(Default)]
+struct Drained {
+    samples: Vec<Sample>,
+    /// The last line, if it is none.
+    unreadable: Option<String>,
+    ended: bool,
 }
 
 impl Feed {
@@ -129,23 +141,42 @@ impl Feed {
         MeterError::Failed { path: self.info.source.clone(), what: what.to_string() }
     }
 
-    /// The newest complete line.
-    fn newest(&mut self) -> Result<Option<Sample>, MeterError> {
-        if let Some(command) = &self.command {
-            let text = command.said().map_err(|e| self.failed(e))?;
-            let line = text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or_default();
-            return line.parse().map(Some).map_err(|()| self.unreadable(line));
-        }
-        let mut stream = match self.stream.take() {
-            Some(stream) => stream,
-            None => self.connect()?,
+    /// All complete lines since the last reading. Of a command the last line counts, and of what a stream held before the
+    /// first reading as well: history is nobody's window.
+    fn news(&mut self) -> (Vec<Sample>, Result<(), MeterError>) {
+        let mut news = Drained::default();
+        let read = match &self.command {
+            Some(command) => command.said().map_err(|e| self.failed(e)).and_then(|text| {
+                let line = text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or_default();
+                news.samples = vec![line.parse().map_err(|()| self.unreadable(line))?];
+                Ok(())
+            }),
+            None => self.follow(&mut news),
         };
-        let newest = self.drain(&mut stream);
-        self.stream = Some(stream);
-        newest
+        if self.base.is_none() {
+            news.samples.drain(..news.samples.len().saturating_sub(1));
+        }
+        (news.samples, read.and_then(|()| news.unreadable.map_or(Ok(()), |line| Err(self.unreadable(&line)))))
+    }
+
+    /// What a connection that has ended still held, then what a new one says.
+    fn follow(&mut self, news: &mut Drained) -> Result<(), MeterError> {
+        for _ in 0..2 {
+            let mut stream = match self.stream.take() {
+                Some(stream) => stream,
+                None => self.connect()?,
+            };
+            self.drain(&mut stream, news)?;
+            if !std::mem::take(&mut news.ended) {
+                self.stream = Some(stream);
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn connect(&self) -> Result<Stream, MeterError> {
+        let mut partial = vec![];
         let from: Box<dyn Read + Send> = match &self.source {
             FeedSource::Csv(path) => {
                 let mut file = std::fs::File::open(path).map_err(|e| MeterError::from_io(path, &e))?;
@@ -156,8 +187,14 @@ impl Feed {
             }
             #[cfg(unix)]
             FeedSource::Socket(path) => {
-                let socket =
+                let mut socket =
                     std::os::unix::net::UnixStream::connect(path).map_err(|e| MeterError::from_io(path, &e))?;
+                // Who says one line a connection says it now.
+                socket.set_read_timeout(Some(GREETING)).map_err(|e| self.failed(e))?;
+                let mut first = [0; 4096];
+                if let Ok(n) = socket.read(&mut first) {
+                    partial.extend_from_slice(&first[..n]);
+                }
                 socket.set_nonblocking(true).map_err(|e| self.failed(e))?;
                 Box::new(socket)
             }
@@ -165,16 +202,23 @@ impl Feed {
             FeedSource::Socket(_) => return Err(MeterError::Unsupported(self.info.source.clone())),
             FeedSource::Command(_) => return Err(MeterError::Unsupported(self.info.source.clone())),
         };
-        Ok(Stream { from, partial: Vec::new() })
+        Ok(Stream { from, partial, ends: matches!(self.source, FeedSource::Socket(_)) })
     }
 
     /// Reads what there is.
-    fn drain(&self, stream: &mut Stream) -> Result<Option<Sample>, MeterError> {
+    fn drain(&self, stream: &mut Stream, news: &mut Drained) -> Result<(), MeterError> {
         let mut buffer = [0; 4096];
         let mut read = 0;
         while read < MOST_AT_ONCE {
             match stream.from.read(&mut buffer) {
-                Ok(0) => break,
+                Ok(0) => {
+                    news.ended = stream.ends;
+                    // The end of a connection ends its last line.
+                    if stream.ends && !stream.partial.is_empty() {
+                        stream.partial.push(b'\n');
+                    }
+                    break;
+                }
                 Ok(n) => {
                     read += n;
                     stream.partial.extend_from_slice(&buffer[..n]);
@@ -189,12 +233,32 @@ impl Feed {
                 stream.partial.clear();
                 return Err(self.failed("a line without end"));
             }
-            return Ok(None);
+            return Ok(());
         };
         let complete: Vec<u8> = stream.partial.drain(..=end).collect();
-        let text = String::from_utf8_lossy(&complete);
-        let line = text.lines().rev().find(|l| !l.trim().is_empty());
-        line.map(|line| line.parse().map_err(|()| self.unreadable(line))).transpose()
+        for line in String::from_utf8_lossy(&complete).lines().filter(|line| !line.trim().is_empty()) {
+            news.unreadable = None;
+            match line.parse() {
+                Ok(sample) => news.samples.push(sample),
+                Err(()) => news.unreadable = Some(line.to_owned()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a line in; whether it fell below the one before.
+    fn take(&mut self, sample: Sample) -> bool {
+        let base = *self.base.get_or_insert(sample);
+        match self.last.replace(sample) {
+            Some(last) if sample.joules < last.joules => {
+                // What it counted up to the reset stays; what lies between is lost.
+                self.before += last.joules - base.joules;
+                self.base = Some(sample);
+                self.holes += 1;
+                true
+            }
+            _ => false,
+        }
     }
 
     fn unreadable(&self, line: &str) -> MeterError {
@@ -215,19 +279,21 @@ impl Meter for Feed {
         self.command.clone()
     }
 
+    fn late(&self) -> u32 {
+        self.command.as_ref().map_or(0, |command| command.late())
+    }
+
     fn read(&mut self, now: Now) -> Result<Reading, MeterError> {
-        if let Some(sample) = self.newest()? {
-            let base = *self.base.get_or_insert(sample);
-            match self.last.replace(sample) {
-                Some(last) if sample.joules < last.joules => {
-                    // What it counted up to the reset stays; what lies between is lost.
-                    self.before += last.joules - base.joules;
-                    self.base = Some(sample);
-                    self.holes += 1;
-                    return Err(MeterError::Reset(self.info.source.clone()));
-                }
-                _ => {}
-            }
+        let (news, read) = self.news();
+        if let Some(ahead) = news.iter().map(|sample| sample.unix_s - now.unix_s).find(|ahead| *ahead > AHEAD_S) {
+            let what =
+                format!("a stamp lies {ahead:.0} s ahead of this machine's clock: stamps are seconds since 1970");
+            return Err(self.failed(what));
+        }
+        let fell = news.into_iter().fold(false, |fell, sample| self.take(sample) || fell);
+        read?;
+        if fell {
+            return Err(MeterError::Reset(self.info.source.clone()));
         }
         let (Some(base), Some(last)) = (self.base, self.last) else {
             return Err(MeterError::Silent(self.info.source.clone()));
@@ -252,6 +318,13 @@ const MOST_AT_ONCE: usize = 1 << 20;
 
 /// Bytes of a line.
 const LONGEST_LINE: usize = 4096;
+
+/// How long a new connection is waited for to say its first line.
+#[cfg(unix)]
+const GREETING: std::time::Duration = std::time::Duration::from_millis(20);
+
+/// Two machines' clocks, and a command that was asked before it gave its stamp, may be this far apart.
+const AHEAD_S: f64 = 10.0;
 
 /// A feed that says nothing for this long has ended.
 const STALE_S: f64 = 300.0;

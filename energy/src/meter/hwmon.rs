@@ -1,7 +1,9 @@
 //! Sensors of `/sys/class/hwmon`: energy counters in microjoules, and power in microwatts, integrated here.
 //!
 //! What a sensor covers is known for two drivers alone (`power_meter`: the node; `amdgpu`: the board). Any other may
-//! overlap with anything, so it is reported and never part of a total. No uncertainty is published, so none is claimed.
+//! overlap with anything, so it is reported and never part of a total. No uncertainty is published, so none is claimed. A
+//! sensor that is there and cannot be read is reported with the reason: of a board, whose joules are nowhere else, it makes
+//! the total unknown; of the node, the parts that can be read stand in for it.
 
 use std::path::PathBuf;
 
@@ -25,7 +27,7 @@ enum Kind {
     Power(PowerIntegral),
 }
 
-/// Opens every sensor that can be read now.
+/// Opens every sensor.
 pub fn open(root: &Root) -> Result<Vec<Hwmon>, MeterError> {
     let mut meters = vec![];
     for device in root.names(CLASS) {
@@ -35,14 +37,20 @@ pub fn open(root: &Root) -> Result<Vec<Hwmon>, MeterError> {
         for file in &files {
             let Some((sensor, energy)) = sensor(file, &files) else { continue };
             let path = root.join(&dir).join(file);
-            if number(&path).is_err() {
-                continue;
-            }
+            let refused = match number(&path) {
+                // Gone between the listing and now.
+                Err(MeterError::Missing(_)) => continue,
+                read => read.err(),
+            };
             let label = text(&root.join(&dir).join(format!("{sensor}_label"))).unwrap_or_else(|_| sensor.to_owned());
             let (scope, excluded) = match driver.as_str() {
                 "power_meter" => (Scope::Node, None),
                 "amdgpu" => (Scope::Accelerator, None),
                 _ => (Scope::Unknown, Some("the driver does not say what it covers".to_owned())),
+            };
+            let excluded = match (refused, scope) {
+                (Some(error), Scope::Node | Scope::Unknown) => Some(error.to_string()),
+                _ => excluded,
             };
             let kind =
                 if energy { Kind::Energy(Counter::endless()) } else { Kind::Power(PowerIntegral::new(LONGEST_GAP_S)) };

@@ -1,4 +1,8 @@
-//! NVIDIA boards: the energy counter where there is one (Volta and later), else power integrated here.
+//! NVIDIA boards: the energy counter where there is one (Volta and later), else power integrated here: of a moment
+//! (`NVML_FI_DEV_POWER_INSTANT`), of which a sample that is shown again is dropped, else `nvmlDeviceGetPowerUsage`, which
+//! Ampere and later boards average over a second.
+//!
+//! A board that cannot be asked stays among the meters, and makes a total that it belongs to unknown.
 
 use std::sync::Arc;
 
@@ -14,34 +18,50 @@ use crate::nvml::{Device, Nvml, NvmlError};
 pub struct NvmlBoard {
     info: MeterInfo,
     nvml: Arc<Nvml>,
-    device: Device,
+    /// Or why it has no handle.
+    device: Result<Device, NvmlError>,
     kind: Kind,
 }
 
 enum Kind {
     Energy(Counter),
+    /// With the stamp of the last sample.
+    Instant(PowerIntegral, Option<i64>),
     Power(PowerIntegral),
 }
 
-/// Opens all boards.
-pub fn open(nvml: Arc<Nvml>) -> Result<Vec<NvmlBoard>, MeterError> {
-    let failed = |e: NvmlError| MeterError::Failed { path: "nvml".into(), what: e.to_string() };
+impl Kind {
+    /// What the board has.
+    fn of(nvml: &Nvml, device: &Result<Device, NvmlError>) -> Kind {
+        let power = || PowerIntegral::new(LONGEST_GAP_S);
+        match device.as_ref().map(|device| (nvml.energy_mj(device), nvml.instant_mw(device))) {
+            Ok((Err(NvmlError::NotSupported), Ok(_))) => Kind::Instant(power(), None),
+            Ok((Err(NvmlError::NotSupported), Err(_))) => Kind::Power(power()),
+            _ => Kind::Energy(Counter::endless()),
+        }
+    }
+
+    fn source(&self) -> &'static str {
+        match self {
+            Kind::Energy(_) => "nvml:nvmlDeviceGetTotalEnergyConsumption",
+            Kind::Instant(..) => "nvml:NVML_FI_DEV_POWER_INSTANT",
+            Kind::Power(_) => "nvml:nvmlDeviceGetPowerUsage",
+        }
+    }
+}
+
+/// Opens all boards. Where their number is unknown, one stands for all of them.
+pub fn open(nvml: Arc<Nvml>) -> Vec<NvmlBoard> {
     let mut meters = vec![];
-    for (index, device) in nvml.devices().map_err(failed)?.into_iter().enumerate() {
-        let energy = nvml.energy_mj(&device);
-        let kind = match energy {
-            Ok(_) => Kind::Energy(Counter::endless()),
-            Err(NvmlError::NotSupported) => Kind::Power(PowerIntegral::new(LONGEST_GAP_S)),
-            Err(error) => return Err(failed(error)),
-        };
+    for (index, device) in nvml.devices().unwrap_or_else(|error| vec![Err(error)]).into_iter().enumerate() {
+        let kind = Kind::of(&nvml, &device);
         let counts = matches!(kind, Kind::Energy(_));
         let info = MeterInfo {
             id: format!("nvml-{index}"),
             domain: "board".into(),
             scope: Scope::Accelerator,
             method: Method::Measured,
-            source: if counts { "nvml:nvmlDeviceGetTotalEnergyConsumption" } else { "nvml:nvmlDeviceGetPowerUsage" }
-                .into(),
+            source: kind.source().into(),
             profile: None,
             unit_j: counts.then_some(1e-3),
             update_period_s: Some(UPDATE_S),
@@ -52,7 +72,7 @@ pub fn open(nvml: Arc<Nvml>) -> Result<Vec<NvmlBoard>, MeterError> {
         };
         meters.push(NvmlBoard { info, nvml: nvml.clone(), device, kind });
     }
-    Ok(meters)
+    meters
 }
 
 impl Meter for NvmlBoard {
@@ -66,14 +86,22 @@ impl Meter for NvmlBoard {
 
     fn read(&mut self, now: Now) -> Result<Reading, MeterError> {
         let failed = |e: NvmlError| MeterError::Failed { path: "nvml".into(), what: e.to_string() };
+        let device = self.device.as_ref().map_err(|e| failed(e.clone()))?;
         match &mut self.kind {
             Kind::Energy(counter) => {
-                let raw = self.nvml.energy_mj(&self.device).map_err(failed)?;
+                let raw = self.nvml.energy_mj(device).map_err(failed)?;
                 counter.advance(raw, now.mono_ns).map_err(|_| MeterError::Reset(self.info.source.clone()))?;
                 reading(counter, 1e-3, now)
             }
+            Kind::Instant(integral, last) => {
+                let (milliwatts, stamp) = self.nvml.instant_mw(device).map_err(failed)?;
+                match last.replace(stamp) == Some(stamp) {
+                    true => Ok(integral.held(now)),
+                    false => Ok(integral.add(f64::from(milliwatts) * 1e-3, now)),
+                }
+            }
             Kind::Power(integral) => {
-                let milliwatts = self.nvml.power_mw(&self.device).map_err(failed)?;
+                let milliwatts = self.nvml.power_mw(device).map_err(failed)?;
                 Ok(integral.add(f64::from(milliwatts) * 1e-3, now))
             }
         }

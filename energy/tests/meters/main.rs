@@ -3,6 +3,7 @@
 mod agreement;
 mod attribution;
 mod conditions;
+mod feeds;
 mod form;
 mod machine;
 mod neuron;

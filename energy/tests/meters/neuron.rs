@@ -129,6 +129,7 @@ fn a_stamp_that_never_changes_is_the_reason() {
     let end = (0..4).map(|_| minutes.minute(&[])).last().unwrap();
     let w = window(&start, &end);
     assert_eq!((w.total.joules, w.neuron[0].status), (None, "stalled"));
+    assert!(w.flags.contains(&Flag::MeterStalled), "{:?}", w.flags);
     assert!(
         w.total.reasons[0].contains(&format!("the stamp {FIRST} has not changed for 240 s")),
         "{:?}",

@@ -219,6 +219,9 @@ fn a_counter_that_stands_still_is_not_zero_joules() {
     let still = window(&start, &meters.snapshot());
     assert_eq!(still.total.joules, None);
     assert_eq!(still.meters[0].reason.as_deref(), Some("the counter stands still"));
+    // Nothing stands in for it: that, and not what is absent, is why the total is unknown.
+    assert_eq!(still.total.reasons, ["powercap-0: the counter stands still"]);
+    assert!(still.flags.contains(&Flag::MeterStalled), "{:?}", still.flags);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use njoule_energy::load::Part;
 use njoule_energy::meter::Scope;
 use njoule_energy::meter::feed::FeedSource;
+use njoule_energy::window::Flag;
 use njoule_energy::{Meters, Method};
 
 use crate::machine::{Machine, window};
@@ -152,6 +153,28 @@ fn a_dead_counter_gives_way_to_the_model() {
     m.hands.pass(10.0);
     let woken = window(&start, &meters.snapshot());
     assert_eq!((woken.total.joules.unwrap().best(), woken.total.boundary.as_str()), (20.0, "node"));
+}
+
+/// A reset is no standing still, whatever comes after it: no model makes up for what was lost.
+#[test]
+fn a_counter_that_was_reset_does_not_give_way_to_the_model() {
+    let m = instance("inf2.xlarge", 4, 16).intel();
+    m.zone("0", "package-0", 50_000_000_000, RANGE);
+    let mut meters = m.meters(&m.wanted());
+    let start = meters.snapshot();
+    m.hands.pass(1.2);
+    m.zone("0", "package-0", 5, RANGE);
+    meters.poll();
+    for _ in 0..3 {
+        m.hands.pass(1.0);
+        meters.poll();
+    }
+    let w = window(&start, &meters.snapshot());
+    assert_eq!((w.total.joules, w.total.method), (None, None));
+    assert!(w.total.reasons[0].contains("reset"), "{:?}", w.total.reasons);
+    assert!(w.flags.contains(&Flag::MeterGap), "{:?}", w.flags);
+    let model = w.meters.iter().find(|m| m.info.scope == Scope::Host).unwrap();
+    assert!(model.joules.is_some() && !model.info.counts_in_total);
 }
 
 fn process(m: &Machine, pid: u32, ticks: u64) {
@@ -310,6 +333,37 @@ fn a_slow_command_holds_nobody_up() {
         second.join().unwrap();
     });
     assert_eq!(meters.snapshot().meters[0].total.unwrap().best(), 4.0);
+}
+
+/// A file that cannot be read, by anybody: a directory in its place.
+#[test]
+fn a_sensor_that_cannot_be_read_says_why_and_a_board_makes_the_total_unknown() {
+    let m = Machine::new().intel();
+    m.zone("0", "package-0", 0, RANGE);
+    m.put("/sys/class/hwmon/hwmon0/name", "power_meter\n");
+    m.put("/sys/class/hwmon/hwmon0/power1_average/x", "");
+    let mut meters = m.meters(&m.wanted());
+    let start = meters.snapshot();
+    m.hands.pass(2.0);
+    m.zone("0", "package-0", 7_000_000, RANGE);
+    // The node's sensor is refused; the package is there, and its boundary says so.
+    let w = window(&start, &meters.snapshot());
+    assert_eq!((w.total.joules.unwrap().best(), w.total.boundary.as_str()), (7.0, "cpu"));
+    let refused = w.meters.iter().find(|m| m.info.id.contains("power_meter")).unwrap();
+    assert!(refused.info.excluded.as_deref().unwrap().contains("power1_average"), "{refused:?}");
+    assert!(w.absent.iter().all(|absent| absent.meter != "hwmon"), "{:?}", w.absent);
+
+    let m = Machine::new().intel();
+    m.zone("0", "package-0", 0, RANGE);
+    m.put("/sys/class/hwmon/hwmon1/name", "amdgpu\n");
+    m.put("/sys/class/hwmon/hwmon1/power1_average/x", "");
+    let mut meters = m.meters(&m.wanted());
+    let start = meters.snapshot();
+    m.hands.pass(2.0);
+    m.zone("0", "package-0", 7_000_000, RANGE);
+    let w = window(&start, &meters.snapshot());
+    assert_eq!((w.total.joules, w.total.boundary.as_str()), (None, "accelerator+cpu"));
+    assert!(w.total.reasons[0].contains("hwmon-amdgpu") && w.total.reasons[0].contains("power1_average"));
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::num::NonZero;
 use std::time::{Duration, Instant};
 
 use super::{Bounds, Decision, Objective, Pace, Waiter, Waiting};
+use crate::backend::neuron::plan::Request;
 
 /// A request.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -68,6 +69,28 @@ impl Outcome {
     pub fn percentile(sorted: &[f64], share: f64) -> f64 {
         let at = (share * sorted.len() as f64).ceil() as usize;
         sorted.get(at.max(1) - 1).copied().unwrap_or(f64::NAN)
+    }
+}
+
+/// Requests of these lengths, in turn, arriving as a Poisson process of `rate` a second.
+pub fn poisson(lengths: &[Request], rate: f64, count: usize, seed: u64) -> Vec<Arrival> {
+    let (mut at, mut state) = (0.0, seed);
+    let arrival = |r: &Request| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let uniform = (state >> 11) as f64 / (1u64 << 53) as f64;
+        // Exponential gaps, by inversion.
+        at -= (1.0 - uniform).ln() / rate;
+        Arrival { at, prompt: r.prompt, output: r.output }
+    };
+    lengths.iter().cycle().take(if lengths.is_empty() { 0 } else { count }).map(arrival).collect()
+}
+
+impl Machine {
+    /// Requests of these lengths a second that keep it busy with all slots taken.
+    pub fn capacity(&self, lengths: &[Request]) -> f64 {
+        let sum = |of: fn(&Request) -> usize| lengths.iter().map(of).sum::<usize>() as f64;
+        let per_token = self.step_s / self.slots as f64 + self.row_s;
+        lengths.len() as f64 / (sum(|r| r.output) * per_token + sum(|r| r.prompt) * self.row_s)
     }
 }
 
@@ -220,21 +243,8 @@ mod tests {
     /// Requests of the built-in trace at a share of the machine's capacity, as a Poisson process.
     fn load(machine: &Machine, share: f64, count: usize) -> Vec<Arrival> {
         let lengths = Lengths::default().requests;
-        let requests: Vec<_> = (0..count).map(|i| lengths[i % lengths.len()]).collect();
-        // Tokens a second with all slots busy.
-        let output: usize = requests.iter().map(|r| r.output).sum();
-        let prompt: usize = requests.iter().map(|r| r.prompt).sum();
-        let per_token = machine.step_s / machine.slots as f64 + machine.row_s;
-        let busy = output as f64 * per_token + prompt as f64 * machine.row_s;
-        let rate = share * count as f64 / busy;
-        let (mut at, mut state) = (0.0, 1u64);
-        let arrival = |r: crate::backend::neuron::plan::Request| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let uniform = (state >> 11) as f64 / (1u64 << 53) as f64;
-            at -= (1.0 - uniform).ln() / rate;
-            Arrival { at, prompt: r.prompt, output: r.output }
-        };
-        requests.into_iter().map(arrival).collect()
+        let requests: Vec<Request> = (0..count).map(|i| lengths[i % lengths.len()]).collect();
+        poisson(&requests, share * machine.capacity(&requests), count, 1)
     }
 
     /// A device whose step is mostly reading weights.

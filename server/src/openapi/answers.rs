@@ -46,11 +46,11 @@ pub fn schemas() -> Map<String, Value> {
         "Usage": open(json!({"prompt_tokens": count(), "completion_tokens": count(), "total_tokens": count(),
             "prompt_tokens_details": {"type": "object", "required": ["cached_tokens"], "properties": {"cached_tokens": count()}}}),
             json!({"energy": reference("UsedEnergy")})),
-        "UsedEnergy": closed(json!({"joules": amount(), "low_j": amount(), "high_j": amount(), "method": method(),
+        "UsedEnergy": closed(json!({"total_j": amount(), "low_j": amount(), "high_j": amount(), "method": method(), "rel_unc": amount(),
             "prefill_j": amount(), "decode_j": amount(), "wasted_j": amount(), "static_j": amount(),
             "interpolated": {"type": "boolean"}, "cpu_s": {"type": "number", "minimum": 0}, "core_s": amount(), "util_s": amount(),
             "settled": {"type": "boolean", "description": "whether nothing is still to be told by a meter: else GET /v1/energy/requests/{id} has it later"}})),
-        "Energy": closed(json!({"joules": amount(), "low_j": amount(), "high_j": amount(), "method": method(), "by_bucket": {"anyOf": [{"type": "null"}, closed(json!({
+        "Energy": closed(json!({"total_j": amount(), "low_j": amount(), "high_j": amount(), "method": method(), "by_bucket": {"anyOf": [{"type": "null"}, closed(json!({
                 "prefill_j": amount(), "decode_j": amount(), "wasted_j": amount(), "idle_j": amount(), "load_j": amount(),
                 "unattributed_j": amount()}))]},
             "split_by": {"anyOf": [{"type": "null"}, closed(json!({"joules_per_flop": amount(), "joules_per_kv_byte": amount(),

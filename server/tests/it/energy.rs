@@ -67,11 +67,13 @@ fn bodies() -> [(&'static str, Value); 3] {
 
 fn told(energy: &Value) {
     let number = |key: &str| energy[key].as_f64().unwrap_or_else(|| panic!("{key}: {energy}"));
-    let joules = number("joules");
+    let joules = number("total_j");
     assert!(joules > 0.0 && number("low_j") < joules && joules < number("high_j"), "{energy}");
     let parts = number("prefill_j") + number("decode_j") + number("wasted_j");
     assert!((parts - joules).abs() < 1e-9 * joules, "{energy}");
     assert_eq!(energy["method"], "measured");
+    let further = (number("high_j") - joules).max(joules - number("low_j"));
+    assert!((number("rel_unc") - further / joules).abs() < 1e-9, "{energy}");
     assert!(number("cpu_s") > 0.0);
 }
 
@@ -82,7 +84,7 @@ fn who_asks_is_told_what_the_answer_used_and_nobody_else() {
         let answer = ask(&live, path, &body);
         told(&answer.json()["usage"]["energy"]);
         let header = answer.header("x-njoule-energy").unwrap().to_owned();
-        assert!(header.starts_with("joules=") && header.contains(";method=measured;cpu_s="), "{header}");
+        assert!(header.starts_with("total_j=") && header.contains(";method=measured;cpu_s="), "{header}");
         let silent = live.post(path, &body);
         assert!(silent.json()["usage"].get("energy").is_none() && silent.header("x-njoule-energy").is_none());
 
@@ -107,17 +109,19 @@ fn without_a_meter_joules_are_null_and_absent_from_the_metrics() {
     for (path, body) in bodies() {
         let answer = ask(&live, path, &body);
         let energy = answer.json()["usage"]["energy"].clone();
-        for key in ["joules", "low_j", "high_j", "method", "prefill_j", "decode_j", "static_j", "core_s", "util_s"] {
+        for key in
+            ["total_j", "low_j", "high_j", "method", "rel_unc", "prefill_j", "decode_j", "static_j", "core_s", "util_s"]
+        {
             assert!(energy.as_object().unwrap().contains_key(key) && energy[key].is_null(), "{key}: {energy}");
         }
         assert!(energy["cpu_s"].as_f64().unwrap() > 0.0);
-        assert!(answer.header("x-njoule-energy").unwrap().starts_with("joules=null;method=null;cpu_s="));
+        assert!(answer.header("x-njoule-energy").unwrap().starts_with("total_j=null;method=null;cpu_s="));
     }
     let figures = live.get("/metrics").text();
     assert!(!figures.contains("joules"), "{figures}");
     assert!(figures.contains("# TYPE njoule_cpu_seconds_total counter"));
     let totals = live.get("/v1/energy").json();
-    for key in ["joules", "method", "by_bucket", "watts", "output_tokens_per_joule"] {
+    for key in ["total_j", "method", "by_bucket", "watts", "output_tokens_per_joule"] {
         assert!(totals.as_object().unwrap().contains_key(key) && totals[key].is_null(), "{key}: {totals}");
     }
     assert_eq!(totals["reasons"], json!(["no meter is read"]));
@@ -129,7 +133,7 @@ fn figures_add_up_to_what_the_meter_told() {
     told(&ask(&live, "/v1/completions", &json!({"prompt": "a", "max_tokens": 3})).json()["usage"]["energy"]);
     let totals = live.get("/v1/energy").json();
     let buckets: f64 = totals["by_bucket"].as_object().unwrap().values().map(|v| v.as_f64().unwrap()).sum();
-    let joules = totals["joules"].as_f64().unwrap();
+    let joules = totals["total_j"].as_f64().unwrap();
     // Readings of three joules each.
     assert!(joules >= 3.0 && (joules / 3.0 - (joules / 3.0).round()).abs() < 1e-9, "{totals}");
     assert!((buckets - joules).abs() < 1e-9 * joules, "{totals}");
@@ -170,7 +174,7 @@ fn what_is_told_after_an_answer_is_found_by_its_id() {
             let events: Vec<Value> = events.filter_map(|event| serde_json::from_str(event).ok()).collect();
             let id = events.iter().find_map(|e| e["id"].as_str().or(e["message"]["id"].as_str())).unwrap().to_owned();
             let energy = events.iter().find_map(|e| e["usage"].get("energy")).unwrap().clone();
-            assert_eq!((&energy["settled"], &energy["joules"]), (&json!(false), &Value::Null), "{path} {energy}");
+            assert_eq!((&energy["settled"], &energy["total_j"]), (&json!(false), &Value::Null), "{path} {energy}");
             assert_eq!(get(&id, "one").json(), energy, "{path}");
             given.push((id, energy));
         }
@@ -188,7 +192,7 @@ fn what_is_told_after_an_answer_is_found_by_its_id() {
         assert_eq!((&energy["settled"], &energy["method"]), (&json!(true), &json!("derived")), "{energy}");
         assert_eq!(energy["cpu_s"], before["cpu_s"], "that was told by then");
         let parts = number("prefill_j") + number("decode_j") + number("wasted_j");
-        assert!((parts - number("joules")).abs() < 1e-9 && parts > 0.0);
+        assert!((parts - number("total_j")).abs() < 1e-9 && parts > 0.0);
         theirs += parts;
         for key in ["two", "three"] {
             let refused = get(id, key);

@@ -136,7 +136,7 @@ impl Figures {
         let joules = self.joules();
         let generated = self.counts.tokens.generated;
         json!({
-            "joules": joules.map(|(joules, _)| joules),
+            "total_j": joules.map(|(joules, _)| joules),
             "low_j": joules.and(self.energy.joules).and_then(|j| j.low()),
             "high_j": joules.and(self.energy.joules).and_then(|j| j.high()),
             "method": joules.map(|(_, method)| method),

@@ -105,18 +105,10 @@ impl<'a> Bench<'a> {
     /// were apart.
     pub fn warm_up(&mut self, case: Case) -> Result<(usize, f64), StepError> {
         let short = Case { generated: case.generated.min(WARM_UP), ..case };
-        let mut last: Option<f64> = None;
-        let mut drift = f64::INFINITY;
-        for run in 1..=MOST_WARM_UPS {
+        until_steady(|_| {
             let prefill = self.prefill(short, Duration::ZERO)?;
-            let seconds = prefill.seconds + self.decode(short, Duration::ZERO)?.map_or(0.0, |phase| phase.seconds);
-            drift = last.map_or(f64::INFINITY, |last| (seconds / last - 1.0).abs());
-            last = Some(seconds);
-            if drift < STEADY {
-                return Ok((run, drift));
-            }
-        }
-        Ok((MOST_WARM_UPS, drift))
+            Ok(prefill.seconds + self.decode(short, Duration::ZERO)?.map_or(0.0, |phase| phase.seconds))
+        })
     }
 
     /// Prefills, again and again for at least `least`.
@@ -243,6 +235,22 @@ impl<'a> Bench<'a> {
     }
 }
 
+/// Runs until two runs take equally long, and says how many that took and how far the last two were apart. `once` is told the
+/// run's number and says how many seconds it took.
+pub fn until_steady<E>(mut once: impl FnMut(usize) -> Result<f64, E>) -> Result<(usize, f64), E> {
+    let mut last: Option<f64> = None;
+    let mut drift = f64::INFINITY;
+    for run in 1..=MOST_WARM_UPS {
+        let seconds = once(run)?;
+        drift = last.map_or(f64::INFINITY, |last| (seconds / last - 1.0).abs());
+        last = Some(seconds);
+        if drift < STEADY {
+            return Ok((run, drift));
+        }
+    }
+    Ok((MOST_WARM_UPS, drift))
+}
+
 /// Indices of a batch are 32-bit; a capacity beyond that could not have been loaded.
 fn index(i: usize) -> u32 {
     u32::try_from(i).unwrap_or(u32::MAX)
@@ -294,6 +302,14 @@ const STEADY: f64 = 0.05;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn warm_up_ends_when_two_runs_take_equally_long_or_after_six() {
+        let runs = |times: &[f64]| until_steady(|run| times.get(run - 1).copied().ok_or(run)).map(|(runs, _)| runs);
+        assert_eq!(runs(&[9.0, 4.0, 3.0, 3.01]), Ok(4));
+        assert_eq!(runs(&[1.0, 2.0, 1.0, 2.0, 1.0, 2.0, 2.0]), Ok(6));
+        assert_eq!(runs(&[1.0]), Err(2));
+    }
 
     #[test]
     fn median_takes_time_and_cpu_time_apart() {

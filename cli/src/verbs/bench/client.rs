@@ -107,7 +107,8 @@ impl Endpoint {
         });
         let url = format!("{}/v1/completions", self.url);
         let sent = Instant::now();
-        let mut request = self.agent.post(&url).header("content-type", "application/json");
+        // njoule's own servers tell then what the request has used; others pass over what they do not know.
+        let mut request = self.agent.post(&url).header("content-type", "application/json").header(TELL_ENERGY, "1");
         if let Some(key) = &self.key {
             request = request.header("authorization", format!("Bearer {key}"));
         }
@@ -198,6 +199,9 @@ pub fn digest<'a>(answers: impl Iterator<Item = &'a Answer>) -> String {
     }
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+/// Asks for `usage.energy`.
+const TELL_ENERGY: &str = "x-njoule-energy";
 
 /// How long a server may take for the head of its answer.
 const PATIENCE: Duration = Duration::from_secs(600);

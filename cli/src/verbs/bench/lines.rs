@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn lines_are_objects_or_csv_by_the_files_name() {
         let dir = tempfile::tempdir().unwrap();
-        let fields = |id: &str| [("id", json!(id)), ("energy", json!({"joules": 1})), ("joules", Value::Null)];
+        let fields = |id: &str| [("id", json!(id)), ("energy", json!({"total_j": 1})), ("total_j", Value::Null)];
         let written = |name: &str| {
             let path = dir.path().join(name);
             let mut lines = Lines::make(&path).unwrap();
@@ -84,10 +84,10 @@ mod tests {
             lines.finish().unwrap();
             std::fs::read_to_string(path).unwrap()
         };
-        assert_eq!(written("x.csv"), "id,joules\na,\n\"b,c\",\n");
+        assert_eq!(written("x.csv"), "id,total_j\na,\n\"b,c\",\n");
         let jsonl = written("x.jsonl");
         let first: Value = serde_json::from_str(jsonl.lines().next().unwrap()).unwrap();
-        assert_eq!(first, json!({"id": "a", "energy": {"joules": 1}, "joules": null}));
+        assert_eq!(first, json!({"id": "a", "energy": {"total_j": 1}, "total_j": null}));
         assert_eq!(jsonl.lines().count(), 2);
     }
 }

@@ -16,11 +16,12 @@ use njoule_energy::report::Work;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use super::case::Case;
+use super::case::{Case, until_steady};
 use super::client::{Answer, Asked, Endpoint, digest};
 use super::lines::{Lines, NESTED};
 use super::measure::{MeasureArgs, Metered};
 use super::record::{self, Run, percentile};
+use super::sweep::{NEURON_SECONDS, too_short};
 use crate::args::UsageError;
 use crate::verbs::Context;
 use crate::verbs::energy::subject::Subject;
@@ -103,6 +104,10 @@ pub struct Wanted<'a> {
     pub repeat: usize,
     /// Whether to print JSON.
     pub json: bool,
+    /// Seconds that a run of a case lasts at least.
+    pub least: Duration,
+    /// Seconds in which the idle server is measured first.
+    pub idle: Option<f64>,
 }
 
 impl LoadArgs {
@@ -128,14 +133,25 @@ impl LoadArgs {
         let mut log = self.request_log.as_deref().map(Lines::make).transpose()?;
         let mut endpoint = Endpoint::new(url, wanted.name, self.api_key.clone());
         let server = self.start(&endpoint)?;
-        let otherwise = match &server {
-            Some(server) => Subject::Part(Part::Process(server.0.id())),
-            None => Subject::Local,
+        let mut metered = match &server {
+            Some(server) => measure.open(Subject::Part(Part::Process(server.0.id())))?,
+            None => measure.open_for(url)?,
         };
-        let metered = measure.open(otherwise)?;
+        if wanted.least.as_secs_f64() < NEURON_SECONDS && metered.source.has_devices() {
+            return Err(too_short().into());
+        }
         let name = endpoint.model().map_err(anyhow::Error::msg)?;
         let model = record::model(&[("id", json!(name)), ("endpoint", json!(url))]);
 
+        metered.idle(wanted.idle, context)?;
+        // The first requests find the server cold, and no figure is about that.
+        let mut warmups = vec![];
+        for case in wanted.cases {
+            if context.progress_line() {
+                eprint!("\r\x1b[Kwarming up {} clients ...", case.batch);
+            }
+            warmups.push(self.warm_up(&endpoint, *case).map_err(|error| anyhow::anyhow!("{url}: {error}"))?);
+        }
         let (mut reports, mut failed, mut first_failure) = (vec![], 0, None);
         for round in 0..wanted.repeat {
             let mut order: Vec<usize> = (0..wanted.cases.len()).collect();
@@ -147,15 +163,9 @@ impl LoadArgs {
                 if context.progress_line() {
                     eprint!("\r\x1b[K{} clients, run {} of {} ...", case.batch, round + 1, wanted.repeat);
                 }
-                let plan = self.plan(case, round, texts.as_deref());
-                if round == 0 {
-                    // The first requests find the server cold, and no figure is about that.
-                    let warm_up = [Asked { prompt: "warm up".to_owned(), tokens: 8, at: None }];
-                    if let Some(Err(error)) = endpoint.run(&warm_up, 1).1.first() {
-                        bail!("{url}: {error}");
-                    }
-                }
-                let (report, answers) = self.measure(&endpoint, &metered, case, round, &plan, &model);
+                let plan = |lap| self.plan(case, (round, lap), wanted.least, texts.as_deref());
+                let run = Run { repeat: round, warmup: Some(warmups[at]), ..self.run_of(case) };
+                let (report, answers) = self.measure(&endpoint, &metered, case, run, wanted.least, &plan, &model);
                 for (number, answer) in answers.iter().enumerate() {
                     if let Err(error) = answer {
                         failed += 1;
@@ -185,10 +195,44 @@ impl LoadArgs {
         }
     }
 
-    fn plan(&self, case: Case, round: usize, texts: Option<&[(String, Option<usize>)]>) -> Vec<Asked> {
-        // Cases and repeats must not find each other's prompts in a cache.
-        let seed = prompts::mix(self.seed, &[round, case.batch, case.prompt, case.generated]);
+    /// Runs a short form of `case` until two runs take equally long, as the executor's cases are warmed up.
+    fn warm_up(&self, endpoint: &Endpoint, case: Case) -> Result<(usize, f64), String> {
+        let short = case.generated.min(WARM_UP);
+        until_steady(|run| {
+            // Prompts of its own: what is measured later must not find them in a cache.
+            let seed = prompts::mix(self.seed, &[usize::MAX, run, case.batch, case.prompt]);
+            let (wall, answers) = endpoint.run(&prompts::closed(seed, case.batch, 0, case.prompt, short), case.batch);
+            answers.into_iter().find_map(Result::err).map_or(Ok(wall.as_secs_f64()), Err)
+        })
+    }
+
+    /// What is the same in all repeats of a case.
+    fn run_of(&self, case: Case) -> Run {
+        Run {
+            workload: self.workload.name(),
+            seed: self.seed,
+            concurrency: case.batch,
+            prompt: case.prompt,
+            generated: case.generated,
+            ..Run::default()
+        }
+    }
+
+    fn plan(
+        &self,
+        case: Case,
+        (round, lap): (usize, usize),
+        least: Duration,
+        texts: Option<&[(String, Option<usize>)]>,
+    ) -> Vec<Asked> {
+        // Cases, repeats and laps must not find each other's prompts in a cache.
+        let seed = match lap {
+            0 => prompts::mix(self.seed, &[round, case.batch, case.prompt, case.generated]),
+            lap => prompts::mix(self.seed, &[round, case.batch, case.prompt, case.generated, lap]),
+        };
         let requests = self.requests.map(std::num::NonZero::get);
+        // Those that arrive by the clock arrive for long enough.
+        let arriving = requests.unwrap_or(64).max((self.rate * least.as_secs_f64()).ceil() as usize);
         match (self.workload, texts) {
             (Workload::Prompts, Some(texts)) => texts
                 .iter()
@@ -200,7 +244,7 @@ impl LoadArgs {
                     at: None,
                 })
                 .collect(),
-            (Workload::Chat, _) => prompts::trace(seed, requests.unwrap_or(64), self.rate, case.prompt, case.generated),
+            (Workload::Chat, _) => prompts::trace(seed, arriving, self.rate, case.prompt, case.generated),
             (Workload::SharedPrefix, _) => {
                 prompts::closed(seed, case.batch * requests.unwrap_or(4), self.shared, case.prompt, case.generated)
             }
@@ -210,20 +254,41 @@ impl LoadArgs {
         }
     }
 
+    /// Lap after lap for at least `least`.
+    #[allow(clippy::too_many_arguments)]
     fn measure(
         &self,
         endpoint: &Endpoint,
         metered: &Metered,
         case: Case,
-        round: usize,
-        plan: &[Asked],
+        run: Run,
+        least: Duration,
+        plan: &dyn Fn(usize) -> Vec<Asked>,
         model: &Value,
     ) -> (Value, Vec<Result<Answer, String>>) {
-        // Those that arrive by the clock wait for nobody.
-        let clients = if self.workload == Workload::Chat { plan.len().min(MOST_CLIENTS) } else { case.batch };
         let own = own_cpu_s();
+        let mut answers: Vec<Result<Answer, String>> = vec![];
+        let mut next = plan(0);
+        let mut first_lap = 0;
         let mark = metered.source.mark();
-        let (_, answers) = endpoint.run(plan, clients);
+        let start = Instant::now();
+        for lap in 0.. {
+            // Those that arrive by the clock wait for nobody.
+            let clients = if self.workload == Workload::Chat { next.len().min(MOST_CLIENTS) } else { case.batch };
+            let before = start.elapsed().as_secs_f64();
+            let (_, mut more) = endpoint.run(&next, clients);
+            more.iter_mut().flatten().for_each(|answer| answer.sent_s += before);
+            let none_good = more.iter().all(Result::is_err);
+            answers.append(&mut more);
+            if lap == 0 {
+                first_lap = answers.len();
+            }
+            if start.elapsed() >= least || none_good {
+                break;
+            }
+            next = plan(lap + 1);
+        }
+        let wall_s = start.elapsed().as_secs_f64();
         let client_cpu_s = own_cpu_s() - own;
         let good: Vec<&Answer> = answers.iter().flatten().collect();
         let sum = |count: &dyn Fn(&Answer) -> u64| Some(good.iter().map(|answer| count(answer)).sum());
@@ -243,19 +308,17 @@ impl LoadArgs {
             values
         };
         let run = Run {
-            workload: self.workload.name(),
-            seed: self.seed,
-            concurrency: case.batch,
-            prompt: case.prompt,
-            generated: case.generated,
-            repeat: round,
             work,
             client_cpu_s: Some(client_cpu_s),
+            // Little's law: requests under way on average.
+            mean_running: Some(good.iter().map(|answer| answer.seconds).sum::<f64>() / wall_s)
+                .filter(|n| n.is_finite()),
             ttft: sorted(good.iter().map(|answer| answer.ttft_s).collect()),
             itl: sorted(good.iter().filter_map(|answer| answer.itl_s).collect()),
             // Every repeat has prompts of its own: what they answer is compared between servers, not among them.
-            output_sha256: Some(digest(good.iter().copied())),
-            ..Run::default()
+            // How many laps there is time for is no answer.
+            output_sha256: Some(digest(answers[..first_lap].iter().flatten())),
+            ..run
         };
         (record::of(metered, &mark, &run, model), answers)
     }
@@ -326,8 +389,9 @@ fn line(log: &mut Lines, report: &Value, number: usize, answer: &Result<Answer, 
         ("input_tokens", json!(good.map(|a| a.input_tokens))),
         ("cached_input_tokens", json!(good.and_then(|a| a.cached_tokens))),
         ("output_tokens", json!(good.map(|a| a.output_tokens))),
-        ("joules", of("joules")),
+        ("total_j", of("total_j")),
         ("method", of("method")),
+        ("rel_unc", of("rel_unc")),
         ("prefill_j", of("prefill_j")),
         ("decode_j", of("decode_j")),
         ("static_j", of("static_j")),
@@ -390,6 +454,9 @@ fn table(name: &str, reports: &[Value], context: &mut Context<'_>) -> std::io::R
     }
     Ok(())
 }
+
+/// Tokens of an answer of a warm-up run.
+const WARM_UP: usize = 8;
 
 /// Requests that may be open at once.
 const MOST_CLIENTS: usize = 1024;

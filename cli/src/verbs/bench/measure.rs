@@ -11,6 +11,8 @@ use super::plot::chart::Chart;
 use super::{plot, table};
 use crate::args::UsageError;
 use crate::session::metering::MeteringArgs;
+use crate::session::{Interrupt, Interrupted};
+use crate::verbs::Context;
 use crate::verbs::energy::Required;
 use crate::verbs::energy::subject::{LocalArgs, MeterArgs, Source, Subject};
 
@@ -19,7 +21,7 @@ use crate::verbs::energy::subject::{LocalArgs, MeterArgs, Source, Subject};
 #[command(next_help_heading = "Energy and reports")]
 pub struct MeasureArgs {
     /// Whose energy: local, pid:N, cgroup:PATH, or the address of an agent (`njoule energy serve`) [default: local; of a
-    /// server that is started here its process]
+    /// server that is started here its process, of one that is not on this host nobody's]
     #[arg(long, value_name = "WHOSE")]
     meter: Option<Subject>,
     #[command(flatten)]
@@ -44,6 +46,27 @@ pub struct Metered {
     pub source: Source,
     /// Whose energy.
     pub subject: Subject,
+    /// Watts with the model loaded and nothing to do, if they were measured.
+    pub idle_w: Option<f64>,
+}
+
+impl Metered {
+    /// Measures the idle watts, which the model's load must be over for.
+    pub fn idle(&mut self, seconds: Option<f64>, context: &Context<'_>) -> anyhow::Result<()> {
+        let Some(seconds) = seconds else { return Ok(()) };
+        let interrupt = Interrupt::install()?;
+        self.idle_w = self.source.idle_w(seconds, &self.subject, &interrupt);
+        if interrupt.pressed() {
+            return Err(Interrupted.into());
+        }
+        // From here on a press ends the process, as without this.
+        interrupt.set(true);
+        context.note(&match self.idle_w {
+            Some(watts) => format!("idle, with the model loaded: {watts:.2} W"),
+            None => "idle, with the model loaded: unknown watts".to_owned(),
+        });
+        Ok(())
+    }
 }
 
 /// Files that will hold the reports; made before anything is measured.
@@ -61,7 +84,17 @@ impl MeasureArgs {
         let local = LocalArgs { metering: self.metering.clone(), instance: None };
         let meter = self.meter.clone().unwrap_or(otherwise);
         let args = MeterArgs { meter: meter.clone(), local };
-        Ok(Metered { source: args.open()?, subject: meter })
+        Ok(Metered { source: args.open()?, subject: meter, idle_w: None })
+    }
+
+    /// The same of a server at `url` that was not started here.
+    pub fn open_for(&self, url: &str) -> anyhow::Result<Metered> {
+        if self.meter.is_some() {
+            return self.open(Subject::Local);
+        }
+        let local = LocalArgs { metering: self.metering.clone(), instance: None };
+        let (source, subject) = MeterArgs::open_for(local, url)?;
+        Ok(Metered { source, subject, idle_w: None })
     }
 
     /// Whether anything that shows energy was asked for.

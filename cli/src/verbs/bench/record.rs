@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use njoule_energy::bound::{DecodeStep, LimitConstants};
+use njoule_energy::bound::{DecodeStep, LimitConstants, Speeds};
 use njoule_energy::report::{Client, Work};
 use serde_json::{Map, Value, json};
 
@@ -32,6 +32,8 @@ pub struct Run {
     pub work: Work,
     /// Executor steps, where they are known.
     pub steps: Option<u64>,
+    /// Requests under way on average, where that is not `concurrency`.
+    pub mean_running: Option<f64>,
     /// CPU-seconds of what ran the model, where they are known.
     pub cpu_s: Option<f64>,
     /// CPU-seconds of the clients, where they are another process.
@@ -51,25 +53,16 @@ pub struct Run {
 /// The report of `run`, which began at `mark` and ends now.
 pub fn of(metered: &Metered, mark: &Mark, run: &Run, model: &Value) -> Value {
     let name = format!("{}-b{}-p{}-g{}-r{}", run.workload, run.concurrency, run.prompt, run.generated, run.repeat);
-    let tokens = run.work.output_tokens.unwrap_or(0) + run.work.input_tokens.unwrap_or(0);
-    let limit = run.cost.filter(|_| tokens > 0).map(|cost| {
-        // All bytes and operations of the run over its tokens: a step of one sequence that has them.
-        let per_token = |amount: f64| amount / tokens as f64;
-        let step = DecodeStep {
-            weight_bytes: per_token(cost.weight_bytes),
-            active_params: per_token(cost.flops) / 2.0,
-            kv_bytes_per_token: per_token(cost.kv_bytes),
-            batch: 1.0,
-            context: 1.0,
-        };
-        step.least_joules_per_token(&LimitConstants::default(), None)
-    });
+    let limit = run.mean_step().map(|step| step.least_joules_per_token(&LimitConstants::default(), None));
     let mut report = metered.source.since(mark, &name, &metered.subject, |report| {
         let (name, seed) = (Some(run.workload.to_owned()), Some(run.seed));
         report.work = Work { name, seed, ..run.work.clone() };
         report.model = Some(model.clone());
         report.client = Client { own_cpu_s: run.client_cpu_s, ..Client::default() };
-        report.limit_joules_per_token = limit.filter(|_| run.work.output_tokens.is_some());
+        report.limit_joules_per_token = limit;
+        report.idle_baseline_w = metered.idle_w;
+        // All of its sequences run from its first step to its last, and none is followed by another.
+        report.kind = if run.workload.starts_with("decode") { "steady" } else { "full" };
         match run.workload {
             "prefill" => report.buckets.prefill_j = report.joules().map(|j| j.best()),
             "decode" => report.buckets.decode_j = report.joules().map(|j| j.best()),
@@ -85,7 +78,8 @@ pub fn of(metered: &Metered, mark: &Mark, run: &Run, model: &Value) -> Value {
         ("/workload/generated", json!(run.generated)),
         ("/repeat", json!(run.repeat)),
         ("/window/steps", json!(run.steps)),
-        ("/window/mean_running_seqs", json!(run.steps.map(|_| run.concurrency))),
+        ("/window/mean_running_seqs", json!(run.mean_running.or(run.steps.map(|_| run.concurrency as f64)))),
+        ("/metrics/pj_per_weight_bit", json!(pj_per_weight_bit(&report, run))),
         ("/metrics/ttft_s", quantiles(&run.ttft)),
         ("/metrics/itl_s", quantiles(&run.itl)),
         ("/cpu_s", json!(cpu_s)),
@@ -94,11 +88,60 @@ pub fn of(metered: &Metered, mark: &Mark, run: &Run, model: &Value) -> Value {
     ] {
         put(&mut report, path, value);
     }
+    if too_short(&report) {
+        flag(&mut report, "short_window");
+    }
     // Of a server whose CPU time nobody knows it cannot be told from others'.
     if let Some(cpu_s) = cpu_s {
         other_load(&mut report, cpu_s + run.client_cpu_s.unwrap_or(0.0));
     }
     report
+}
+
+impl Run {
+    /// All bytes and operations of a decode over its tokens: a step of one sequence that has them.
+    fn mean_step(&self) -> Option<DecodeStep> {
+        let tokens = self.work.output_tokens.filter(|n| *n > 0)? + self.work.input_tokens.unwrap_or(0);
+        let cost = self.cost?;
+        let per_token = |amount: f64| amount / tokens as f64;
+        Some(DecodeStep {
+            weight_bytes: per_token(cost.weight_bytes),
+            active_params: per_token(cost.flops) / 2.0,
+            kv_bytes_per_token: per_token(cost.kv_bytes),
+            batch: 1.0,
+            context: 1.0,
+        })
+    }
+
+    /// Puts the bound with the watts that always flow, which need the machine's speeds, in the place of that without them.
+    pub fn bound_with(&self, report: &mut Value, idle_w: f64, speeds: Speeds) {
+        let Some(step) = self.mean_step() else { return };
+        let constants = LimitConstants { p_static_w: Some(idle_w), ..LimitConstants::default() };
+        let least = step.least_joules_per_token(&constants, Some(speeds));
+        let ratio = report["metrics"]["joules_per_output_token"].as_f64().map(|joules| joules / least);
+        for (path, value) in [
+            ("/metrics/limit_tokens_per_joule", json!(1.0 / least)),
+            ("/metrics/limit_ratio", json!(ratio)),
+            ("/metrics/limit_constants", json!(constants)),
+        ] {
+            put(report, path, value);
+        }
+    }
+}
+
+/// Joules of a decode step over the bits of weights that it reads.
+fn pj_per_weight_bit(report: &Value, run: &Run) -> Option<f64> {
+    let bytes = run.cost.filter(|_| run.work.output_tokens.is_some())?.weight_bytes;
+    let joules = report["energy"]["total_j"].as_f64().filter(|_| bytes > 0.0)?;
+    Some(1e12 * joules / (8.0 * bytes))
+}
+
+/// Whether joules are of a shorter time than an honest comparison has: half a minute, or 200 renewals of a meter that counts.
+fn too_short(report: &Value) -> bool {
+    let meters = report["meters"].as_array().into_iter().flatten();
+    let periods = meters.filter(|m| m["counts_in_total"] == true).filter_map(|m| m["update_period_s"].as_f64());
+    let least = periods.map(|period| PERIODS * period).fold(LEAST_S, f64::max);
+    report["energy"]["total_j"].is_number() && report["window"]["duration_s"].as_f64().is_some_and(|s| s < least)
 }
 
 /// Puts `value` where `path` says; what an agent sent in the place of an object gives way to one.
@@ -175,10 +218,18 @@ pub fn percentile(sorted: &[f64], share: f64) -> Option<f64> {
     sorted.get(at.max(1) - 1).copied()
 }
 
-/// The `model` object of a report.
+/// The `model` object of a report. What the published form has and `fields` have not is null.
 pub fn model(fields: &[(&str, Value)]) -> Value {
-    fields.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect::<Map<_, _>>().into()
+    let mut model: Map<String, Value> = fields.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+    for key in ["sha256", "params", "active_params", "weight_bytes", "kv_bytes_per_token", "weight_dtype", "tp"] {
+        model.entry(key).or_insert(Value::Null);
+    }
+    model.into()
 }
+
+/// Seconds that joules need at least, and renewals of a meter's value.
+const LEAST_S: f64 = 30.0;
+const PERIODS: f64 = 200.0;
 
 /// Share of the machine's CPU time that others may have before a run says so.
 const OTHER_LOAD: f64 = 0.05;
@@ -211,6 +262,33 @@ mod tests {
         assert_eq!(reports[0]["validity"]["flags"], json!([]));
         assert_eq!(reports[1]["validity"], json!({"ok": false, "flags": ["output_mismatch"]}));
         assert_eq!(reports[2]["quality"]["perplexity"], 7.5);
+    }
+
+    #[test]
+    fn joules_of_a_short_time_are_flagged_and_unknown_ones_are_not() {
+        let report = |seconds: f64, joules: Value, period: f64| {
+            json!({
+                "energy": {"total_j": joules}, "window": {"duration_s": seconds},
+                "meters": [{"counts_in_total": true, "update_period_s": period}],
+            })
+        };
+        assert!(too_short(&report(29.0, json!(5.0), 1e-3)) && !too_short(&report(30.0, json!(5.0), 1e-3)));
+        assert!(too_short(&report(39.0, json!(5.0), 0.2)) && !too_short(&report(0.1, Value::Null, 1e-3)));
+    }
+
+    /// A step that reads 1e9 bytes and takes 1.6 J: 200 pJ a bit. With idle watts the bound has them for the time it takes.
+    #[test]
+    fn bounds_and_bits_follow_from_the_steps() {
+        let cost = njoule_runtime::backend::Cost { flops: 4e9, weight_bytes: 2e9, kv_bytes: 0.0 };
+        let work = Work { output_tokens: Some(4), ..Work::default() };
+        let run = Run { workload: "decode", cost: Some(cost), work, ..Run::default() };
+        let mut report = json!({"energy": {"total_j": 3.2}, "metrics": {"joules_per_output_token": 0.8}});
+        assert!((pj_per_weight_bit(&report, &run).unwrap() - 200.0).abs() < 1e-9);
+        run.bound_with(&mut report, 10.0, Speeds { bytes_per_s: 1e9, flops_per_s: 1e12 });
+        // 0.5 s of reading at 10 W, and what moves and computes 0.5e9 bytes and 1e9 operations.
+        let least = 5.0 + 8.0 * 3.9e-12 * 0.5e9 + 0.71e-12 * 1e9;
+        assert!((report["metrics"]["limit_ratio"].as_f64().unwrap() - 0.8 / least).abs() < 1e-9, "{report}");
+        assert_eq!(report["metrics"]["limit_constants"]["p_static_w"], 10.0);
     }
 
     #[test]

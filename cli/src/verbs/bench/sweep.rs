@@ -9,11 +9,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use njoule_energy::bound::Speeds;
 use njoule_energy::report::Work;
+use njoule_models::cost::Span;
+use njoule_models::program::Program;
 use njoule_runtime::backend::Capacity;
 use serde_json::{Value, json};
 
 use super::case::{Bench, Case, Phase, Row, median};
+use super::identity;
 use super::lines::Lines;
 use super::load::LoadArgs;
 use super::measure::{MeasureArgs, Metered};
@@ -24,7 +28,7 @@ use super::table::Report;
 use crate::args::{ModelArgs, UsageError};
 use crate::session::backend::{AnyBackend, Loaded};
 use crate::session::options::kv_name;
-use crate::session::{Model, RunArgs, timing};
+use crate::session::{Model, RunArgs, kv_bytes_per_token, timing};
 use crate::verbs::energy::subject::{Mark, Subject};
 use crate::verbs::{Context, proc_status_bytes, score};
 
@@ -43,11 +47,14 @@ pub struct SweepArgs {
     #[arg(long, short = 'g', value_name = "N,N,...", value_delimiter = ',', default_value = "64")]
     r#gen: Vec<usize>,
     /// Runs of each case; the median counts
-    #[arg(long, short = 'r', default_value = "3", value_name = "N")]
+    #[arg(long, short = 'r', default_value = "5", value_name = "N")]
     repeat: NonZero<usize>,
-    /// Run each phase again and again for at least this long, for meters that are slow
-    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "0", conflicts_with = "endpoint")]
+    /// Run each phase, or the load on a server, again and again for at least this long, for meters that are slow
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "0")]
     min_seconds: f64,
+    /// Measure for this long first, with the model loaded and nothing to do: watts of the idle baseline
+    #[arg(long, value_name = "SECONDS", value_parser = crate::verbs::energy::seconds)]
+    idle: Option<f64>,
     /// Do not measure the machine's bandwidth and peak
     #[arg(long)]
     no_roofline: bool,
@@ -83,7 +90,14 @@ impl SweepArgs {
             }
             let name = self.model.positional.as_deref().or(self.model.model.as_deref());
             let cases = self.cases();
-            let wanted = super::load::Wanted { name, cases: &cases, repeat: self.repeat.get(), json: self.json };
+            let wanted = super::load::Wanted {
+                name,
+                cases: &cases,
+                repeat: self.repeat.get(),
+                json: self.json,
+                least: Duration::from_secs_f64(self.min_seconds),
+                idle: self.idle,
+            };
             return self.load.run(endpoint, &wanted, &self.measure, context);
         }
         self.sweep(context)
@@ -120,15 +134,14 @@ impl SweepArgs {
                 max_len: longest,
             }
         };
-        let metered = self.measure.open(Subject::Local)?;
+        let mut metered = self.measure.open(Subject::Local)?;
         let Loaded { capacity, mut executor, backend, reason } = options.load(&model, capacity, context)?;
         timing::mark("weights packed, plan made");
-        if backend.name() == "neuron" && self.min_seconds < NEURON_SECONDS && self.measure.wants_energy() {
-            return Err(UsageError(format!(
-                "the Neuron driver has one figure a minute, and three whole minutes are needed: --min-seconds {NEURON_SECONDS}"
-            ))
-            .into());
+        let wants_energy = self.measure.wants_energy() || (self.json && metered.source.has_devices());
+        if backend.name() == "neuron" && self.min_seconds < NEURON_SECONDS && wants_energy {
+            return Err(too_short().into());
         }
+        metered.idle(self.idle, context)?;
 
         let types = backend.stored_types(&model)?;
         let described = record::model(&[
@@ -139,6 +152,12 @@ impl SweepArgs {
             ("quant", json!(options.quant_name())),
             ("stored_bytes", json!(types)),
             ("weight_bytes", json!(types.values().sum::<usize>())),
+            ("weight_dtype", json!(types.iter().max_by_key(|(_, bytes)| **bytes).map(|(name, _)| *name))),
+            ("params", json!(model.program.parameters())),
+            ("active_params", json!(active_params(&model.program))),
+            ("kv_bytes_per_token", json!(kv_bytes_per_token(&model.program, backend.kv_type()))),
+            // How many cores an artifact is divided over is its own affair.
+            ("tp", json!((backend.name() != "neuron").then_some(1))),
             ("kv_type", json!(kv_name(backend.kv_type()))),
             ("threads", json!(options.threads)),
         ]);
@@ -146,9 +165,10 @@ impl SweepArgs {
         let bench = Bench::new(&mut *executor, capacity, model.program.vocab()).recording(steps);
         let least = Duration::from_secs_f64(self.min_seconds);
         let log = step_log.as_mut();
-        let mut rounds = Rounds { bench, least, metered: &metered, model: &described, reports: vec![], log };
+        let (runs, reports) = (vec![], vec![]);
+        let mut rounds = Rounds { bench, least, metered: &metered, model: &described, runs, reports, log };
         let rows = rounds.all(&cases, self.repeat.get(), context)?;
-        let mut reports = rounds.reports;
+        let (runs, mut reports) = (rounds.runs, rounds.reports);
         step_log.map_or(Ok(()), Lines::finish)?;
         let peak_memory = proc_status_bytes("VmHWM:");
         let memory = executor.memory();
@@ -157,6 +177,14 @@ impl SweepArgs {
             None => None,
             Some(kernels) => Some(Roofline::measure(kernels, &types, options.threads)?),
         };
+        if let Some((idle_w, roofline)) = metered.idle_w.zip(roofline) {
+            let speeds = Speeds { bytes_per_s: roofline.bandwidth, flops_per_s: roofline.peak };
+            runs.iter().zip(&mut reports).for_each(|(run, report)| run.bound_with(report, idle_w, speeds));
+        }
+        if self.measure.wants_energy() {
+            let sha256 = json!(model.path().and_then(identity::sha256));
+            reports.iter_mut().for_each(|report| report["model"]["sha256"] = sha256.clone());
+        }
         let name = model.name.clone();
         let perplexity = text.map(|text| score::perplexity(model, &text, &options, context)).transpose()?;
         record::finish(&mut reports, perplexity);
@@ -201,6 +229,8 @@ struct Rounds<'a> {
     least: Duration,
     metered: &'a Metered,
     model: &'a Value,
+    /// What the reports are of.
+    runs: Vec<Run>,
     reports: Vec<Value>,
     /// Where every step goes.
     log: Option<&'a mut Lines>,
@@ -237,11 +267,11 @@ impl Rounds<'_> {
                 };
                 let mark = self.metered.source.mark();
                 let prefill = self.bench.prefill(case, self.least)?;
-                self.report(&mark, &phase_run(run("prefill"), &prefill))?;
+                self.report(&mark, phase_run(run("prefill"), &prefill))?;
                 phases[at][0].push(prefill);
                 let mark = self.metered.source.mark();
                 if let Some(decode) = self.bench.decode(case, self.least)? {
-                    self.report(&mark, &phase_run(run("decode"), &decode))?;
+                    self.report(&mark, phase_run(run("decode"), &decode))?;
                     phases[at][1].push(decode);
                 }
             }
@@ -260,12 +290,13 @@ impl Rounds<'_> {
 
 impl Rounds<'_> {
     /// Of the phase that was run last, which began at `mark`.
-    fn report(&mut self, mark: &Mark, run: &Run) -> anyhow::Result<()> {
-        let report = record::of(self.metered, mark, run, self.model);
+    fn report(&mut self, mark: &Mark, run: Run) -> anyhow::Result<()> {
+        let report = record::of(self.metered, mark, &run, self.model);
         if let (Some(log), Some(steps)) = (&mut self.log, self.bench.steps()) {
             steps.write(&report, log)?;
         }
         self.reports.push(report);
+        self.runs.push(run);
         Ok(())
     }
 }
@@ -304,6 +335,18 @@ fn progress(context: &Context<'_>, text: &str) {
     if context.progress_line() {
         eprint!("\r\x1b[K{text} ...");
     }
+}
+
+/// Parameters that a token passes: of experts, those that it is sent to.
+fn active_params(program: &Program) -> u64 {
+    Span { rows: 1, context: 0, outputs: 1 }.cost(program).linear_flops / 2
+}
+
+/// Why a run on Neuron devices is refused.
+pub fn too_short() -> UsageError {
+    UsageError(format!(
+        "the Neuron driver has one figure a minute, and three whole minutes are needed: --min-seconds {NEURON_SECONDS}"
+    ))
 }
 
 /// Rows of a step, as in the engine.

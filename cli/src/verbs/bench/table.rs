@@ -100,7 +100,7 @@ impl Report<'_> {
         let tokens: Option<f64> = runs.iter().map(|r| super::reports::tokens(r)).sum();
         let first = runs.first().filter(|_| joules.is_some());
         json!({
-            "joules": joules,
+            "total_j": joules,
             "joules_per_token": joules.zip(tokens).filter(|(_, n)| *n > 0.0).map(|(j, n)| j / n),
             "method": first.map(|r| &r["energy"]["method"]),
             "boundary": first.map(|r| &r["energy"]["boundary"]),

@@ -68,11 +68,7 @@ impl Args {
         let source = self.meters.open()?;
         let interrupt = Interrupt::install()?;
         let subject = &self.meters.meter;
-        let idle_w = self.idle.and_then(|seconds| {
-            let mark = source.mark();
-            wait(Duration::from_secs_f64(seconds), &interrupt);
-            source.since(&mark, "idle", subject, |r| r.kind = "idle")["metrics"]["mean_power_w"].as_f64()
-        });
+        let idle_w = self.idle.and_then(|seconds| source.idle_w(seconds, subject, &interrupt));
         if interrupt.pressed() {
             return Err(Interrupted.into());
         }

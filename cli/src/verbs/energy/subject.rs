@@ -12,7 +12,10 @@ use njoule_energy::meter::feed::SharedCommand;
 use njoule_energy::{Meters, Report, Root, Snapshot, Wanted, Window};
 use serde_json::Value;
 
+use super::place::is_here;
+use super::watch::wait;
 use crate::args::UsageError;
+use crate::session::Interrupt;
 use crate::session::metering::MeteringArgs;
 
 /// Arguments that choose meters.
@@ -137,10 +140,21 @@ impl Polled {
         Snapshot { conditions, ..self.snapshot() }
     }
 
-    /// The same at its end, and behind it.
+    /// The same at its end, and behind it. The end is now: a feed's command that takes its time is waited for afterwards,
+    /// and the stamp of what it says tells how far behind the end that is.
     pub fn end(&self) -> Snapshot {
-        let end = self.snapshot();
+        let end = self.now();
         Snapshot { conditions: Some(Conditions::read(&self.root)), ..end }
+    }
+
+    /// Where all stand now, as far as feeds' commands can say.
+    fn now(&self) -> Snapshot {
+        let mut now = lock(&self.meters).snapshot();
+        if !self.commands.is_empty() {
+            self.commands.iter().for_each(|command| command.run_if_it_answers());
+            lock(&self.meters).refresh(&mut now);
+        }
+        now
     }
 
     /// Where all stand. Waits for the command of a feed, if there is one, and holds nobody else up meanwhile.
@@ -153,6 +167,7 @@ impl Polled {
 impl Drop for Polled {
     fn drop(&mut self) {
         self.stop = None;
+        self.commands.iter().for_each(|command| command.stop());
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -170,6 +185,8 @@ pub enum Source {
     Here(Polled),
     /// An agent.
     There(String),
+    /// Nobody, and why: all that is known is the time.
+    Nobody(String),
 }
 
 /// A beginning.
@@ -187,6 +204,22 @@ enum Beginning {
 }
 
 impl MeterArgs {
+    /// Opens what can tell of a server at `url`, of which nobody said who meters it: this machine's meters if it is here, else
+    /// nobody. A client's joules are never a server's.
+    pub fn open_for(local: LocalArgs, url: &str) -> anyhow::Result<(Source, Subject)> {
+        if is_here(url) {
+            let args = MeterArgs { meter: Subject::Local, local };
+            return Ok((args.open()?, args.meter));
+        }
+        if let Some(flag) = local.first_given() {
+            return Err(UsageError(format!("{flag} is about this machine's meters, and {url} is not on this host: --meter local says that they are the server's all the same, --meter URL asks an agent there")).into());
+        }
+        let why = format!(
+            "{url} is not on this host, and no --meter says who meters it (njoule energy serve there, --meter http://HOST:9788 here)"
+        );
+        Ok((Source::Nobody(why), Subject::Agent(url.to_owned())))
+    }
+
     /// Opens what was asked for.
     pub fn open(&self) -> anyhow::Result<Source> {
         if matches!(self.meter, Subject::Agent(_))
@@ -209,15 +242,34 @@ impl Source {
         Mark::now(match self {
             Source::Here(meters) => Ok(Beginning::Here(Box::new(meters.begin()))),
             Source::There(url) => ask(url, None).map(Beginning::There),
+            Source::Nobody(reason) => Err(reason.clone()),
         })
+    }
+
+    /// Whether there are Neuron devices, whose driver has one figure a minute.
+    pub fn has_devices(&self) -> bool {
+        match self {
+            Source::Here(meters) => !meters.snapshot().neuron.is_empty(),
+            Source::There(url) => {
+                ask(url, None).is_ok_and(|told| told["neuron"].as_array().is_some_and(|n| !n.is_empty()))
+            }
+            Source::Nobody(_) => false,
+        }
+    }
+
+    /// Watts while this process waits for so long; `None` where no meter says.
+    pub fn idle_w(&self, seconds: f64, subject: &Subject, interrupt: &Interrupt) -> Option<f64> {
+        let mark = self.mark();
+        wait(Duration::from_secs_f64(seconds), interrupt);
+        self.since(&mark, "idle", subject, |r| r.kind = "idle")["metrics"]["mean_power_w"].as_f64()
     }
 
     /// The report since `mark`, which becomes its end. An agent's end is asked for right after its report.
     pub fn lap(&self, mark: &mut Mark, run_id: &str, subject: &Subject) -> Value {
         let end = match self {
             // Not so often: a look at every processor's files costs more than the meters.
-            Source::Here(meters) => Some(meters.snapshot()),
-            Source::There(_) => None,
+            Source::Here(meters) => Some(meters.now()),
+            Source::There(_) | Source::Nobody(_) => None,
         };
         let report = self.until(mark, end.as_ref(), run_id, subject, |_| {});
         *mark = match end {

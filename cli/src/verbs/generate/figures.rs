@@ -90,10 +90,10 @@ impl Spent {
             }
             Spent::Answer(used) => {
                 let used = used.as_ref();
-                (used.and_then(|u| u.joules), used.and_then(|u| u.method), used.map(|u| u.cpu_s))
+                (used.and_then(|u| u.total_j), used.and_then(|u| u.method), used.map(|u| u.cpu_s))
             }
         };
-        json!({"joules": joules, "method": method, "cpu_s": cpu_s})
+        json!({"total_j": joules, "method": method, "cpu_s": cpu_s})
     }
 }
 

@@ -12,13 +12,15 @@ use super::{EnergyStats, RequestEnergy};
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Energy {
     /// Best value, shares of idle power included.
-    pub joules: Option<f64>,
+    pub total_j: Option<f64>,
     /// Its interval.
     pub low_j: Option<f64>,
     /// Its interval.
     pub high_j: Option<f64>,
     /// How it was obtained.
     pub method: Option<&'static str>,
+    /// The further end of its interval from it, over it; null where there is no interval.
+    pub rel_unc: Option<f64>,
     /// Of it, what went for prompts.
     pub prefill_j: Option<f64>,
     /// Of it, what went for answers.
@@ -43,10 +45,11 @@ impl From<RequestEnergy> for Energy {
     fn from(used: RequestEnergy) -> Energy {
         let part = |i: usize| used.parts.map(|parts| parts[i]);
         Energy {
-            joules: used.joules.map(|j| j.best()),
+            total_j: used.joules.map(|j| j.best()),
             low_j: used.joules.and_then(|j| j.low()),
             high_j: used.joules.and_then(|j| j.high()),
             method: used.method.filter(|_| used.joules.is_some()).map(|method| method.name()),
+            rel_unc: used.joules.and_then(|j| uncertainty(j.best(), j.bounds()?)),
             prefill_j: part(0),
             decode_j: part(1),
             wasted_j: part(2),
@@ -64,10 +67,13 @@ impl Energy {
     /// Both; of one engine, whose method is one.
     pub fn plus(self, other: Energy) -> Energy {
         let sum = |a: Option<f64>, b: Option<f64>| a.zip(b).map(|(a, b)| a + b);
+        let total_j = sum(self.total_j, other.total_j);
+        let (low_j, high_j) = (sum(self.low_j, other.low_j), sum(self.high_j, other.high_j));
         Energy {
-            joules: sum(self.joules, other.joules),
-            low_j: sum(self.low_j, other.low_j),
-            high_j: sum(self.high_j, other.high_j),
+            total_j,
+            low_j,
+            high_j,
+            rel_unc: total_j.zip(low_j.zip(high_j)).and_then(|(best, bounds)| uncertainty(best, bounds)),
             method: self.method.and(other.method),
             prefill_j: sum(self.prefill_j, other.prefill_j),
             decode_j: sum(self.decode_j, other.decode_j),
@@ -83,13 +89,13 @@ impl Energy {
 
     /// As the response header has it.
     pub fn header(&self) -> String {
-        let joules = self.joules.map_or("null".to_owned(), |joules| format!("{joules:.6}"));
-        format!("joules={joules};method={};cpu_s={:.6}", self.method.unwrap_or("null"), self.cpu_s)
+        let joules = self.total_j.map_or("null".to_owned(), |joules| format!("{joules:.6}"));
+        format!("total_j={joules};method={};cpu_s={:.6}", self.method.unwrap_or("null"), self.cpu_s)
     }
 
     /// For a person.
     pub fn text(&self) -> String {
-        text(self.joules.zip(self.method), self.low_j.zip(self.high_j), self.cpu_s)
+        text(self.total_j.zip(self.method), self.low_j.zip(self.high_j), self.cpu_s)
     }
 }
 
@@ -115,7 +121,7 @@ impl EnergyStats {
         }
         let described = |key: &str| meters.and_then(|meters| meters.get(key)).cloned();
         json!({
-            "joules": joules,
+            "total_j": joules,
             "low_j": self.joules.and_then(|j| j.low()),
             "high_j": self.joules.and_then(|j| j.high()),
             "method": self.method.map(|method| method.name()),
@@ -156,6 +162,11 @@ impl EnergyStats {
         let known = joules.map(|j| j.best()).zip(method.map(|method| method.name()));
         text(known, joules.and_then(|j| j.bounds()), cpu_s)
     }
+}
+
+/// How far the true value may be off, over the best one.
+fn uncertainty(best: f64, (low, high): (f64, f64)) -> Option<f64> {
+    (best > 0.0).then(|| (high - best).max(best - low) / best)
 }
 
 /// A split of utilisation-seconds.
@@ -200,6 +211,11 @@ mod tests {
             "2.000 J (measured, uncertainty unknown), CPU 0.250 s"
         );
         assert_eq!(of(Some(Method::Measured), None), "unknown, CPU 0.250 s");
+        // The further end counts, also of a sum.
+        let used = RequestEnergy { joules: within, method: Some(Method::Measured), ..RequestEnergy::default() };
+        let (one, unsure) = (Energy::from(used), Energy::from(RequestEnergy { joules: Joules::new(2.0), ..used }));
+        assert_eq!((one.rel_unc, one.plus(one).rel_unc), (Some(1.0), Some(1.0)));
+        assert_eq!((unsure.rel_unc, one.plus(unsure).rel_unc), (None, None));
         // Joules of a part of the time are not those of the whole.
         let joules = within;
         let method = Some(Method::Derived);
@@ -208,7 +224,7 @@ mod tests {
         for part in [EnergyStats { unknown_s: 0.1, ..whole }, EnergyStats { load_known: false, ..whole }] {
             assert_eq!(part.text(), "unknown, CPU 0.250 s");
             let told = part.whole().json(Some(&json!({"reasons": [], "meters": []})));
-            assert!(told["joules"].is_null() && told["method"].is_null() && told["low_j"].is_null(), "{told}");
+            assert!(told["total_j"].is_null() && told["method"].is_null() && told["low_j"].is_null(), "{told}");
             assert_eq!(told["reasons"], json!(["the meters did not tell a part of the time"]));
         }
         // Of a server: what is known of it, and no 0 for what is not.
