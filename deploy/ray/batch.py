@@ -5,12 +5,11 @@
 
 Each actor has a `njoule serve` of its own and keeps `--concurrency` rows in it, which fills its batch. A server that dies is
 started anew and the rows that it had are asked again; so are rows that it says it may answer later. An actor that dies is
-started anew by Ray and its blocks are run again. A row that cannot be answered has its error: none is lost. On Neuron:
---neuron-cores 2.
+started anew by Ray and its blocks are run again. A row that cannot be answered, or is none, has its error: none is lost. On
+Neuron: --neuron-cores 2.
 """
 
 import argparse
-import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import ray
 
+import rows
 from njoule_process import start
 
 # Of a row whose server dies or has no room.
@@ -55,14 +55,14 @@ class Answer:
     def __call__(self, block: dict) -> dict:
         return {"line": list(self.pool.map(self.answer, block["text"]))}
 
-    def ask(self, row: dict) -> httpx.Response | None:
+    def ask(self, url: str, body: bytes) -> httpx.Response | None:
         """The answer, or none where every server died that was asked."""
         for attempt in range(ATTEMPTS):
             last = attempt + 1 == ATTEMPTS
             with self.lock:
                 process, client = self.process, self.client
             try:
-                answer = client.post(row["url"], json=row["body"])
+                answer = client.post(url, content=body, headers={"content-type": "application/json"})
             except httpx.TransportError:
                 # Also after the last one: others have rows there.
                 self._replace(process)
@@ -71,23 +71,24 @@ class Answer:
             if last or not again:
                 return answer
             # Its own estimate of when there will be room.
-            time.sleep(min(float(answer.headers.get("retry-after", 1)), 60.0))
+            time.sleep(rows.patience(answer.headers.get("retry-after")))
 
     def answer(self, text: str) -> str:
-        row = json.loads(text)
-        answer = self.ask(row)
-        if answer is None:
-            error = {"code": "server_lost", "message": f"{ATTEMPTS} servers were lost while they had it"}
-            return json.dumps({"id": "batch_req_lost", "custom_id": row["custom_id"], "response": None, "error": error})
-        response = {"status_code": answer.status_code, "request_id": answer.headers.get("x-request-id"), "body": answer.json()}
-        error = None if answer.status_code == 200 else answer.json()["error"]
-        return json.dumps({"id": f"batch_req_{response['request_id']}", "custom_id": row["custom_id"], "response": response, "error": error})
+        """The record of a row."""
+        try:
+            custom_id, url, body = rows.request(text)
+            answer = self.ask(url, body)
+            if answer is None:
+                raise rows.Refused("server_lost", f"{ATTEMPTS} servers were lost while they had it", custom_id)
+        except rows.Refused as refused:
+            return refused.record()
+        return rows.record(custom_id, answer.status_code, answer.headers.get("x-request-id"), answer.text)
 
 
 def run(model, source, output, replicas=2, neuron_cores=0, concurrency=16, block=16, arguments=()):
     resources = {"resources": {"neuron_cores": neuron_cores}} if neuron_cores else {"num_cpus": 1}
-    rows = ray.data.read_text(source).repartition(target_num_rows_per_block=block)
-    answers = rows.map_batches(
+    lines = ray.data.read_text(source).repartition(target_num_rows_per_block=block)
+    answers = lines.map_batches(
         Answer,
         fn_constructor_args=(model, concurrency, arguments),
         batch_size=block,

@@ -1,4 +1,4 @@
-"""deploy/ray/batch.py on one machine: two actors, one killed midway, every row answered once and right."""
+"""deploy/ray/batch.py on one machine: two actors, one killed midway, every row answered once and right, and those that are none refused."""
 
 import json
 import os
@@ -28,7 +28,8 @@ def servers():
 assert not servers(), "another njoule of this path runs"
 body = lambda i: {"model": "m", "prompt": f"{i % 7} times", "max_tokens": 200, "temperature": 0, "ignore_eos": True}
 (work / "in.jsonl").write_text("".join(
-    json.dumps({"custom_id": f"r{i}", "method": "POST", "url": "/v1/completions", "body": body(i)}) + "\n" for i in range(ROWS)))
+    json.dumps({"custom_id": f"r{i}", "method": "POST", "url": "/v1/completions", "body": body(i)}) + "\n" for i in range(ROWS))
+    + 'no JSON\n{"custom_id": "bad"}\n')
 ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
 killed = []
 
@@ -48,8 +49,11 @@ arguments = ("--served-model-name", "m", "--threads", "1", "--max-num-seqs", "4"
 done = batch.run(MODEL, str(work / "in.jsonl"), str(work / "out.jsonl"), replicas=2, concurrency=4, block=8, arguments=arguments)
 thread.join()
 ray.shutdown()
-rows = [json.loads(line) for line in open(work / "out.jsonl")]
-assert killed and done == len(rows) == ROWS and {row["custom_id"] for row in rows} == {f"r{i}" for i in range(ROWS)}, len(rows)
+everything = [json.loads(line) for line in open(work / "out.jsonl")]
+rows = [row for row in everything if row["response"]]
+wrong = {(row["custom_id"], row["error"]["code"]) for row in everything if not row["response"]}
+assert wrong == {(None, "invalid_json"), ("bad", "invalid_request")} and done == ROWS + 2 == len(everything), wrong
+assert killed and len(rows) == ROWS and {row["custom_id"] for row in rows} == {f"r{i}" for i in range(ROWS)}, len(rows)
 assert all(row["error"] is None and row["response"]["status_code"] == 200 for row in rows)
 wait_for("nobody is left", lambda: not servers())
 with Server() as server:

@@ -25,7 +25,7 @@ enum By {
     Node(&'static [&'static str]),
 }
 
-const CHECKS: [Check; 8] = [
+const CHECKS: [Check; 9] = [
     Check { name: "openai-python", script: "openai_python.py", by: By::Python(&["openai==3.57.0"]) },
     Check { name: "openai-js", script: "openai_js.mjs", by: By::Node(&["openai@7.59.0"]) },
     Check { name: "anthropic", script: "anthropic_python.py", by: By::Python(&["anthropic==2.14.0"]) },
@@ -40,6 +40,7 @@ const CHECKS: [Check; 8] = [
         script: "ray_serve.py",
         by: By::Python(&["ray[serve,data]==2.60.0", "httpx==0.28.1", "psutil==7.2.2", "openai==3.57.0"]),
     },
+    Check { name: "ray-rows", script: "ray_rows.py", by: By::Python(&["httpx==0.28.1"]) },
     Check {
         name: "ray-data",
         script: "ray_data.py",
