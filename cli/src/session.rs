@@ -99,6 +99,14 @@ impl Model {
 
     /// Starts to build the tokenizer.
     pub fn load_text(&self) -> TextLoader {
+        self.load_text_from(None)
+    }
+
+    /// The same of the one in `directory`, where there is one.
+    pub fn load_text_from(&self, directory: Option<&Path>) -> TextLoader {
+        if let Some(directory) = directory {
+            return TextLoader::start(text::Source::Directory(directory.to_owned()));
+        }
         TextLoader::start(match &self.checkpoint.origin {
             Origin::Gguf(_) => text::Source::Gguf(self.checkpoint.gguf.clone()),
             Origin::Directory(path) => text::Source::Directory(path.clone()),
@@ -158,6 +166,7 @@ impl Model {
             threads: options.threads.get(),
             memory: executor.memory(),
             load: started.elapsed(),
+            compile: backend.compile(),
         };
         let mut config = EngineConfig { limits, ..EngineConfig::new(capacity) };
         options.schedule.apply(&mut config);
@@ -275,6 +284,8 @@ pub struct Facts {
     memory: MemoryUse,
     /// From open files to a ready engine.
     pub load: Duration,
+    /// Of the compiler, for the modules that run, whenever that was.
+    pub compile: Option<Duration>,
 }
 
 impl Facts {

@@ -127,6 +127,11 @@ impl ChatTemplate {
         })
     }
 
+    /// Their sources, by name.
+    pub fn sources(&self) -> &[(String, String)] {
+        &self.sources
+    }
+
     /// The text of a chat, as `apply_chat_template(..., tokenize=False)` gives it.
     pub fn render(&self, input: &ChatInput) -> Result<String, ChatError> {
         if input.continue_final_message && input.add_generation_prompt {

@@ -42,6 +42,8 @@ impl Status {
     pub const SUCCESS: Status = Status(b::NRT_SUCCESS);
     /// Too many scheduled runs.
     pub const QUEUE_FULL: Status = Status(b::NRT_QUEUE_FULL);
+    /// A run that did not finish in time.
+    pub const TIMEOUT: Status = Status(b::NRT_TIMEOUT);
     /// A gather or scatter index out of bounds.
     pub const OUT_OF_BOUNDS: Status = Status(b::NRT_EXEC_OOB);
 

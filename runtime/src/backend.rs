@@ -280,6 +280,11 @@ pub trait Executor: Send {
         Padding::default()
     }
 
+    /// The runtime's own code for why the last step failed, where a device has told one.
+    fn error_code(&self) -> Option<u32> {
+        None
+    }
+
     /// Accelerator cores that a step occupies; `None` where it has none, or they cannot be counted.
     fn cores(&self) -> Option<usize> {
         None

@@ -22,6 +22,7 @@ use crate::request::{CancelToken, EventSink, Request, RequestError, RequestHandl
 
 mod doorbell;
 mod energy;
+mod figures;
 mod inbox;
 mod job;
 mod late;
@@ -40,6 +41,7 @@ mod tests;
 pub use crate::scheduler::{MOST_DRAFTS, Speculate};
 pub(crate) use doorbell::Doorbell;
 pub use energy::{Character, Energy, EnergySource, EnergyStats, Later, Metered, Reading, RequestEnergy, Utilised};
+pub use figures::EngineFigures;
 use inbox::{Inbox, lock};
 use metering::Metering;
 pub use stats::EngineStats;
@@ -214,6 +216,7 @@ struct Shared {
     inbox: Mutex<Inbox>,
     doorbell: Arc<Doorbell>,
     stats: Mutex<EngineStats>,
+    figures: Arc<EngineFigures>,
     ended: Doorbell,
 }
 
@@ -235,11 +238,13 @@ impl Engine {
             inbox: Mutex::new(Inbox::new(config.max_queue, config.max_queued_tokens)),
             doorbell: Arc::new(Doorbell::default()),
             stats: Mutex::new(EngineStats::new(config.capacity.blocks)),
+            figures: Arc::new(EngineFigures::new()),
             ended: Doorbell::default(),
         });
         let metering = {
             let (costs, cores) = (executor.cost_model(), executor.cores());
-            Metering::begin(costs, cores, source, shared.doorbell.clone(), config.energy_wait)?
+            let (doorbell, figures) = (shared.doorbell.clone(), shared.figures.clone());
+            Metering::begin(costs, cores, source, doorbell, figures, config.energy_wait)?
         };
         let meters = Box::new(metering.description());
         let thread = {
@@ -276,6 +281,11 @@ impl Engine {
         stats.queued = inbox.queued() + stats.preempted;
         stats.queued_tokens = inbox.queued_tokens();
         stats
+    }
+
+    /// Distributions over steps and requests.
+    pub fn figures(&self) -> &EngineFigures {
+        &self.owner.shared.figures
     }
 
     /// The meters behind [`EngineStats::energy`] as their source describes them; `None` before the first reading.

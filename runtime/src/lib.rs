@@ -43,6 +43,7 @@
 
 pub mod backend;
 pub mod engine;
+pub mod histogram;
 mod kv;
 pub mod policy;
 pub mod request;

@@ -18,6 +18,7 @@ use crate::error::ApiError;
 use crate::mailbox::Mailbox;
 use crate::metrics::{Metrics, Scrape};
 use crate::model::Model;
+use crate::orca::Load;
 use crate::replicas::{Claim, Replicas};
 use crate::tenant::{Counts, Tenant};
 
@@ -214,6 +215,8 @@ impl App {
                 (None, None) => "",
             },
             stats: model.map(|model| model.engine().stats()),
+            figures: model.map(|model| model.engine().figures()),
+            meters: model.filter(|_| self.config.tells_meters).and_then(|model| model.engine().meters()),
             block_len: config.map_or(0, |config| config.capacity.block_len),
             speculates: config.is_some_and(|c| c.speculate != Speculate::Off && c.limits.can_draft()),
             prefix_cache: config.is_some_and(|config| config.prefix_cache),
@@ -221,12 +224,23 @@ impl App {
             in_flight: self.in_flight(),
             ready: self.is_ready(),
             load_seconds: model.map_or(0.0, |model| model.load().as_secs_f64()),
+            compile_seconds: model.and_then(|model| model.compile()).map(|time| time.as_secs_f64()),
         };
         let own = self.metrics.write(&scrape, self.config.metric_names);
         match self.replicas() {
             Some(replicas) => replicas.figures(&own),
             None => own,
         }
+    }
+
+    /// How full it is; with replicas, all together as of their last figures.
+    pub(crate) fn load(&self) -> Option<Load> {
+        if let Some(replicas) = self.replicas() {
+            return replicas.load_report();
+        }
+        let stats = self.model.get()?.engine().stats();
+        let waiting = stats.queued + self.preparing.load(Ordering::Relaxed);
+        Some(Load { cache: stats.blocks_used as f64 / stats.blocks_total.max(1) as f64, waiting: waiting as f64 })
     }
 
     /// A name that no other request has had.

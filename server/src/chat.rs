@@ -155,8 +155,8 @@ impl Chat {
 
 /// What to look for in the answers to a prompt of `ids`, `structured` where they must look like something.
 pub fn looks(model: &Model, tools: &Tools, structured: bool, ids: &[u32]) -> Looks {
-    let source = model.tokenizer().chat_templates().iter().map(|(_, source)| source.as_str());
-    let source: String = source.collect();
+    let sources = model.template().map_or(&[][..], |template| template.sources());
+    let source: String = sources.iter().map(|(_, source)| source.as_str()).collect();
     let thinks = output::thinks(&source);
     let tail = &ids[ids.len().saturating_sub(PROMPT_TAIL)..];
     let thinking = thinks && output::ends_thinking(&model.tokenizer().decode(tail, false));

@@ -53,6 +53,8 @@ pub struct ServerConfig {
     pub metric_names: Names,
     /// Whether it answers for a server that forwards to it: streams begin with their first token then.
     pub is_replica: bool,
+    /// Whether metrics hold what the meters of the machine tell: of several processes that read the same ones, one does.
+    pub tells_meters: bool,
     /// Whether every answer carries what it has used, and not only those whose request asks by `x-njoule-energy: true`.
     pub usage_energy: bool,
     /// Whether requests may bring their own chat template.
@@ -84,6 +86,7 @@ impl Default for ServerConfig {
             ping_interval: Duration::from_secs(15),
             metric_names: Names::Vllm,
             is_replica: false,
+            tells_meters: true,
             usage_energy: false,
             trust_request_chat_template: false,
         }

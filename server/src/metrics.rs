@@ -2,11 +2,13 @@
 //!
 //! Invariant: what is exported is true. A name of vLLM's is there only if its meaning is; what is unknown is absent.
 
+mod energy;
 mod text;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use njoule_runtime::FinishReason;
+use njoule_runtime::histogram::Histogram;
 use njoule_runtime::request::Usage;
 
 pub use text::{Names, Scrape};
@@ -133,52 +135,6 @@ impl Counter {
     }
 }
 
-/// A distribution over fixed buckets.
-#[derive(Debug)]
-pub struct Histogram {
-    bounds: &'static [f64],
-    /// One per bound and one beyond.
-    counts: Vec<AtomicU64>,
-    /// In millionths: an integer adds without a loop.
-    sum: AtomicU64,
-}
-
-impl Histogram {
-    fn new(bounds: &'static [f64]) -> Histogram {
-        let mut counts = Vec::new();
-        counts.resize_with(bounds.len() + 1, AtomicU64::default);
-        Histogram { bounds, counts, sum: AtomicU64::default() }
-    }
-
-    pub(crate) fn observe(&self, value: f64) {
-        let bucket = self.bounds.partition_point(|bound| *bound < value);
-        self.counts[bucket].fetch_add(1, Ordering::Relaxed);
-        // Saturates; never negative, because durations and counts are not.
-        self.sum.fetch_add((value * 1e6).round() as u64, Ordering::Relaxed);
-    }
-
-    pub(crate) fn observe_count(&self, value: usize) {
-        self.observe(value as f64);
-    }
-
-    fn mean(&self) -> Option<f64> {
-        let (buckets, sum) = self.read();
-        let count = buckets.last().map_or(0, |(_, count)| *count);
-        (count > 0).then(|| sum / count as f64)
-    }
-
-    /// Cumulative counts per bound (the last one is infinite), and the sum.
-    fn read(&self) -> (Vec<(f64, u64)>, f64) {
-        let mut total = 0;
-        let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);
-        let buckets = bounds.zip(&self.counts).map(|(bound, count)| {
-            total += count.load(Ordering::Relaxed);
-            (bound, total)
-        });
-        (buckets.collect(), self.sum.load(Ordering::Relaxed) as f64 / 1e6)
-    }
-}
-
 /// Bounds are those of vLLM 0.32 (`v1/metrics/buckets.py`): dashboards compare servers by them.
 const TTFT: &[f64] = &[
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
@@ -194,19 +150,3 @@ const TOKENS: &[f64] = &[
     1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0, 20000.0, 50000.0, 100000.0,
 ];
 const N: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0];
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_histogram_counts_up_to_and_including_its_bounds() {
-        let histogram = Histogram::new(N);
-        for value in [1.0, 2.0, 2.5, 100.0] {
-            histogram.observe(value);
-        }
-        let (buckets, sum) = histogram.read();
-        let counts: Vec<u64> = buckets.iter().map(|(_, n)| *n).collect();
-        assert_eq!((counts, sum), (vec![1, 2, 3, 3, 3, 4], 105.5));
-    }
-}

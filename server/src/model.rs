@@ -32,6 +32,10 @@ pub struct ModelParts {
     pub defaults: Option<GenerationDefaults>,
     /// What loading took.
     pub load: Duration,
+    /// What compiling its modules took, whenever that was; `None` where nothing was compiled.
+    pub compile: Option<Duration>,
+    /// Seed of requests that give none; each is drawn with one of its own where there is none.
+    pub seed: Option<u64>,
 }
 
 /// The model that is served.
@@ -51,7 +55,7 @@ impl Model {
     pub fn new(parts: ModelParts) -> Model {
         let capacity = parts.engine.config().capacity;
         let max_len = capacity.max_len.min(capacity.blocks * capacity.block_len);
-        let sampling = defaults(parts.defaults.as_ref());
+        let sampling = SamplingParams { seed: parts.seed, ..defaults(parts.defaults.as_ref()) };
         Model { parts, grammars: Grammars::default(), created: unix_seconds(), max_len, sampling }
     }
 
@@ -88,6 +92,11 @@ impl Model {
     /// What loading took.
     pub fn load(&self) -> Duration {
         self.parts.load
+    }
+
+    /// What compiling took.
+    pub fn compile(&self) -> Option<Duration> {
+        self.parts.compile
     }
 
     /// Size of the vocabulary that logits have.

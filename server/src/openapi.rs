@@ -100,6 +100,9 @@ fn operation(route: Route, method: &str) -> Value {
         Route::Live => ("Whether the engine is not lost", None, Answer::Empty, false),
         Route::Ready => ("Whether new requests are taken", None, Answer::Empty, false),
         Route::Health => ("Whether the model is loaded and the engine alive", None, Answer::Empty, false),
+        Route::Replicas => {
+            ("What is going on with the replicas, where there are any", None, Answer::Json("Replicas"), false)
+        }
         Route::Metrics => ("Figures in Prometheus' format", None, Answer::Text, false),
         Route::Energy => ("Energy and CPU time so far, by which meters", None, Answer::Json("Energy"), false),
         Route::OneEnergy => (
@@ -139,6 +142,9 @@ fn operation(route: Route, method: &str) -> Value {
     if streamed {
         operation["parameters"] = json!([{"name": HEADER, "in": "header", "required": false,
             "description": "true or 1: usage.energy says what the answer has used, and where it is not streamed this header as well",
+            "schema": {"type": "string"}},
+            {"name": "endpoint-load-metrics-format", "in": "header", "required": false,
+            "description": "TEXT or JSON: the header endpoint-load-metrics of the answer says how full the server is (ORCA)",
             "schema": {"type": "string"}}]);
     }
     if let Some(name) = body {
@@ -172,7 +178,7 @@ fn statuses(route: Route) -> Vec<(u16, &'static str)> {
     if route == Route::OneEnergy {
         all.push((404, "no such answer of yours is kept: the id, no usage.energy, or too long ago"));
     }
-    if !matches!(route, Route::Version | Route::Metrics | Route::OpenApi) {
+    if !matches!(route, Route::Version | Route::Replicas | Route::Metrics | Route::OpenApi) {
         all.push((503, "loading, draining, or full: come back after retry-after"));
     }
     all.sort_unstable();

@@ -247,8 +247,12 @@ fn sampling(fields: &mut Fields, model: &Model) -> Field<SamplingParams> {
         presence_penalty: fields.number("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0),
         frequency_penalty: fields.number("frequency_penalty", -2.0..=2.0)?.unwrap_or(0.0),
         logit_bias: logit_bias(fields.object("logit_bias")?.unwrap_or_default(), model.vocab())?,
-        // -1 is any seed, to vLLM and llama.cpp.
-        seed: fields.integer("seed", i64::MIN..=i64::MAX)?.filter(|seed| *seed != -1).map(i64::cast_unsigned),
+        seed: match fields.integer("seed", i64::MIN..=i64::MAX)? {
+            None => defaults.seed,
+            // Any seed, to vLLM and llama.cpp.
+            Some(-1) => None,
+            Some(seed) => Some(seed.cast_unsigned()),
+        },
     })
 }
 

@@ -30,6 +30,7 @@ use tokio::task::JoinSet;
 
 use crate::app::App;
 use crate::metrics::Counter;
+use crate::orca::Load;
 use crate::tenant::Tenant;
 use aggregate::Figures;
 use dispatch::{Dispatch, Keys, Policy, Standing};
@@ -417,7 +418,7 @@ impl Replicas {
         while tasks.join_next().await.is_some() {}
     }
 
-    /// For `/health`.
+    /// For `/replicas`.
     pub(crate) fn describe(&self) -> Value {
         let mut ready = 0;
         let members = self.members.iter().enumerate().map(|(replica, member)| {
@@ -513,6 +514,19 @@ impl Replicas {
         let gauges = own.split_inclusive('\n').filter(|line| OWN.iter().any(|name| line.contains(name)));
         gauges.for_each(|line| text.push_str(line));
         text + &self.own_figures()
+    }
+
+    /// How full those are that have told their figures: shares averaged, those who wait added up.
+    pub(crate) fn load_report(&self) -> Option<Load> {
+        let told = self.members.iter().filter_map(|member| {
+            let now = member.now();
+            let figures = now.figures.as_ref()?;
+            let of = |name| figures.value(name, "");
+            Some((of("njoule_kv_cache_usage_ratio")?, of("njoule_num_requests_waiting")?))
+        });
+        let told: Vec<(f64, f64)> = told.collect();
+        let (cache, waiting) = told.iter().fold((0.0, 0.0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        (!told.is_empty()).then(|| Load { cache: cache / told.len() as f64, waiting })
     }
 
     /// Figures of replicas as such.

@@ -22,7 +22,7 @@ use crate::openapi;
 use crate::replicas::{find, proxy};
 use crate::respond::{self, Dialect, Reply};
 use crate::tenant::Tenant;
-use crate::tokenize;
+use crate::{orca, tokenize, trace};
 
 /// Answers a request that came from `peer`.
 pub async fn handle(app: Arc<App>, peer: Tenant, request: Request<Incoming>) -> Response<Body> {
@@ -32,12 +32,14 @@ pub async fn handle(app: Arc<App>, peer: Tenant, request: Request<Incoming>) -> 
         _in_flight: app.enter(),
         start: Instant::now(),
         id: id.clone(),
+        trace: trace::id(request.headers()).map(str::to_owned),
         method: request.method().clone(),
         path,
         status: 0,
     };
     let route = Route::of(&access.path);
     let dialect = route.map_or(Dialect::OpenAi, Route::dialect);
+    let report = orca::asked(request.headers()).filter(|_| route.is_some_and(Route::runs));
     let page = app.origins.of(request.headers());
     let preflight = page.as_ref().and_then(|page| page.preflight(request.method(), request.headers()));
     let mut response = match (preflight, refuse_early(&app, peer, &request, route)) {
@@ -63,6 +65,9 @@ pub async fn handle(app: Arc<App>, peer: Tenant, request: Request<Incoming>) -> 
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(HeaderName::from_static("x-request-id"), id);
     }
+    if let Some(form) = report {
+        orca::report(&app, form, response.headers_mut());
+    }
     if let Some(page) = page {
         page.mark(response.headers_mut());
     }
@@ -76,6 +81,7 @@ pub enum Route {
     Live,
     Ready,
     Health,
+    Replicas,
     Ping,
     Version,
     OpenApi,
@@ -94,7 +100,7 @@ pub enum Route {
 }
 
 /// Every path; `{model}` is a name, which may hold slashes, `{id}` that of an answer.
-pub const PATHS: [(&str, Route); 21] = [
+pub const PATHS: [(&str, Route); 22] = [
     ("/v1/chat/completions", Route::Chat),
     ("/v1/completions", Route::Completions),
     ("/v1/messages", Route::Messages),
@@ -114,6 +120,7 @@ pub const PATHS: [(&str, Route); 21] = [
     ("/ready", Route::Ready),
     ("/health", Route::Health),
     ("/v1/health", Route::Health),
+    ("/replicas", Route::Replicas),
     ("/metrics", Route::Metrics),
     ("/version", Route::Version),
     ("/openapi.json", Route::OpenApi),
@@ -143,7 +150,7 @@ impl Route {
     /// Whether it is open to everybody.
     pub fn is_open(self) -> bool {
         use Route::*;
-        matches!(self, Live | Ready | Health | Ping | Version | OpenApi | Metrics)
+        matches!(self, Live | Ready | Health | Replicas | Ping | Version | OpenApi | Metrics)
     }
 
     /// Whether the engine runs it.
@@ -160,7 +167,9 @@ impl Route {
     pub fn methods(self) -> &'static str {
         use Route::*;
         match self {
-            Live | Ready | Health | Version | OpenApi | Metrics | Models | OneModel | Energy | OneEnergy => "GET, HEAD",
+            Live | Ready | Health | Replicas | Version | OpenApi | Metrics | Models | OneModel | Energy | OneEnergy => {
+                "GET, HEAD"
+            }
             Ping => "GET, HEAD, POST",
             _ => "POST",
         }
@@ -215,9 +224,11 @@ async fn answer(app: &Arc<App>, route: Route, tenant: Tenant, request: Request<I
             Phase::Dead => unavailable("dead", "the engine is lost"),
             Phase::Ready => unavailable("overloaded", "the queue is full"),
         }),
-        Route::Health | Route::Ping if app.is_healthy() => {
-            Ok(app.replicas().map_or(Reply::Empty, |replicas| Reply::json(&replicas.describe())))
-        }
+        Route::Health | Route::Ping if app.is_healthy() => Ok(Reply::Empty),
+        Route::Replicas => match app.replicas() {
+            Some(replicas) => Ok(Reply::json(&replicas.describe())),
+            None => Ok(Reply::json(&json!({"status": "ok", "replicas": []}))),
+        },
         Route::Health | Route::Ping if app.phase() == Phase::Loading => Err(ApiError::loading()),
         Route::Health | Route::Ping => Err(unavailable("dead", "the engine is lost")),
         Route::Version => Ok(Reply::json(&json!({"version": env!("CARGO_PKG_VERSION")}))),
@@ -365,6 +376,7 @@ struct Access {
     _in_flight: InFlight,
     start: Instant,
     id: String,
+    trace: Option<String>,
     method: Method,
     path: String,
     status: u16,
@@ -374,10 +386,11 @@ impl Drop for Access {
     fn drop(&mut self) {
         let milliseconds = self.start.elapsed().as_secs_f64() * 1e3;
         let (id, method, path, status) = (&*self.id, self.method.as_str(), &*self.path, self.status);
+        let trace_id = self.trace.as_deref();
         if status == 0 {
-            tracing::info!(request_id = id, method, path, milliseconds, "client gone before the response");
+            tracing::info!(request_id = id, trace_id, method, path, milliseconds, "client gone before the response");
         } else {
-            tracing::info!(request_id = id, method, path, status, milliseconds, "request");
+            tracing::info!(request_id = id, trace_id, method, path, status, milliseconds, "request");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Which backend runs a model, and why that one.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use clap::ValueEnum;
@@ -112,6 +113,18 @@ impl AnyBackend {
             AnyBackend::Candle(candle) => candle.kv_type(),
             #[cfg(target_os = "linux")]
             AnyBackend::Neuron(neuron) => neuron.layout().kv,
+        }
+    }
+
+    /// What compiling its modules took.
+    pub fn compile(&self) -> Option<Duration> {
+        match self {
+            #[cfg(target_os = "linux")]
+            AnyBackend::Neuron(neuron) => {
+                let seconds = neuron.artifact().manifest.modules.iter().map(|module| module.seconds).sum();
+                Duration::try_from_secs_f64(seconds).ok()
+            }
+            _ => None,
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::Instant;
 use njoule_energy::load::{Part, own_cpu_s};
 use njoule_energy::meter::Scope;
 use njoule_energy::meter::feed::FeedSource;
+use njoule_energy::meter::neuron::{NeuronState, Verdict};
 use njoule_energy::profile::NeuronWatts;
 use njoule_energy::window::{Flag, NeuronWindow};
 use njoule_energy::{Meters, Snapshot, Wanted, Window};
@@ -138,7 +139,7 @@ impl EnergySource for MachineMeters {
             None => judge(&window),
         };
         if energy != Metered::NotYet {
-            self.description = describe(&window, energy, self.minutes.is_some());
+            self.description = describe(&window, &now, energy, self.minutes.is_some());
         }
         // What loading used, if that is not known by now, is not to be charged to the first requests, unless it is told apart.
         let first = !std::mem::replace(&mut self.begun, true);
@@ -188,14 +189,15 @@ fn judge(window: &Window) -> Metered {
     }
 }
 
-/// For people.
-fn describe(window: &Window, energy: Metered, minutes: bool) -> Value {
+/// For people, and for metrics.
+fn describe(window: &Window, now: &Snapshot, energy: Metered, minutes: bool) -> Value {
     let meters: Vec<Value> = window
         .meters
         .iter()
         .map(|m| {
             json!({"id": m.info.id, "scope": m.info.scope, "method": m.info.method, "source": m.info.source,
                 "counts_in_total": m.info.counts_in_total, "parent": m.info.parent,
+                "joules": counted(now, &m.info.id), "watts": m.joules.map(|joules| joules.best() / window.duration_s),
                 "reason": m.reason.as_ref().or(m.info.excluded.as_ref())})
         })
         .collect();
@@ -204,7 +206,24 @@ fn describe(window: &Window, energy: Metered, minutes: bool) -> Value {
         Metered::Known(..) => vec![],
         _ => window.total.reasons.iter().map(|reason| said_of_devices(reason, window, minutes)).collect(),
     };
-    json!({"boundary": boundary, "meters": meters, "reasons": reasons})
+    let devices: Vec<Value> = now.neuron.iter().map(device).collect();
+    let errors: u64 = now.meters.iter().map(|meter| meter.errors).sum();
+    json!({"boundary": boundary, "meters": meters, "devices": devices, "errors": errors, "reasons": reasons})
+}
+
+/// Joules that a meter has told since it was opened. One that has not moved is not known to count.
+fn counted(now: &Snapshot, id: &str) -> Option<f64> {
+    let meter = now.meters.iter().find(|meter| meter.info.id == id && meter.trouble.is_none())?;
+    meter.total.map(|total| total.best()).filter(|joules| *joules > 0.0)
+}
+
+/// What a device's driver has told by now: of the last minute, if that counts, and of all.
+fn device(state: &NeuronState) -> Value {
+    let newest = state.minutes.back().filter(|minute| minute.verdict == Verdict::Valid && !state.stalled);
+    let newest = newest.filter(|_| state.trouble.is_none());
+    let known = state.minutes.iter().any(|minute| minute.verdict == Verdict::Valid);
+    json!({"device": state.device, "utilization": newest.map(|minute| minute.mean),
+        "utilization_s": known.then_some(state.util_seconds)})
 }
 
 /// A reason, unless it is that a window lacks whole minutes: that is not what is missing here.

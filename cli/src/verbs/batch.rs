@@ -49,8 +49,8 @@ pub struct Args {
     /// Requests that failed in this run [default: the output's name with .errors before its ending]
     #[arg(long, value_name = "FILE")]
     errors: Option<PathBuf>,
-    /// Name that requests ask for; may be repeated, answers carry the first [default: the model as it was named]
-    #[arg(long, visible_alias = "alias", value_name = "NAME", num_args = 1..)]
+    /// Name that requests ask for; several by commas or blanks, answers carry the first [default: the model as it was named]
+    #[arg(long, visible_alias = "alias", value_name = "NAME", num_args = 1.., value_delimiter = ',')]
     served_model_name: Vec<String>,
     /// Whether the model's generation_config.json sets sampling defaults
     #[arg(long, value_enum, default_value_t = Defaults::Auto, value_name = "SOURCE")]
@@ -109,6 +109,8 @@ impl Args {
             names,
             defaults: (self.generation_config == Defaults::Auto).then(|| session.checkpoint.generation.clone()),
             load: session.facts.load,
+            compile: session.facts.compile,
+            seed: None,
         };
         let local = Local::start(parts, ServerConfig { max_n: self.max_n.get(), ..ServerConfig::default() })?;
 

@@ -2,6 +2,7 @@
 //!
 //! stderr carries the log and one line `listening on http://HOST:PORT` (or https) when requests are answered; stdout stays empty.
 
+mod familiar;
 mod replica;
 mod supervise;
 
@@ -18,6 +19,7 @@ use njoule_server::log::{Format, Log};
 use njoule_server::metrics::Names;
 use njoule_server::{ModelParts, Outcome, Server, ServerConfig};
 
+use self::familiar::FamiliarArgs;
 use self::replica::Replica;
 use self::supervise::Replication;
 use super::Context;
@@ -48,20 +50,20 @@ pub struct Args {
     /// Port to listen on; 0 takes a free one
     #[arg(long, env = "NJOULE_PORT", default_value_t = 8000, value_name = "PORT")]
     port: u16,
-    /// Name that clients ask for; may be repeated, answers carry the first [default: the model as it was named]
-    #[arg(long, visible_alias = "alias", value_name = "NAME", num_args = 1..)]
+    /// Name that clients ask for; several by commas or blanks, answers carry the first [default: the model as it was named]
+    #[arg(long, visible_alias = "alias", value_name = "NAME", num_args = 1.., value_delimiter = ',')]
     served_model_name: Vec<String>,
-    /// A key that opens the API; may be repeated; none means that everybody may
+    /// A key that opens the API; may be repeated (a comma is a part of it); none means that everybody may
     #[arg(long, env = "NJOULE_API_KEY", hide_env_values = true, value_name = "KEY")]
     api_key: Vec<String>,
     /// A file of such keys, one per line
     #[arg(long, env = "NJOULE_API_KEY_FILE", value_name = "FILE")]
     api_key_file: Option<PathBuf>,
     /// A name that the Host header may carry; `*` allows all [default: addresses and localhost on 127.0.0.1, else all]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
     allowed_host: Vec<String>,
     /// An origin (`https://NAME`) whose pages may read answers in a browser; may be repeated, `*` allows all [default: none]
-    #[arg(long, value_name = "ORIGIN")]
+    #[arg(long, value_name = "ORIGIN", value_delimiter = ',')]
     allowed_origin: Vec<String>,
     /// Certificate of TLS in PEM, with those that vouch for it; plain HTTP without
     #[arg(long, visible_alias = "ssl-certfile", value_name = "FILE")]
@@ -82,6 +84,9 @@ pub struct Args {
     /// How the log looks
     #[arg(long, value_enum, env = "NJOULE_LOG_FORMAT", default_value_t = LogFormat::Text, value_name = "FORMAT")]
     log_format: LogFormat,
+    /// The same as --log-format json
+    #[arg(long)]
+    log_json: bool,
     /// What the log holds
     #[arg(long, value_enum, env = "NJOULE_LOG_LEVEL", default_value_t = LogLevel::Info, value_name = "LEVEL")]
     log_level: LogLevel,
@@ -102,6 +107,8 @@ pub struct Args {
     objective: ObjectiveArgs,
     #[command(flatten)]
     run: RunArgs,
+    #[command(flatten)]
+    familiar: FamiliarArgs,
 }
 
 /// Limits, as typed.
@@ -115,7 +122,7 @@ struct Limits {
     #[arg(long, visible_alias = "max-num-queued-tokens", value_name = "N", default_value_t = 1 << 20)]
     max_queued_tokens: usize,
     /// Rows of a step at most
-    #[arg(long, value_name = "N")]
+    #[arg(long, short = 'b', value_name = "N")]
     max_num_batched_tokens: Option<NonZero<usize>>,
     /// Choices of a request at most
     #[arg(long, value_name = "N", default_value = "8")]
@@ -186,9 +193,14 @@ impl Args {
         if let Some(replica) = &replica {
             replica.settle()?;
         }
+        if replica.is_none() {
+            self.familiar.note_unneeded(context);
+        }
+        self.familiar.check_files()?;
         let schedule = self.schedule.read()?.aiming_at(self.objective.read()?);
-        let asked = self.model.resolve(&context.fetch.env)?;
-        let mut options = self.run.options()?.scheduled(schedule);
+        let named = self.model.resolve(&context.fetch.env)?;
+        let asked = self.familiar.revised(named.clone())?;
+        let mut options = self.familiar.stored(self.run.options()?)?.scheduled(schedule);
         if let Ok(points) = OperatingPoints::open(&context.fetch.env) {
             options = self.tuned(&points, &asked.to_string(), options, replica.is_none(), context);
         }
@@ -224,16 +236,19 @@ impl Args {
         };
         let model = Model::open(&asked, context)?;
         if replica.is_none() && self.replication.is_asked() {
-            let name = self.served_model_name.first().cloned().unwrap_or_else(|| asked.to_string());
+            let name = self.served_model_name.first().cloned().unwrap_or_else(|| named.to_string());
             return self.replication.run(server, &config, model, &options, sequences, name, context);
         }
-        let loader = model.load_text();
+        let loader = model.load_text_from(self.familiar.tokenizer());
         let max_len = model.max_len(options.context, 0, context)?;
         let size = Size { max_len, max_seqs: sequences, max_outputs: sequences.max(OUTPUTS) };
+        let vocab = model.program.vocab();
         let session = model.start_with(&options, size, adjust, context)?;
-        let text = loader.require("serve cannot do without")?;
+        let engine = session.engine.config();
+        self.familiar.check_blocks(engine.capacity.block_len, engine.limits.paged)?;
+        let text = self.familiar.dressed(loader.require("serve cannot do without")?, vocab)?;
         let names = match self.served_model_name.is_empty() {
-            true => vec![asked.to_string()],
+            true => vec![named.to_string()],
             false => self.served_model_name.clone(),
         };
         server.serve(ModelParts {
@@ -244,6 +259,8 @@ impl Args {
             names,
             defaults: (self.generation_config == Defaults::Auto).then(|| session.checkpoint.generation.clone()),
             load: session.facts.load,
+            compile: session.facts.compile,
+            seed: self.familiar.seed(),
         });
         drop(session);
         if replica.is_none() {
@@ -334,8 +351,8 @@ impl Args {
     /// Of a replica, what the process that forwards to it does not log itself.
     fn log(&self, replica: bool) -> Log {
         let format = match self.log_format {
-            LogFormat::Text => Format::Text,
-            LogFormat::Json => Format::Json,
+            LogFormat::Text if !self.log_json => Format::Text,
+            LogFormat::Text | LogFormat::Json => Format::Json,
         };
         let level = match self.log_level {
             LogLevel::Error => tracing::Level::ERROR,

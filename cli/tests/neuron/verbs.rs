@@ -216,4 +216,5 @@ fn structured_output_on_an_artifact_is_that_of_the_cpu_where_grammars_narrow_all
         assert_eq!(got["text"], choice(&cpu, body)["text"], "{body}");
     }
     assert!(device.counter("njoule_retried_steps_total") > 0.0, "no row was run again");
+    assert!(device.counter("njoule_compile_seconds{") > 0.0, "its modules were compiled");
 }

@@ -69,8 +69,14 @@ fn value(metrics: &str, start: &str) -> f64 {
 
 const GENERATED: &str = "vllm:generation_tokens_total";
 
+/// What `/replicas` says, once `/health` says by its status alone that one answers.
 fn health(address: &str) -> Value {
-    let answer = ask(address, "GET /health", "");
+    let healthy = ask(address, "GET /health", "");
+    if !healthy.starts_with("HTTP/1.1 200") {
+        return Value::Null;
+    }
+    assert!(healthy.ends_with("\r\n\r\n"), "a body: {healthy}");
+    let answer = ask(address, "GET /replicas", "");
     serde_json::from_str(answer.split_once("\r\n\r\n").unwrap_or_default().1).unwrap_or_default()
 }
 
@@ -153,6 +159,18 @@ fn of_four_replicas_one_is_killed_and_nothing_is_lost() {
     let metrics = ask(&address, "GET /metrics", "");
     assert_eq!(value(&metrics, "njoule_replica_restarts_total{replica=\"2\"}"), 1.0);
     assert_eq!(value(&metrics, "njoule_replica_state{replica=\"2\",state=\"ready\"}"), 1.0);
+    // Sums of what all have done, and facts that all share.
+    let sum = |start: &str, label: &str| -> f64 {
+        let lines = metrics.lines().filter(|line| line.starts_with(start) && line.contains(label));
+        lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+    };
+    let steps = value(&metrics, "njoule_steps_total{");
+    assert_eq!((sum("njoule_step_seconds_count{", ""), sum("vllm:iteration_tokens_total_count{", "")), (steps, steps));
+    assert_eq!(sum("njoule_tokens_total{", "kind=\"output\""), value(&metrics, GENERATED));
+    assert!(value(&metrics, "vllm:lora_requests_info{") > 1.7e9);
+    let head = "POST /v1/completions HTTP/1.1\r\nendpoint-load-metrics-format: TEXT\r\nx:";
+    let answer = ask(&address, head, &body(0).to_string());
+    assert!(answer.contains("\r\nendpoint-load-metrics: TEXT named_metrics.kv_cache_usage_perc="), "{answer}");
     // What an idle one had counted stays when it ends.
     let counted = value(&metrics, GENERATED);
     kill_process(after[&3], Signal::KILL).unwrap();

@@ -14,9 +14,9 @@ use njoule_energy::attribution::{AccountId, Amounts, Coefficients, Ledger, Purpo
 use njoule_energy::{Joules, Method};
 use serde_json::Value;
 
-use super::Doorbell;
 use super::energy::{Character, CpuTime, EnergySource, EnergyStats, Later, Metered, Reading, RequestEnergy, Utilised};
 use super::sampler::{Sample, Sampler, Ticket};
+use super::{Doorbell, EngineFigures};
 use crate::backend::{Cost, CostModel};
 use crate::policy::StepEnergy;
 
@@ -108,6 +108,7 @@ pub struct Metering {
     tokens_before: u64,
     stats: EnergyStats,
     step_energy: Option<StepEnergy>,
+    figures: Arc<EngineFigures>,
 }
 
 impl Metering {
@@ -118,6 +119,7 @@ impl Metering {
         cores: Option<usize>,
         source: Option<Box<dyn EnergySource>>,
         doorbell: Arc<Doorbell>,
+        figures: Arc<EngineFigures>,
         patience: Duration,
     ) -> std::io::Result<Metering> {
         let metered = source.is_some();
@@ -156,6 +158,7 @@ impl Metering {
             tokens_before: 0,
             stats: EnergyStats::default(),
             step_energy: None,
+            figures,
         })
     }
 
@@ -424,6 +427,9 @@ impl Metering {
             per_row: costs.joules_per_flop * self.costs.cost(0, 1, 1).flops,
             per_second: costs.idle_w.unwrap_or(0.0),
         });
+        let known = book.leaving.iter().filter(|id| book.ledger.is_told(**id));
+        let joules = known.filter_map(|id| book.ledger.used(*id).joules());
+        joules.for_each(|joules| self.figures.request(joules.best()));
         book.close_leaving();
         self.stats.split = self.known.then(|| book.ledger.split());
         self.stats.tail = self.known.then(|| book.ledger.tail());

@@ -305,7 +305,9 @@ impl Worker {
             self.answer(shared, now);
             return Ok(());
         }
-        self.count(plan, (now - start).as_secs_f64());
+        let (seconds, generated) = ((now - start).as_secs_f64(), self.stats.generated_tokens);
+        shared.figures.step(self.batch.rows() + self.executor.padding().rows, seconds);
+        self.count(plan, seconds);
         if self.pace.may_wait() {
             let sampled = self.scheduler.running().iter().filter(|s| s.samples_now());
             let (mut gap, mut first) = (0.0, 0.0);
@@ -323,6 +325,7 @@ impl Worker {
             }
         }
         let now = if self.undecided.is_empty() { now } else { self.run_again(shared)? };
+        shared.figures.iteration(plan.prefill as u64 + self.stats.generated_tokens - generated);
         self.account(start, now);
         self.scheduler.commit();
         for i in (0..self.scheduler.running().len()).rev() {
@@ -360,6 +363,7 @@ impl Worker {
                 }
                 result = self.executor.collect(&mut self.output);
             }
+            self.note_device_error(shared, result.is_err());
             match result {
                 Ok(()) => return Ok(true),
                 Err(StepError::Busy(_)) if !again => again = true,

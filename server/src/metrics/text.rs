@@ -1,11 +1,14 @@
 //! Prometheus' text format, version 0.0.4.
 
 use std::fmt::Write;
+use std::sync::Arc;
 
 use njoule_runtime::EngineStats;
-use njoule_runtime::engine::EnergyStats;
+use njoule_runtime::engine::EngineFigures;
+use serde_json::Value;
 
-use super::{Histogram, Metrics};
+use super::{Histogram, Metrics, energy};
+use crate::model::unix_seconds;
 
 /// Whose names are exported beside `njoule_*`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,6 +27,10 @@ pub struct Scrape<'a> {
     pub model: &'a str,
     /// The engine's figures.
     pub stats: Option<EngineStats>,
+    /// And its distributions.
+    pub figures: Option<&'a EngineFigures>,
+    /// The meters, as their source describes them, where this process tells those of the machine.
+    pub meters: Option<Arc<Value>>,
     /// Tokens of a cache block.
     pub block_len: usize,
     /// Whether prompts are looked for in the cache.
@@ -38,41 +45,14 @@ pub struct Scrape<'a> {
     pub ready: bool,
     /// What loading took.
     pub load_seconds: f64,
-}
-
-/// CPU time always, joules once they are known; never a 0 for what nobody measures.
-fn write_energy(out: &mut Text, energy: &EnergyStats) {
-    out.counter("njoule_cpu_seconds_total", "CPU time of the process, as of the last reading", &[("", energy.cpu_s)]);
-    let seconds = [
-        ("njoule_accelerator_core_seconds_total", "Time of accelerator cores", energy.core_s),
-        ("njoule_accelerator_utilization_seconds_total", "Utilisation of accelerators, integrated", energy.util_s()),
-    ];
-    for (name, help, value) in seconds {
-        if let Some(value) = value {
-            out.counter(name, help, &[("", value)]);
-        }
-    }
-    let (Some(split), Some(method)) = (energy.split, energy.method) else { return };
-    let buckets = [
-        ("prefill", split.prefill_j),
-        ("decode", split.decode_j),
-        ("wasted", split.wasted_j),
-        ("idle", split.idle_j),
-        ("load", split.load_j),
-        ("unattributed", split.unattributed_j),
-    ];
-    let label = |phase: &str| format!("phase=\"{phase}\",method=\"{}\"", method.name());
-    let labels: Vec<(String, f64)> = buckets.iter().map(|(phase, joules)| (label(phase), *joules)).collect();
-    let samples: Vec<(&str, f64)> = labels.iter().map(|(label, joules)| (label.as_str(), *joules)).collect();
-    out.counter("njoule_energy_attributed_joules_total", "Energy by what it went for", &samples);
-    let unknown = [("", energy.unknown_s)];
-    out.counter("njoule_energy_unknown_seconds_total", "Time whose energy was not to be had", &unknown);
+    /// What compiling its modules took, where it has some.
+    pub compile_seconds: Option<f64>,
 }
 
 impl Metrics {
     /// All figures as text.
     pub fn write(&self, scrape: &Scrape<'_>, names: Names) -> String {
-        let mut out = Text { out: String::with_capacity(16 << 10), labels: label(scrape.model) };
+        let mut out = Text::new(label(scrape.model));
         self.write_gauges(&mut out, scrape, names);
         let vllm = names == Names::Vllm;
         let counters = [
@@ -109,7 +89,10 @@ impl Metrics {
             labels.iter().zip(&self.responses[1..]).map(|(label, n)| (label.as_str(), n.read() as f64)).collect();
         out.counter("njoule_http_responses_total", "HTTP responses by status", &responses);
         if let Some(stats) = scrape.stats {
-            write_energy(&mut out, &stats.energy);
+            energy::write(&mut out, scrape, &stats, &self.tokens(&stats));
+        }
+        if let Some(figures) = scrape.figures {
+            write_steps(&mut out, figures, vllm);
         }
         for (name, help, histogram) in self.histograms() {
             out.histogram(&format!("njoule_{name}"), help, histogram);
@@ -117,7 +100,18 @@ impl Metrics {
                 out.histogram(&format!("vllm:{name}"), help, histogram);
             }
         }
-        out.out
+        out.into_string()
+    }
+
+    /// Tokens by what became of them.
+    fn tokens(&self, stats: &EngineStats) -> [(&'static str, u64); 5] {
+        [
+            ("input", self.prompt_tokens.read()),
+            ("cached_input", stats.cached_tokens),
+            ("output", self.generation_tokens.read()),
+            ("padded", stats.padded_rows),
+            ("rejected", stats.drafted_tokens.saturating_sub(stats.accepted_tokens)),
+        ]
     }
 
     fn histograms(&self) -> [(&'static str, &'static str, &Histogram); 12] {
@@ -142,6 +136,13 @@ impl Metrics {
         out.gauge("njoule_ready", "Whether new requests are taken", f64::from(u8::from(scrape.ready)));
         out.gauge("njoule_model_load_seconds", "What loading the model took", scrape.load_seconds);
         out.gauge("njoule_http_requests_in_flight", "HTTP requests that are being answered", scrape.in_flight as f64);
+        if let Some(seconds) = scrape.compile_seconds {
+            out.gauge(
+                "njoule_compile_seconds",
+                "Time of the compiler for the modules that are served, whenever that was",
+                seconds,
+            );
+        }
         let Some(stats) = scrape.stats else { return };
         let waiting = (stats.queued + scrape.preparing) as f64;
         let usage = stats.blocks_used as f64 / stats.blocks_total.max(1) as f64;
@@ -182,7 +183,7 @@ impl Metrics {
                 "Steps run again: the device was busy, refused a sequence, or masks were late",
                 stats.retried_steps,
             ),
-            ("padded_rows", "Rows that a device computed for nobody, to fill its buckets", stats.padded_rows),
+            ("padded_tokens", "Rows that a device computed for nobody, to fill its buckets", stats.padded_rows),
         ];
         for (name, help, count) in steps {
             out.counter(&format!("njoule_{name}_total"), help, &[("", count as f64)]);
@@ -200,6 +201,9 @@ impl Metrics {
             out.gauge("vllm:kv_cache_usage_perc", "Share of the cache's blocks in use, 0 to 1", usage);
             let info = format!("block_size=\"{}\",num_gpu_blocks=\"{}\"", scrape.block_len, stats.blocks_total);
             out.family("vllm:cache_config_info", "The cache", "gauge", &[(&info, 1.0)]);
+            // There are none to be loaded; routers look for the time of it.
+            let none = "max_lora=\"0\",running_lora_adapters=\"\",waiting_lora_adapters=\"\"";
+            out.family("vllm:lora_requests_info", "LoRA adapters", "gauge", &[(none, unix_seconds() as f64)]);
             out.counter("vllm:prompt_tokens_cached_total", "Prompt tokens that were in the cache", &cached);
             if scrape.prefix_cache {
                 let help = "Prompt tokens that were looked for in the cache";
@@ -212,54 +216,103 @@ impl Metrics {
     }
 }
 
-struct Text {
+/// Times and sizes of steps, and what a device has answered instead.
+fn write_steps(out: &mut Text, figures: &EngineFigures, vllm: bool) {
+    let help = "Tokens of a step: run of prompts, and generated";
+    out.histogram("njoule_iteration_tokens_total", help, figures.iteration_tokens());
+    if vllm {
+        out.histogram("vllm:iteration_tokens_total", help, figures.iteration_tokens());
+    }
+    let help = "Time of a step by the rows it computed, rounded up to a power of two";
+    out.head("njoule_step_seconds", help, "histogram");
+    for (rows, steps) in figures.step_seconds() {
+        out.buckets("njoule_step_seconds", &format!("bucket=\"{rows}\""), steps);
+    }
+    let errors = figures.device_errors();
+    if !errors.is_empty() {
+        let labels: Vec<(String, f64)> =
+            errors.iter().map(|(code, count)| (format!("code=\"{code}\""), *count as f64)).collect();
+        let samples: Vec<(&str, f64)> = labels.iter().map(|(label, count)| (label.as_str(), *count)).collect();
+        out.counter("njoule_device_errors_total", "Steps that a device did not do, by the code it answered", &samples);
+    }
+}
+
+/// A text in the making.
+pub(super) struct Text {
     out: String,
     /// Of every sample.
     labels: String,
 }
 
 impl Text {
-    fn gauge(&mut self, name: &str, help: &str, value: f64) {
+    /// Nothing yet; every sample will have these labels.
+    pub(super) fn new(labels: String) -> Text {
+        Text { out: String::with_capacity(16 << 10), labels }
+    }
+
+    /// What was written.
+    pub(super) fn into_string(self) -> String {
+        self.out
+    }
+
+    /// The same with other labels on every sample, until `write` is done.
+    pub(super) fn labelled(&mut self, labels: &str, write: impl FnOnce(&mut Text)) {
+        let before = std::mem::replace(&mut self.labels, labels.to_owned());
+        write(self);
+        self.labels = before;
+    }
+
+    pub(super) fn gauge(&mut self, name: &str, help: &str, value: f64) {
         self.family(name, help, "gauge", &[("", value)]);
     }
 
-    fn counter(&mut self, name: &str, help: &str, samples: &[(&str, f64)]) {
+    pub(super) fn counter(&mut self, name: &str, help: &str, samples: &[(&str, f64)]) {
         self.family(name, help, "counter", samples);
     }
 
-    fn family(&mut self, name: &str, help: &str, kind: &str, samples: &[(&str, f64)]) {
+    pub(super) fn family(&mut self, name: &str, help: &str, kind: &str, samples: &[(&str, f64)]) {
         self.head(name, help, kind);
         for (labels, value) in samples {
             self.sample(name, labels, *value);
         }
     }
 
-    fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
+    pub(super) fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
         self.head(name, help, "histogram");
+        self.buckets(name, "", histogram);
+    }
+
+    /// The samples of one histogram of a family.
+    pub(super) fn buckets(&mut self, name: &str, labels: &str, histogram: &Histogram) {
         let (buckets, sum) = histogram.read();
+        let comma = if labels.is_empty() { "" } else { "," };
         for (bound, count) in &buckets {
             let bound = if bound.is_finite() { bound.to_string() } else { "+Inf".to_owned() };
-            self.sample(&format!("{name}_bucket"), &format!("le=\"{bound}\""), *count as f64);
+            self.sample(&format!("{name}_bucket"), &format!("{labels}{comma}le=\"{bound}\""), *count as f64);
         }
         let count = buckets.last().map_or(0, |(_, count)| *count);
-        self.sample(&format!("{name}_sum"), "", sum);
-        self.sample(&format!("{name}_count"), "", count as f64);
+        self.sample(&format!("{name}_sum"), labels, sum);
+        self.sample(&format!("{name}_count"), labels, count as f64);
     }
 
     // Writing to a string does not fail.
-    fn head(&mut self, name: &str, help: &str, kind: &str) {
+    pub(super) fn head(&mut self, name: &str, help: &str, kind: &str) {
         let _ = writeln!(self.out, "# HELP {name} {help}.\n# TYPE {name} {kind}");
     }
 
     fn sample(&mut self, name: &str, labels: &str, value: f64) {
-        let comma = if labels.is_empty() { "" } else { "," };
+        let comma = if labels.is_empty() || self.labels.is_empty() { "" } else { "," };
         let _ = writeln!(self.out, "{name}{{{}{comma}{labels}}} {value}", self.labels);
     }
 }
 
 fn label(model: &str) -> String {
-    let escaped = model.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-    format!("model_name=\"{escaped}\",engine=\"0\"")
+    format!("model_name=\"{}\",engine=\"0\"", escaped(model))
+}
+
+/// A text as the value of a label.
+pub(super) fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 #[cfg(test)]
@@ -273,6 +326,8 @@ mod tests {
         let scrape = Scrape {
             model: "a\"b",
             stats: None,
+            figures: None,
+            meters: None,
             block_len: 16,
             prefix_cache: true,
             speculates: true,
@@ -280,6 +335,7 @@ mod tests {
             in_flight: 0,
             ready: true,
             load_seconds: 1.5,
+            compile_seconds: None,
         };
         let text = metrics.write(&scrape, Names::Vllm);
         assert!(text.contains("vllm:generation_tokens_total{model_name=\"a\\\"b\",engine=\"0\"} 7\n"), "{text}");

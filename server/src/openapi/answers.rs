@@ -84,6 +84,9 @@ pub fn schemas() -> Map<String, Value> {
         "Model": open(json!({"id": string(), "object": constant("model"), "created": count(), "owned_by": string(),
             "root": string(), "max_model_len": count(), "sampling_defaults": {"type": "object"}}), json!({"parent": {}})),
         "Models": closed(json!({"object": constant("list"), "data": {"type": "array", "items": reference("Model")}})),
+        "Replicas": closed(json!({"status": {"type": "string", "enum": ["ok", "degraded"]}, "replicas": {"type": "array", "items":
+            open(json!({"replica": count(), "state": string(), "requests": count(), "restarts": count(), "failing": {"type": "boolean"}}),
+                json!({"unloads": count(), "break_even": {"type": ["object", "null"]}}))}})),
         "Version": closed(json!({"version": string()})),
         "OpenApi": {"type": "object", "required": ["openapi", "info", "paths"]},
     });

@@ -40,6 +40,8 @@ fn model() -> Arc<Model> {
         eos: vec![2],
         defaults: None,
         load: Duration::ZERO,
+        compile: None,
+        seed: None,
     }))
 }
 

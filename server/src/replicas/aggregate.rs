@@ -1,7 +1,7 @@
 //! The figures of all replicas as those of one server.
 //!
 //! Counters and histograms are summed; a gauge of ours is a sample per replica, with the label `replica`, and one of vLLM's
-//! a sum (usage: a mean), because routers read one sample of those names. What a replica had counted when it ended stays
+//! a sum (a share: a mean; a fact: the newest), because routers read one sample of those names. What a replica had counted when it ended stays
 //! counted, so that sums never fall.
 //!
 //! Invariant: every line of the result is a line of Prometheus' text format, whatever a replica sent.
@@ -97,7 +97,8 @@ pub fn write(counted: &Figures, replicas: &[(usize, Figures)]) -> String {
             let empty = || Family { samples: Vec::new(), ..family.clone() };
             let all = gauges.entry(&family.name).or_insert_with(empty);
             if family.name.starts_with("vllm:") {
-                add(&mut all.samples, &family.samples);
+                let join = if family.name.ends_with("_info") { f64::max } else { sum };
+                join_samples(&mut all.samples, &family.samples, join);
             } else {
                 let labelled = family.samples.iter().map(|(name, labels, value)| {
                     let comma = if labels.is_empty() { "" } else { "," };
@@ -108,11 +109,8 @@ pub fn write(counted: &Figures, replicas: &[(usize, Figures)]) -> String {
         }
     }
     let count = replicas.len().max(1) as f64;
-    for (name, family) in &mut gauges {
-        // A share, and a fact.
-        if *name == "vllm:kv_cache_usage_perc" || name.ends_with("_info") {
-            family.samples.iter_mut().for_each(|(_, _, value)| *value /= count);
-        }
+    if let Some(share) = gauges.get_mut("vllm:kv_cache_usage_perc") {
+        share.samples.iter_mut().for_each(|(_, _, value)| *value /= count);
     }
     let mut out = String::with_capacity(32 << 10);
     for family in gauges.values().chain(&sums.families) {
@@ -126,12 +124,20 @@ pub fn write(counted: &Figures, replicas: &[(usize, Figures)]) -> String {
 }
 
 fn add(to: &mut Vec<(String, String, f64)>, from: &[(String, String, f64)]) {
+    join_samples(to, from, sum);
+}
+
+fn sum(a: f64, b: f64) -> f64 {
+    a + b
+}
+
+fn join_samples(to: &mut Vec<(String, String, f64)>, from: &[(String, String, f64)], join: fn(f64, f64) -> f64) {
     for (i, sample) in from.iter().enumerate() {
         // Replicas write the same samples in the same order, mostly.
         let same = |known: &(String, String, f64)| (&known.0, &known.1) == (&sample.0, &sample.1);
         let at = if to.get(i).is_some_and(same) { Some(i) } else { to.iter().position(same) };
         match at {
-            Some(at) => to[at].2 += sample.2,
+            Some(at) => to[at].2 = join(to[at].2, sample.2),
             None => to.push(sample.clone()),
         }
     }
@@ -166,7 +172,9 @@ mod tests {
              # HELP njoule_running Running.\n# TYPE njoule_running gauge\nnjoule_running{{m=\"x y\"}} {running}\n\
              # HELP vllm:kv_cache_usage_perc Share.\n# TYPE vllm:kv_cache_usage_perc gauge\n\
              vllm:kv_cache_usage_perc{{}} {usage}\n\
-             # TYPE vllm:running gauge\nvllm:running{{}} {running}\nnonsense\n"
+             # TYPE vllm:running gauge\nvllm:running{{}} {running}\nnonsense\n\
+             # TYPE njoule_meter_info gauge\nnjoule_meter_info{{}} 1\n\
+             # TYPE vllm:lora_requests_info gauge\nvllm:lora_requests_info{{max_lora=\"0\"}} {requests}\n"
         ))
     }
 
@@ -181,6 +189,8 @@ mod tests {
             "njoule_running{m=\"x y\",replica=\"3\"} 4",
             "vllm:kv_cache_usage_perc{} 0.75",
             "vllm:running{} 6",
+            "njoule_meter_info{replica=\"3\"} 1",
+            "vllm:lora_requests_info{max_lora=\"0\"} 2",
             "# TYPE h histogram",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} in {text}");

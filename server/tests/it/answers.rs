@@ -270,7 +270,8 @@ fn figures_add_up_to_the_usage_of_the_answers() {
 fn steps_that_were_run_again_and_rows_for_nobody_are_counted() {
     use std::sync::atomic::Ordering;
     let live = plain();
-    let counts = || ["steps", "retried_steps", "padded_rows"].map(|name| live.metric(&format!("njoule_{name}_total")));
+    let counts =
+        || ["steps", "retried_steps", "padded_tokens"].map(|name| live.metric(&format!("njoule_{name}_total")));
     let ask = || live.ok("/v1/completions", &json!({"prompt": "Hi", "max_tokens": 5, "ignore_eos": true}));
     ask();
     live.wait_until_idle();
@@ -282,6 +283,8 @@ fn steps_that_were_run_again_and_rows_for_nobody_are_counted() {
     live.wait_until_idle();
     let [after, retried, padded] = counts();
     assert_eq!((retried, padded), (1.0, 3.0 * (after - before)));
+    assert_eq!(live.metric("njoule_device_errors_total{model_name=\"m\",engine=\"0\",code=\"1005\"}"), 1.0);
+    assert_eq!(live.metric("njoule_tokens_total{model=\"m\",kind=\"padded\"}"), padded);
 }
 
 #[test]

@@ -21,8 +21,14 @@ impl EnergySource for Three {
     }
 
     fn describe(&self) -> Value {
-        json!({"boundary": "cpu", "meters": [{"id": "three"}], "reasons": []})
+        json!({"boundary": "cpu", "meters": [three()], "reasons": [], "errors": 0,
+            "devices": [{"device": 0, "utilization": 0.5, "utilization_s": 30.0}, {"device": 1, "utilization": null}]})
     }
+}
+
+fn three() -> Value {
+    json!({"id": "three", "scope": "cpu", "method": "measured", "source": "a \"test\"", "counts_in_total": true,
+        "joules": 12.5, "watts": 3.0})
 }
 
 /// Tells so many joules once, when the test says so.
@@ -134,11 +140,28 @@ fn figures_add_up_to_what_the_meter_told() {
     assert!(joules >= 3.0 && (joules / 3.0 - (joules / 3.0).round()).abs() < 1e-9, "{totals}");
     assert!((buckets - joules).abs() < 1e-9 * joules, "{totals}");
     assert_eq!((&totals["method"], &totals["boundary"]), (&json!("measured"), &json!("cpu")));
-    assert_eq!(totals["meters"], json!([{"id": "three"}]));
+    assert_eq!(totals["meters"], json!([three()]));
+    // It leaves the books with the next reading.
+    let counted = "njoule_request_energy_joules_count{model=\"m\",method=\"measured\"} 1\n";
+    live.wait_for("the request's energy", |live| live.get("/metrics").text().contains(counted));
+    let figures = live.get("/metrics").text();
+    for line in [
+        "njoule_energy_meter_info{meter=\"three\",scope=\"cpu\",method=\"measured\",source=\"a \\\"test\\\"\",counts_in_total=\"true\"} 1",
+        "njoule_energy_joules_total{meter=\"three\",scope=\"cpu\",method=\"measured\"} 12.5",
+        "njoule_power_watts{meter=\"three\"} 3",
+        "njoule_energy_meter_errors_total{} 0",
+        "njoule_neuron_power_utilization_ratio{device=\"0\"} 0.5",
+        "njoule_neuron_power_utilization_seconds_total{device=\"0\"} 30",
+    ] {
+        assert!(figures.lines().any(|known| known == line), "{line} in {figures}");
+    }
+    assert!(!figures.contains("device=\"1\""), "nothing is known of it");
+    assert!(figures.contains("njoule_joules_per_output_token{model=\"m\",method=\"measured\"} "));
     for phase in ["prefill", "decode", "wasted", "idle", "load", "unattributed"] {
         let figures = live.get("/metrics").text();
         let line = figures.lines().find(|line| {
-            line.starts_with("njoule_energy_attributed_joules_total{") && line.contains(&format!("phase=\"{phase}\""))
+            line.starts_with("njoule_energy_attributed_joules_total{model=\"m\",")
+                && line.contains(&format!("phase=\"{phase}\""))
         });
         assert!(line.is_some_and(|line| line.contains("method=\"measured\"")), "{phase}: {figures}");
     }

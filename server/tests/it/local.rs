@@ -18,6 +18,8 @@ fn local(live: &Live) -> Local {
         eos: vec![2],
         defaults: None,
         load: std::time::Duration::ZERO,
+        compile: None,
+        seed: None,
     };
     Local::start(parts, ServerConfig::default()).unwrap()
 }

@@ -5,6 +5,7 @@ mod anthropic;
 mod clients;
 mod constraints;
 mod energy;
+mod figures;
 mod hostile;
 mod http;
 mod life;

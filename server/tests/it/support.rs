@@ -69,6 +69,10 @@ impl Executor for Gated {
         self.0.submit(batch)
     }
 
+    fn error_code(&self) -> Option<u32> {
+        Some(1005)
+    }
+
     fn padding(&self) -> Padding {
         Padding { rows: self.1.padding.load(Ordering::Relaxed), ..self.0.padding() }
     }
@@ -135,6 +139,8 @@ pub fn start_metered(
         eos: checkpoint.generation.eos.clone(),
         defaults: None,
         load: Duration::ZERO,
+        compile: None,
+        seed: None,
     });
     let (address, stop) = (server.address(), server.stopper());
     let ended = std::thread::spawn(move || server.wait());

@@ -85,6 +85,8 @@ impl Replica {
             // Who stands in front says what pages may read.
             allowed_origins: Vec::new(),
             is_replica: true,
+            // All see the same machine.
+            tells_meters: self.number == 0,
             ..config
         }
     }

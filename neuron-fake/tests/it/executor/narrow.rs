@@ -41,6 +41,8 @@ fn one_of_four() {
         }
     }
     assert!(engine.stats().retried_steps >= 1 && engine.failure().is_none());
+    let told = engine.figures().device_errors();
+    assert!(matches!(told[..], [(1006, count)] if count >= 1), "{told:?}");
     order("");
     assert_eq!(ends(&engine, all()), healthy, "it goes on serving");
 }

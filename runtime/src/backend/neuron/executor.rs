@@ -164,6 +164,7 @@ impl NeuronBackend {
             limit: self.step_limit,
             unexplained: false,
             dead: None,
+            error_code: None,
         })
     }
 }
@@ -246,6 +247,8 @@ pub struct NeuronExecutor {
     unexplained: bool,
     /// Why nothing more is done here.
     dead: Option<String>,
+    /// What the library answered, if the last step failed by that; a deadline of ours counts as its own.
+    error_code: Option<u32>,
 }
 
 /// The step in flight.
@@ -262,6 +265,7 @@ impl Executor for NeuronExecutor {
         if let Some(why) = &self.dead {
             return Err(StepError::Device(why.clone()));
         }
+        self.error_code = None;
         batch.check(&self.program, &self.capacity)?;
         self.cut.cut(batch, &self.buckets)?;
         for (rank, work) in self.works.iter_mut().enumerate() {
@@ -304,6 +308,10 @@ impl Executor for NeuronExecutor {
 
     fn padding(&self) -> Padding {
         self.step.padding
+    }
+
+    fn error_code(&self) -> Option<u32> {
+        self.error_code
     }
 
     fn cores(&self) -> Option<usize> {
@@ -351,6 +359,7 @@ impl NeuronExecutor {
                     left -= 1;
                     self.works[rank] = Some(work);
                     if let Err((run, failure)) = result {
+                        self.error_code = status(&failure).map(|status| status.0);
                         if !is_mild(&failure) {
                             return Err(self.die(format!("rank {rank}: {failure}{}", also(mild))));
                         }
@@ -358,6 +367,7 @@ impl NeuronExecutor {
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {
+                    self.error_code = Some(Status::TIMEOUT.0);
                     let (ranks, limit) = (self.missing(), self.limit);
                     return Err(self.die(format!(
                         "rank {ranks} did not finish its {runs} runs within {limit:?} each and cannot be stopped{}; end \

@@ -66,6 +66,13 @@ impl Worker {
         }
     }
 
+    /// Counts what the device has answered to the last step, where that has `failed`.
+    pub(super) fn note_device_error(&self, shared: &Shared, failed: bool) {
+        if let Some(code) = self.executor.error_code().filter(|_| failed) {
+            shared.figures.device_error(code);
+        }
+    }
+
     /// Runs the undecided rows once more, with their masks, and goes on with them. Says when they were done.
     pub(super) fn run_again(&mut self, shared: &Shared) -> Result<Instant, RequestError> {
         self.stats.step_started = Some(Instant::now());
@@ -92,6 +99,7 @@ impl Worker {
             }
             self.stats.retried_steps += 1;
             let result = self.executor.submit(&self.again).and_then(|()| self.executor.collect(&mut self.answered));
+            self.note_device_error(shared, result.is_err());
             match result {
                 Ok(()) => break,
                 Err(StepError::Busy(_)) if !busy => busy = true,
