@@ -42,6 +42,8 @@ pub enum Verb {
     Serve(Box<verbs::serve::Args>),
     /// What a server does right now: tokens per second, batch, queue, latencies.
     Top(verbs::top::Args),
+    /// Whether a server answers: exit code 0 or 1.
+    Health(verbs::health::Args),
     /// Answer a file of requests in OpenAI's batch format.
     Batch(Box<verbs::batch::Args>),
     /// Log-probabilities of given text or token ids; perplexity of a text file.
@@ -80,6 +82,7 @@ impl Verb {
             Verb::Chat(args) => args.run(context),
             Verb::Serve(args) => args.run(context),
             Verb::Top(args) => args.run(context),
+            Verb::Health(args) => args.run(context),
             Verb::Batch(args) => args.run(context),
             Verb::Score(args) => args.run(context),
             Verb::Bench(args) => args.run(context),

@@ -5,13 +5,15 @@
 //!
 //! Invariant: a key that no flag has is refused by its name, with the nearest one.
 
+mod variables;
+mod words;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use clap::builder::FalseyValueParser;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
 use serde_json::{Map, Value};
@@ -76,6 +78,12 @@ pub enum ConfigError {
         /// The flag.
         key: String,
     },
+    /// Two variables of one flag.
+    #[error("{0} and {1} are set to different values, and mean the same flag: set one of them")]
+    Variables(String, String),
+    /// The variable of a flag that only turns something on.
+    #[error("{0} turns nothing off: set {1}=1 for that")]
+    NotOff(&'static str, String),
     /// A value that a flag cannot have.
     #[error("{}: {key} must be {wanted}", path.display())]
     Value {
@@ -94,15 +102,21 @@ fn nearest(near: &Option<String>) -> String {
 
 /// Reads a command line, with variables and file.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Parsed, ParseError> {
-    let args: Vec<OsString> = args.into_iter().collect();
-    let mut command = with_variables(Cli::command());
+    let mut args = words::spelled_out(args.into_iter().collect());
+    let with_variables = |args: &[OsString]| variables::bound(Cli::command(), args).map_err(ParseError::Config);
+    let mut command = with_variables(&args)?;
     let mut matches = command.try_get_matches_from_mut(&args).map_err(|error| ParseError::Clap(error, None))?;
+    if let Some(better) = matches.subcommand_matches(SERVE).and_then(|serve| words::model_behind_names(&args, serve)) {
+        args = better;
+        command = with_variables(&args)?;
+        matches = command.try_get_matches_from_mut(&args).map_err(|error| ParseError::Clap(error, None))?;
+    }
     let file = match matches.subcommand_matches(SERVE).and_then(|serve| serve.get_one::<PathBuf>("config")) {
         None => BTreeMap::new(),
         Some(path) => {
             let path = path.clone();
             let file = read(&path, &Cli::command()).map_err(ParseError::Config)?;
-            command = with_defaults(with_variables(Cli::command()), &file);
+            command = with_defaults(with_variables(&args)?, &file);
             matches = command.try_get_matches_from_mut(&args).map_err(|error| ParseError::Clap(error, Some(path)))?;
             file
         }
@@ -112,32 +126,6 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Parsed, ParseEr
     }
     let cli = Cli::from_arg_matches(&matches).map_err(|error| ParseError::Clap(error.format(&mut command), None))?;
     Ok(Parsed::Run(Box::new(cli)))
-}
-
-/// Every flag of a server and of a batch has a variable: `NJOULE_` and its name.
-fn with_variables(command: Command) -> Command {
-    VERBS.iter().fold(command, |command, verb| {
-        command.mut_subcommand(*verb, |verb| {
-            verb.mut_args(|arg| {
-                let arg = match arg.get_action() {
-                    // `1` and `yes` too, as with the other variables.
-                    ArgAction::SetTrue => arg.value_parser(FalseyValueParser::new()),
-                    _ => arg,
-                };
-                match arg.get_long() {
-                    Some(long) if arg.get_env().is_none() && !UNSET.contains(&long) => {
-                        let name = variable(long);
-                        arg.env(name).hide_env(true)
-                    }
-                    _ => arg,
-                }
-            })
-        })
-    })
-}
-
-fn variable(long: &str) -> String {
-    format!("NJOULE_{}", long.replace('-', "_").to_ascii_uppercase())
 }
 
 /// The file's values by the ids of their flags.
@@ -302,6 +290,10 @@ fn print(command: &Command, matches: &ArgMatches, file: &BTreeMap<String, Vec<St
             if let Some((model, whence)) = positional.map(|m| (m, "flag")).or(variable.map(|m| (m, "variable"))) {
                 (values, source) = (vec![model], whence);
             }
+        }
+        // What is taken for others' sake is shown where somebody has set it.
+        if arg.is_hide_set() && source == "default" {
+            continue;
         }
         let line = match &*values {
             [] => format!("# {long} is not set"),

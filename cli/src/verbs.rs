@@ -9,6 +9,7 @@ pub mod completions;
 pub mod doctor;
 pub mod energy;
 pub mod generate;
+pub mod health;
 pub mod inspect;
 pub mod models;
 pub mod plan;
