@@ -15,8 +15,8 @@ pub fn id(headers: &HeaderMap) -> Option<&str> {
     let more = parts.next().is_some();
     let zero = |part: &str| part.bytes().all(|b| b == b'0');
     // The first version has four parts, later ones may have more.
-    let sound = version != "ff" && !zero(trace) && !zero(span) && !(version == "00" && more);
-    sound.then_some(trace)
+    let wrong = version == "ff" || zero(trace) || zero(span) || (version == "00" && more);
+    (!wrong).then_some(trace)
 }
 
 fn is_hex(byte: u8) -> bool {

@@ -19,7 +19,8 @@ fn scraped(live: &Live) -> (BTreeMap<String, Samples>, BTreeMap<String, String>)
         } else if !line.starts_with('#') {
             let (name, rest) = line.split_once('{').unwrap_or_else(|| panic!("{line}"));
             let (labels, value) = rest.rsplit_once("} ").unwrap_or_else(|| panic!("{line}"));
-            let pairs = labels.split("\",").filter_map(|pair| pair.trim_end_matches('"').split_once("=\""));
+            let labels = labels.strip_suffix('"').unwrap_or_default();
+            let pairs = labels.split("\",").filter_map(|pair| pair.split_once("=\""));
             let labels: BTreeMap<String, String> = pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
             samples.entry(name.to_owned()).or_default().push((labels, value.parse().unwrap()));
         }
