@@ -377,7 +377,7 @@ fn server_elsewhere() -> String {
 
 fn answer_behind_a_proxy(mut stream: std::net::TcpStream) {
     use std::io::{Read, Write};
-    let mut head = |stream: &mut std::net::TcpStream| {
+    let head = |stream: &mut std::net::TcpStream| {
         let (mut seen, mut byte) = (vec![], [0]);
         while !seen.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|n| n == 1) {
             seen.push(byte[0]);
