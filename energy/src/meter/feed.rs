@@ -290,9 +290,9 @@ impl Meter for Feed {
                 format!("a stamp lies {ahead:.0} s ahead of this machine's clock: stamps are seconds since 1970");
             return Err(self.failed(what));
         }
-        let fell = news.into_iter().fold(false, |fell, sample| self.take(sample) || fell);
+        let falls = news.into_iter().filter(|sample| self.take(*sample)).count();
         read?;
-        if fell {
+        if falls > 0 {
             return Err(MeterError::Reset(self.info.source.clone()));
         }
         let (Some(base), Some(last)) = (self.base, self.last) else {
