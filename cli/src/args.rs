@@ -75,6 +75,24 @@ pub enum Verb {
 }
 
 impl Verb {
+    /// Whether it runs a model, on a Neuron device perhaps.
+    pub fn may_open_a_device(&self) -> bool {
+        #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+        if matches!(self, Verb::Probe(_)) {
+            return true;
+        }
+        matches!(
+            self,
+            Verb::Generate(_)
+                | Verb::Chat(_)
+                | Verb::Serve(_)
+                | Verb::Batch(_)
+                | Verb::Score(_)
+                | Verb::Bench(_)
+                | Verb::Tune(_)
+        )
+    }
+
     /// Does it.
     pub fn run(self, context: &mut Context<'_>) -> anyhow::Result<()> {
         match self {

@@ -30,11 +30,11 @@ pub fn main() -> ExitCode {
     if let Some(code) = njoule_runtime::backend::neuron::compiler::keeper::enter() {
         return code;
     }
-    // Before there is a second thread.
-    #[cfg(target_os = "linux")]
-    njoule_runtime::backend::neuron::executor::prepare_process();
     let mut out = io::stdout().lock();
-    ExitCode::from(run(std::env::args_os(), &mut out, &mut io::stderr()))
+    let code = run(std::env::args_os(), &mut out, &mut io::stderr());
+    #[cfg(target_os = "linux")]
+    njoule_runtime::backend::neuron::executor::close();
+    ExitCode::from(code)
 }
 
 /// Runs one command line and returns its exit code; `out` gets the result, `err` the one line of an error.
@@ -59,6 +59,11 @@ pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &
             return if written.is_ok() { u8::try_from(error.exit_code()).unwrap_or(FAILED) } else { FAILED };
         }
     };
+    // Before there is a second thread, and not where the environment is looked at as the user has it.
+    #[cfg(target_os = "linux")]
+    if cli.verb.may_open_a_device() {
+        njoule_runtime::backend::neuron::executor::prepare_process();
+    }
     let mut context = Context::new(&cli.global, out);
     let done = cli.verb.run(&mut context).and_then(|()| Ok(context.out.flush()?));
     match done {

@@ -15,6 +15,8 @@ pub mod planning;
 pub mod sampling;
 pub mod schedule;
 pub mod shares;
+#[cfg(target_os = "linux")]
+mod standby;
 mod text;
 pub mod threads;
 pub mod timing;
@@ -118,6 +120,10 @@ impl Model {
     /// more. More than that is asked for wrongly where the model ends there.
     pub fn max_len(&self, asked: Option<usize>, needed: usize, context: &Context<'_>) -> Result<usize, UsageError> {
         let made_for = self.checkpoint.config.max_len;
+        #[cfg(target_os = "linux")]
+        if let (Some(asked), Some(artifact)) = (asked, &self.artifact) {
+            neuron::flags::check_context(artifact, asked)?;
+        }
         if let Some(asked) = asked.filter(|asked| *asked > made_for) {
             if self.checkpoint.config.is_bounded() {
                 return Err(UsageError(format!(
@@ -143,7 +149,7 @@ impl Model {
         self,
         options: &RunOptions,
         size: Size,
-        adjust: impl FnOnce(&mut EngineConfig),
+        adjust: impl Fn(&mut EngineConfig),
         context: &Context<'_>,
     ) -> anyhow::Result<Session> {
         let started = Instant::now();
@@ -161,20 +167,49 @@ impl Model {
             reason,
             device: backend.device(),
             isa: backend.isa(),
-            quant: options.quant_name(),
+            quant: backend.weights().unwrap_or(options.quant_name()),
             kv: backend.kv_type(),
             threads: options.threads.get(),
             memory: executor.memory(),
             load: started.elapsed(),
             compile: backend.compile(),
         };
-        let mut config = EngineConfig { limits, ..EngineConfig::new(capacity) };
-        options.schedule.apply(&mut config);
-        adjust(&mut config);
+        let configured = |capacity, limits| {
+            let mut config = EngineConfig { limits, ..EngineConfig::new(capacity) };
+            options.schedule.apply(&mut config);
+            adjust(&mut config);
+            config
+        };
+        #[cfg(target_os = "linux")]
+        let (standby, stands_by) =
+            standby::prepare(&self, &backend, size, options, &facts, &configured, context)?.unzip();
+        #[cfg(not(target_os = "linux"))]
+        let standby = None;
         let source = source.map(Opening::end).transpose()?.map(|meters| Box::new(meters) as _);
-        let engine = Engine::start_metered(executor, self.program.vocab(), config, source)?;
+        let config = configured(capacity, limits);
+        let engine = Engine::start_with_standby(executor, self.program.vocab(), config, source, standby)?;
         drop(loading);
-        Ok(Session { checkpoint: self.checkpoint, engine, facts })
+        let built_for = self.built_for();
+        Ok(Session {
+            checkpoint: self.checkpoint,
+            engine,
+            facts,
+            #[cfg(target_os = "linux")]
+            stands_by,
+            built_for,
+        })
+    }
+
+    /// Tokens of the longest sequence that its artifact holds.
+    #[cfg(target_os = "linux")]
+    pub fn built_for(&self) -> Option<usize> {
+        self.artifact.as_ref().map(|artifact| artifact.manifest.layout.context)
+    }
+
+    /// Nothing settles it here.
+    #[cfg(not(target_os = "linux"))]
+    pub fn built_for(&self) -> Option<usize> {
+        None
     }
 
     /// What the executor is loaded for. The cache takes memory as it is written, so its size is bounded by what the
@@ -229,9 +264,23 @@ pub struct Session {
     pub engine: Engine,
     /// For reports.
     pub facts: Facts,
+    /// What stands by in its place.
+    #[cfg(target_os = "linux")]
+    stands_by: Option<standby::StandsBy>,
+    /// Tokens of the longest sequence, where an artifact has settled that.
+    pub built_for: Option<usize>,
 }
 
 impl Session {
+    /// The facts as they are now: those of what stood by, where that has taken over.
+    pub fn facts_now(&self) -> Facts {
+        #[cfg(target_os = "linux")]
+        if let (Some(why), Some(stands_by)) = (self.engine.moved(), &self.stands_by) {
+            return stands_by.facts(why);
+        }
+        self.facts.clone()
+    }
+
     /// Tokens that end an answer: those of config and generation config, and of the tokenizer.
     pub fn eos(&self, text: Option<&Text>) -> Vec<u32> {
         let mut eos = self.checkpoint.generation.eos.clone();
@@ -249,7 +298,7 @@ impl Session {
         self.engine.shutdown(Duration::from_secs(5))?;
         let (mut stats, meters) = (self.engine.stats(), self.engine.meters());
         stats.energy = stats.energy.whole();
-        Ok(Finished { stats, meters, facts: self.facts })
+        Ok(Finished { stats, meters, facts: self.facts_now() })
     }
 }
 

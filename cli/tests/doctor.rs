@@ -61,6 +61,37 @@ fn a_stand_in_is_called_one_and_only_init_starts_it() {
     assert!(seen.stdout.contains("core 0: "), "{}", seen.stdout);
 }
 
+/// What njoule itself tells libnrt is no fault of the machine's; what the user has set is told.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_tree_of_devices_is_seen_as_the_user_has_set_things() {
+    let (Some(nrt), dir) = (neuron_fake("libneuron_fake.so"), scratch()) else { return };
+    let fake = neuron_fake("neuron-fake").expect("built with the library");
+    let root = dir.path().to_str().unwrap();
+    assert!(
+        std::process::Command::new(fake).args(["sysfs", root, "--instance", "inf2.xlarge"]).status().unwrap().success()
+    );
+    let seen = |set: &[(&str, &str)]| {
+        let mut command = njoule(&["doctor", "--json"]);
+        command
+            .env_remove("NEURON_RT_IO_RING_CACHE_SIZE")
+            .env_remove("NEURON_RT_EXEC_TIMEOUT")
+            .env_remove("NJOULE_NEURONX_CC");
+        command.env("NJOULE_SYSFS_ROOT", root).env("NJOULE_NRT", &nrt).envs(set.iter().copied());
+        ran(command.output().expect("the binary starts"))
+    };
+    let sound = seen(&[]);
+    assert_eq!(sound.code, 0, "{}", sound.stderr);
+    let json = sound.json();
+    assert_eq!(json["verdict"], "stand_in");
+    for word in ["NEURON_RT_IO_RING_CACHE_SIZE", "NEURON_RT_EXEC_TIMEOUT", "there is no Neuron driver"] {
+        assert!(!sound.stdout.contains(word), "{word}: {}", sound.stdout);
+    }
+    assert!(sound.stdout.contains("the loaded driver does not tell its version"), "{}", sound.stdout);
+    let set = seen(&[("NEURON_RT_IO_RING_CACHE_SIZE", "1")]).json();
+    assert_eq!(set["first_fix"]["about"], "environment", "{}", set["first_fix"]);
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn a_runtime_that_does_not_start_exits_with_1_and_tells_its_status() {

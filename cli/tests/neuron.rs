@@ -1,5 +1,11 @@
 //! Build, artifact and run against the stand-ins of neuron-fake: nothing here has run on a device or with a compiler.
 
+#[path = "neuron/cache.rs"]
+mod cache;
+#[path = "neuron/failing.rs"]
+mod failing;
+#[path = "neuron/flags.rs"]
+mod flags;
 #[path = "neuron/gguf.rs"]
 mod gguf;
 #[path = "neuron/minute.rs"]
@@ -159,12 +165,10 @@ fn an_artifact_of_a_gguf_file_serves_without_the_file() {
     let (artifact, _) = bench.build("gguf_llama/model.gguf", "gguf", &options);
     let answered = bench.generate(&artifact, &[], &[]);
     assert_eq!(ids(&answered), expected, "{}", answered.stderr);
-    // Longer sequences than it was built for: said, not cut in silence.
+    // Longer sequences than it was built for: refused, not cut in silence.
     let prompts = bench.path("prompts.json");
     let longer = ["generate", "-m", &artifact, "--token-ids", &prompts, "-n", "2", "-c", "600", "--json"];
-    let longer = bench.run(&longer, &[]);
-    assert_eq!(longer.code, 0, "{}", longer.stderr);
-    assert!(longer.stderr.contains("--context 600: the artifact was built for 512 tokens"), "{}", longer.stderr);
+    bench.run(&longer, &[]).fails_with(2, &["--context 600", "sequences of 512 tokens"]);
 }
 
 /// Two files, and a tensor that belongs to the configuration: the artifact keeps what describes the model of both.

@@ -129,6 +129,25 @@ fn a_stand_in_whose_compiler_refuses_an_operation_is_given_the_form_without_it()
     }
 }
 
+/// What the compiler took once it need not take any more; and without a driver the library says what the machine has.
+#[test]
+fn each_form_is_compiled_anew_and_the_target_is_asked_of_the_library() {
+    let dir = scratch();
+    let args = ["--no-model", "--json"];
+    let Some(seen) = on_stand_ins(&args, dir.path(), "") else { return };
+    assert_eq!(seen.json()["outcome"]["profile"]["cache_write"], "scatter");
+    let seen = on_stand_ins(&args, dir.path(), "scatter").unwrap();
+    assert_eq!(seen.json()["outcome"]["profile"]["cache_write"], "update_slice");
+    let nrt = neuron_fake("libneuron_fake.so").unwrap();
+    let to = dir.path().join("modules");
+    let mut command = njoule(&["probe", "--emit", to.to_str().unwrap()]);
+    command.env("NJOULE_SYSFS_ROOT", dir.path()).env("NJOULE_CACHE", dir.path().join("cache")).env("NJOULE_NRT", &nrt);
+    command.env("NJOULE_FAKE_INSTANCE", "trn2.3xlarge").env_remove("NJOULE_INSTANCE");
+    let seen = ran(command.output().unwrap());
+    assert_eq!(seen.code, 0, "{}", seen.stderr);
+    assert!(fs::read_to_string(to.join("compile.sh")).unwrap().contains("--target trn2"));
+}
+
 /// Ctrl-C while the compiler works: it goes too, and the report says how far the probe came.
 #[test]
 fn an_interrupted_probe_ends_its_compiler_and_leaves_its_report() {

@@ -143,9 +143,10 @@ const ON_A_CORE: [&str; 9] = [
     "nrta_execute_schedule",
 ];
 
-/// Functions that return a status.
-const FUNCTIONS: [&str; 33] = [
+/// Functions that return a status, and the one that ends all.
+const FUNCTIONS: [&str; 34] = [
     "nrt_init",
+    "nrt_close",
     "nrt_get_total_vnc_count",
     "nrt_get_visible_vnc_count",
     "nrt_get_total_nc_count",

@@ -36,3 +36,4 @@ pub mod sysfs;
 pub mod tar;
 mod tensor;
 pub mod variant;
+mod window;

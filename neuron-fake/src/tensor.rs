@@ -1,7 +1,7 @@
 //! Tensors: views of allocations that count their references, and what runs in flight do with them.
 
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use njoule_hlo::{ArrayShape, Tensor as Array};
 
@@ -9,6 +9,7 @@ use crate::core::{Charge, Core};
 use crate::memory::{Away, Memory};
 use crate::misuse;
 use crate::status::{self, Answer, refuse};
+use crate::window::Window;
 
 /// A tensor: bytes `offset .. offset + size` of an allocation.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub(crate) struct Storage {
     pub size: usize,
     memory: Mutex<Memory>,
     back: Condvar,
+    /// Where the host sees it, if it has asked.
+    window: OnceLock<Window>,
     /// Given back with the last view.
     _charge: Option<Charge>,
 }
@@ -55,6 +58,7 @@ impl Tensor {
             size,
             memory: Mutex::new(Memory::new(size)),
             back: Condvar::new(),
+            window: OnceLock::new(),
             _charge: charge,
         };
         Ok(Tensor::view(Arc::new(storage), 0, size, name))
@@ -75,7 +79,7 @@ impl Tensor {
         if self.is_used(Use::Write) {
             misuse::record(format!("{self} is read while a run that writes it is in flight"));
         }
-        self.when_back(|memory| memory.read(self.offset + offset, to));
+        self.when_back(offset, to.len(), |memory| memory.read(self.offset + offset, to));
         Ok(())
     }
 
@@ -93,7 +97,7 @@ impl Tensor {
         if self.is_used(Use::Read) || self.is_used(Use::Write) {
             misuse::record(format!("{self} is written while a run that uses it is in flight"));
         }
-        self.when_back(|memory| f(memory, self.offset + offset));
+        self.when_back(offset, size, |memory| f(memory, self.offset + offset));
         Ok(())
     }
 
@@ -106,36 +110,55 @@ impl Tensor {
 
     /// A run's input of this shape; shared.
     pub(crate) fn share(&self, shape: ArrayShape) -> Array {
-        self.when_back(|memory| memory.share(self.offset, shape))
+        self.when_back(0, shape.bytes(), |memory| memory.share(self.offset, shape))
     }
 
     /// A run's in-place tensor; away until [`Tensor::put`] or [`Tensor::lose`].
     pub(crate) fn take(&self, shape: ArrayShape) -> Array {
-        self.when_back(|memory| memory.take(self.offset, shape))
+        self.when_back(0, shape.bytes(), |memory| memory.take(self.offset, shape))
     }
 
     /// A run's result.
     pub(crate) fn put(&self, array: Array) {
-        self.storage.lock().put(self.offset, array);
+        let (mut memory, len) = (self.storage.lock(), array.shape().bytes());
+        memory.put(self.offset, array);
+        self.storage.show(&memory, self.offset, len);
+        drop(memory);
         self.storage.back.notify_all();
     }
 
     /// A run's result that was not computed.
     pub(crate) fn put_zeros(&self) {
-        self.when_back(|memory| memory.fill(self.offset, self.size, 0));
+        self.when_back(0, self.size, |memory| memory.fill(self.offset, self.size, 0));
     }
 
     /// What a run took and lost.
     pub(crate) fn lose(&self) {
-        self.storage.lock().lose(self.offset, self.size);
+        let mut memory = self.storage.lock();
+        memory.lose(self.offset, self.size);
+        self.storage.show(&memory, self.offset, self.size);
+        drop(memory);
         self.storage.back.notify_all();
     }
 
-    fn when_back<T>(&self, mut f: impl FnMut(&mut Memory) -> Result<T, Away>) -> T {
-        let mut memory = self.storage.lock();
+    /// Where the host sees its first byte.
+    pub(crate) fn address(&self) -> *mut u8 {
+        let memory = self.storage.lock();
+        self.storage.window.get_or_init(|| Window::of(&memory, self.storage.size)).address(self.offset)
+    }
+
+    /// Does something to bytes of it as soon as no run has them.
+    fn when_back<T>(&self, offset: usize, len: usize, mut f: impl FnMut(&mut Memory) -> Result<T, Away>) -> T {
+        let (mut memory, at) = (self.storage.lock(), self.offset + offset);
         loop {
+            if let Some(window) = self.storage.window.get() {
+                window.take_in(&mut memory, at, len);
+            }
             match f(&mut memory) {
-                Ok(done) => return done,
+                Ok(done) => {
+                    self.storage.show(&memory, at, len);
+                    return done;
+                }
                 Err(Away) => memory = self.storage.back.wait(memory).unwrap_or_else(PoisonError::into_inner),
             }
         }
@@ -161,6 +184,12 @@ impl std::fmt::Display for Tensor {
 }
 
 impl Storage {
+    fn show(&self, memory: &Memory, offset: usize, len: usize) {
+        if let Some(window) = self.window.get() {
+            window.show(memory, offset, len);
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }

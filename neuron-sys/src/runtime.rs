@@ -91,6 +91,11 @@ impl Runtime {
         Ok(Runtime(Arc::new(inner)))
     }
 
+    /// How many handles there are, this one and those inside models, tensors and sets included.
+    pub fn handles(&self) -> usize {
+        Arc::strong_count(&self.0)
+    }
+
     /// The library.
     pub fn library(&self) -> Library {
         self.0.library

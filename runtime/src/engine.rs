@@ -12,7 +12,7 @@
 use std::num::NonZero;
 use std::ops::RangeInclusive;
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -199,6 +199,10 @@ pub struct Engine {
     owner: Arc<Owner>,
 }
 
+/// Loads what goes on where the device has failed for good, once, on the engine's thread; it is told the failure. What was
+/// asked of the first executor must be possible for the second: sequences are as long, and no request is checked again.
+pub type Standby = Box<dyn FnOnce(&RequestError) -> Result<(Box<dyn Executor>, EngineConfig), String> + Send>;
+
 /// Where the newest description of the meters is.
 type Describe = dyn Fn() -> Option<Arc<serde_json::Value>> + Send + Sync;
 
@@ -218,6 +222,8 @@ struct Shared {
     stats: Mutex<EngineStats>,
     figures: Arc<EngineFigures>,
     ended: Doorbell,
+    /// Why another executor goes on.
+    moved: OnceLock<String>,
 }
 
 impl Engine {
@@ -233,6 +239,17 @@ impl Engine {
         config: EngineConfig,
         source: Option<Box<dyn EnergySource>>,
     ) -> Result<Engine, StartError> {
+        Engine::start_with_standby(executor, vocab, config, source, None)
+    }
+
+    /// The same with what goes on where the executor's device fails: requests keep what they have and lose nothing.
+    pub fn start_with_standby(
+        executor: Box<dyn Executor>,
+        vocab: usize,
+        config: EngineConfig,
+        source: Option<Box<dyn EnergySource>>,
+        standby: Option<Standby>,
+    ) -> Result<Engine, StartError> {
         config.validate(vocab)?;
         let shared = Arc::new(Shared {
             inbox: Mutex::new(Inbox::new(config.max_queue, config.max_queued_tokens)),
@@ -240,6 +257,7 @@ impl Engine {
             stats: Mutex::new(EngineStats::new(config.capacity.blocks)),
             figures: Arc::new(EngineFigures::new()),
             ended: Doorbell::default(),
+            moved: OnceLock::new(),
         });
         let metering = {
             let (costs, cores) = (executor.cost_model(), executor.cores());
@@ -251,7 +269,7 @@ impl Engine {
             let (shared, config) = (shared.clone(), config.clone());
             std::thread::Builder::new()
                 .name("njoule-engine".into())
-                .spawn(move || worker::run(executor, vocab, config, metering, &shared))?
+                .spawn(move || worker::run(executor, vocab, config, metering, standby, &shared))?
         };
         Ok(Engine { owner: Arc::new(Owner { shared, config, vocab, meters, thread: Mutex::new(Some(thread)) }) })
     }
@@ -311,6 +329,11 @@ impl Engine {
     /// Why the engine has stopped, if it has failed.
     pub fn failure(&self) -> Option<RequestError> {
         lock(&self.owner.shared.inbox).failure().cloned()
+    }
+
+    /// Why what stood by has taken over, if it has.
+    pub fn moved(&self) -> Option<&str> {
+        self.owner.shared.moved.get().map(String::as_str)
     }
 
     /// Accepts no more requests; those in flight go on.

@@ -322,6 +322,14 @@ pub enum RequestError {
     /// The backend failed; every request in flight failed with it and the engine has stopped.
     #[error("step failed: {0}")]
     Step(String),
+    /// The device failed and said how; every request in flight failed with it and the engine has stopped.
+    #[error("step failed: {what}")]
+    Device {
+        /// Everything, for the log.
+        what: String,
+        /// What a client may be told of it.
+        told: String,
+    },
     /// A bug in the engine or the backend; every request in flight failed with it and the engine has stopped.
     #[error("engine thread panicked: {0}")]
     Panicked(String),
@@ -337,7 +345,7 @@ impl RequestError {
             RequestError::NonFiniteLogits { .. } => "non_finite_logits",
             RequestError::Mask(_) => "no_mask",
             RequestError::Refused(_) => "step_refused",
-            RequestError::Step(_) | RequestError::Panicked(_) => "engine_error",
+            RequestError::Step(_) | RequestError::Device { .. } | RequestError::Panicked(_) => "engine_error",
             RequestError::ShutDown => "shut_down",
         }
     }

@@ -406,6 +406,27 @@ impl<J> Scheduler<J> {
         self.running.drain(..).chain(waiting)
     }
 
+    /// Goes on with another cache: every running sequence gives up what it had and waits again, with its tokens.
+    pub fn move_to(&mut self, limits: StepLimits, kv: Kv) {
+        (self.limits, self.kv) = (limits, kv);
+        (self.last, self.costs, self.energy) = (GROUPS - 1, StepCosts::new(), None);
+        for mut sequence in std::mem::take(&mut self.running) {
+            self.preemptions += 1;
+            sequence.preemptions += 1;
+            self.waiting.insert(sequence);
+        }
+        self.running.reserve(limits.running);
+        let block_len = self.kv.block_len();
+        for sequence in self.waiting.iter_mut() {
+            sequence.blocks.clear();
+            sequence.chain.clear();
+            sequence.drafts.clear();
+            (sequence.computed, sequence.chunk, sequence.listed) = (0, 0, 0);
+            sequence.blocks.reserve(sequence.max_tokens.div_ceil(block_len));
+            sequence.chain.reserve(sequence.max_tokens / block_len);
+        }
+    }
+
     /// Chooses the rows of the next step and fills `batch` with them; if both counts are 0, nothing can run until a client
     /// reads or something arrives. `admitted` is called with every sequence that leaves the queue.
     pub fn plan(&mut self, batch: &mut Batch, mut admitted: impl FnMut(&mut Sequence<J>)) -> Plan {

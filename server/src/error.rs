@@ -168,6 +168,10 @@ impl From<RequestError> for ApiError {
                 ApiError::engine("step_refused", "the device refused this request's part of a step", false)
             }
             RequestError::ShutDown => ApiError::draining(),
+            // Of the device's own status: what it is called, what it means, what to do.
+            RequestError::Device { told, .. } => {
+                ApiError::engine("engine_error", format!("the device failed: {told}"), true)
+            }
             // What failed inside may name files or addresses: it goes to the log, not to the client.
             _ => ApiError::engine("engine_error", "the engine failed", true),
         }
@@ -194,6 +198,9 @@ mod tests {
         let error = ApiError::from(RequestError::Step("/opt/secret/path".into()));
         assert_eq!((error.status.as_u16(), error.should_retry), (500, Some(true)));
         assert!(!error.message.contains("secret"));
+        let failure = RequestError::Device { what: "/opt/secret/path".into(), told: "NRT_TIMEOUT (5)".into() };
+        let error = ApiError::from(failure);
+        assert_eq!((&*error.message, error.status.as_u16()), ("the device failed: NRT_TIMEOUT (5)", 500));
         let error = ApiError::from(RequestError::Refused("/opt/secret/path".into()));
         assert_eq!((error.code, error.should_retry), ("step_refused", Some(false)));
         assert!(!error.message.contains("secret"));

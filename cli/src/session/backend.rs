@@ -6,6 +6,8 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use clap::ValueEnum;
 use njoule_kernels::isa::Kernels;
+use njoule_models::program::Program;
+use njoule_models::weights::WeightSource;
 #[cfg(feature = "candle")]
 use njoule_runtime::backend::candle::CandleBackend;
 use njoule_runtime::backend::cpu::{CpuBackend, StoredWeights};
@@ -170,8 +172,29 @@ impl AnyBackend {
         }
     }
 
+    /// The stored type of weights, where the backend has decided on one.
+    pub fn weights(&self) -> Option<&'static str> {
+        match self {
+            AnyBackend::Cpu(_) => None,
+            #[cfg(feature = "candle")]
+            AnyBackend::Candle(_) => None,
+            #[cfg(target_os = "linux")]
+            AnyBackend::Neuron(neuron) => Some(neuron::flags::weights_name(neuron.layout().weights)),
+        }
+    }
+
     fn load(&self, model: &Model, capacity: Capacity) -> Result<Box<dyn Executor>, LoadError> {
-        self.backend().load(&model.program, model.checkpoint.weights.as_ref(), capacity)
+        self.load_program(&model.program, model.checkpoint.weights.as_ref(), capacity)
+    }
+
+    /// Loads a program with its weights.
+    pub(super) fn load_program(
+        &self,
+        program: &Program,
+        weights: &dyn WeightSource,
+        capacity: Capacity,
+    ) -> Result<Box<dyn Executor>, LoadError> {
+        self.backend().load(program, weights, capacity)
     }
 }
 
@@ -195,12 +218,12 @@ impl RunOptions {
         let failed = || format!("cannot load {}", model.name);
         #[cfg(target_os = "linux")]
         if self.backend == BackendArg::Neuron || model.artifact.is_some() {
+            if let Some(artifact) = &model.artifact {
+                self.check_artifact(artifact)?;
+            }
+            neuron::Limits::of(&context.fetch.env)?;
             match self.load_neuron(model, &capacity, context) {
-                Err(error)
-                    if self.fallback == Some(FallbackArg::Cpu)
-                        && model.artifact.is_none()
-                        && !error.is::<Interrupted>() =>
-                {
+                Err(error) if self.falls_back() && !error.is::<Interrupted>() => {
                     context.note(&format!("running on cpu (--fallback cpu): {error:#}"));
                     let (backend, reason) = (self.cpu()?, format!("{error:#}"));
                     let capacity = capacity(&backend);
@@ -279,14 +302,7 @@ impl RunOptions {
         capacity: impl Fn(&AnyBackend) -> Capacity,
         context: &Context<'_>,
     ) -> anyhow::Result<Loaded> {
-        let neuron = self.neuron(model, context)?;
-        let longest = neuron.layout().context;
-        if let Some(asked) = self.context.filter(|asked| *asked > longest) {
-            context.note(&format!(
-                "--context {asked}: the artifact was built for {longest} tokens, longer requests are refused"
-            ));
-        }
-        let backend = AnyBackend::Neuron(neuron);
+        let backend = AnyBackend::Neuron(self.neuron(model, context)?);
         let capacity = capacity(&backend);
         let executor = backend.load(model, capacity)?;
         let reason = if model.artifact.is_some() { "the model is an artifact" } else { "--backend asks for it" };
@@ -296,8 +312,10 @@ impl RunOptions {
     /// What a model for Neuron devices looks like, where it would be run on such; it is built if need be.
     #[cfg(target_os = "linux")]
     pub fn neuron_layout(&self, model: &Model, context: &Context<'_>) -> anyhow::Result<Option<Layout>> {
-        if self.backend != BackendArg::Neuron && model.artifact.is_none() {
-            return Ok(None);
+        match &model.artifact {
+            Some(artifact) => self.check_artifact(artifact)?,
+            None if self.backend != BackendArg::Neuron => return Ok(None),
+            None => {}
         }
         Ok(Some(self.neuron(model, context)?.layout().clone()))
     }
@@ -334,7 +352,12 @@ impl RunOptions {
         }
     }
 
-    fn cpu(&self) -> Result<AnyBackend, UsageError> {
+    /// Whether the cpu backend goes on where Neuron cannot be had, or fails later.
+    pub(super) fn falls_back(&self) -> bool {
+        self.fallback == Some(FallbackArg::Cpu)
+    }
+
+    pub(super) fn cpu(&self) -> Result<AnyBackend, UsageError> {
         let mut backend = CpuBackend::new(self.threads, self.quant()).map_err(|e| UsageError(e.to_string()))?;
         (backend.kv, backend.waiting) = (self.kv, self.wait.waiting());
         #[cfg(target_os = "linux")]

@@ -1,6 +1,9 @@
 //! Artifacts for Neuron devices: opened, planned, built into the cache where a verb runs a model that has none.
 
 mod build;
+mod cached;
+pub mod flags;
+mod limits;
 pub mod probe;
 mod progress;
 
@@ -9,12 +12,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, anyhow};
 use njoule_models::checkpoint::{Checkpoint, Origin as CheckpointOrigin};
 use njoule_runtime::backend::neuron::artifact::{Artifact, Layout, ModelRecord, Origin};
-use njoule_runtime::backend::neuron::compiler::Compiler;
 use njoule_runtime::backend::neuron::plan::{Instance, Instances, Lengths, Plan, Wish, plan, smallest_instance};
 use njoule_runtime::backend::neuron::{NeuronBackend, Profile};
-use sha2::{Digest, Sha256};
 
 pub use self::build::{Built, build, verify};
+use self::cached::cached;
+pub use self::limits::Limits;
 use super::Model;
 use super::planning::no_instance;
 use crate::args::UsageError;
@@ -134,56 +137,7 @@ pub fn backend(
             cached(model, &planned, &options, context)?
         }
     };
-    Ok(limited(artifact, context))
-}
-
-/// The modules of a plan: in the cache, or built into it.
-fn cached(model: &Model, planned: &Planned, options: &BuildOptions, context: &Context<'_>) -> anyhow::Result<Artifact> {
-    let compiler = Compiler::find()?;
-    let place = cache(context)?.join("modules").join(request_key(planned, options, &compiler)?);
-    if let Ok(artifact) = Artifact::open(&place) {
-        return Ok(artifact);
-    }
-    context.note(&format!(
-        "building {} modules of {} for {}",
-        planned.layout.modules.len(),
-        model.name,
-        planned.plan.instance
-    ));
-    std::fs::create_dir_all(place.parent().unwrap_or(&place))
-        .with_context(|| format!("cannot make {}", place.display()))?;
-    Ok(build::make(model, planned, options, &place, false, |_| Ok(()), context)?.artifact)
-}
-
-/// An artifact with the limits that the environment sets.
-fn limited(artifact: Artifact, context: &Context<'_>) -> NeuronBackend {
-    let mut backend = NeuronBackend::new(artifact);
-    let seconds =
-        |name: &str| context.fetch.env.var(name).and_then(|v| v.parse().ok()).map(std::time::Duration::from_secs);
-    if let Some(limit) = seconds("NJOULE_NEURON_STEP_TIMEOUT") {
-        backend.step_limit = limit;
-    }
-    if let Some(limit) = seconds("NJOULE_NEURON_LOAD_TIMEOUT") {
-        backend.load_limit = limit;
-    }
-    backend
-}
-
-/// What a build for the cache depends on, beside the modules' own content.
-fn request_key(planned: &Planned, options: &BuildOptions, compiler: &Compiler) -> anyhow::Result<String> {
-    let mut hasher = Sha256::new();
-    let parts = [
-        env!("CARGO_PKG_VERSION").as_bytes().to_vec(),
-        planned.record.fingerprint.clone().into_bytes(),
-        serde_json::to_vec(&planned.layout)?,
-        serde_json::to_vec(&(options.opt_level, &options.flags))?,
-        compiler.version().as_bytes().to_vec(),
-    ];
-    for part in parts {
-        hasher.update((part.len() as u64).to_le_bytes());
-        hasher.update(part);
-    }
-    Ok(hasher.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect())
+    Ok(Limits::of(&context.fetch.env)?.on(artifact))
 }
 
 /// The profile in `file`, else what a chip of the target was found to take, else the defaults.

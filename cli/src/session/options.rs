@@ -28,7 +28,8 @@ pub struct RunArgs {
     /// What computes
     #[arg(long, value_enum, default_value_t = BackendArg::Auto, value_name = "BACKEND")]
     backend: BackendArg,
-    /// What computes where --backend neuron cannot be had: `cpu`; an error without
+    /// What computes where --backend neuron cannot be had or its device fails, requests going on from where they are: `cpu`;
+    /// an error without
     #[arg(long, value_enum, value_name = "BACKEND")]
     fallback: Option<FallbackArg>,
     /// Neuron instance type that modules are built for where there is no artifact [default: this machine]

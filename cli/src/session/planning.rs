@@ -1,5 +1,6 @@
 //! The flags that say what is planned for a Neuron instance, shared by `plan` and `build`: the same words mean the same.
 
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -47,8 +48,8 @@ pub struct PlanArgs {
     #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
     min_useful: f64,
     /// Candidates that a step returns per sequence
-    #[arg(long, default_value_t = 64, value_name = "N")]
-    candidates: usize,
+    #[arg(long, default_value = "64", value_name = "N")]
+    candidates: NonZero<usize>,
     /// Sparse logit biases that a step takes per sequence
     #[arg(long, default_value_t = Wish::default().biases, value_name = "N")]
     biases: usize,
@@ -138,7 +139,7 @@ impl PlanArgs {
             batch: self.batch,
             max_neffs: self.max_neffs,
             min_useful: self.min_useful,
-            candidates: self.candidates.min(model.program.vocab()),
+            candidates: self.candidates.get().min(model.program.vocab()),
             biases: self.biases,
             mask: self.masks || !self.no_masks,
             assumptions: Assumptions {

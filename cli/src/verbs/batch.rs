@@ -152,7 +152,7 @@ impl Args {
         let figures = summary.finish(times, &stats, reasons);
         let failed = figures.failed();
         if self.json {
-            writeln!(context.out, "{}", figures.json(&session.facts, &self.output, &errors_path))?;
+            writeln!(context.out, "{}", figures.json(&session.facts_now(), &self.output, &errors_path))?;
             context.out.flush()?;
         }
         if !context.quiet {

@@ -137,8 +137,12 @@ impl Chat<'_> {
             ));
         }
         if fitted.ids.len() >= max_len {
+            let more = match self.session.built_for {
+                Some(_) => "build an artifact for longer ones (njoule build --context N)",
+                None => "start with a larger --context",
+            };
             context.note(&format!(
-                "this message takes {} tokens, more than the context of {max_len}: shorten it, or start with a larger --context",
+                "this message takes {} tokens, more than the context of {max_len}: shorten it, or {more}",
                 fitted.ids.len()
             ));
             history.take_back();

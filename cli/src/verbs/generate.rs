@@ -176,6 +176,12 @@ pub(super) fn submit(session: &Session, request: Request) -> anyhow::Result<Requ
             }
             SubmitError::TooLong { prompt, max_len, .. } => {
                 let first = if prompt < max_len { "lower -n" } else { "shorten the prompt" };
+                if let Some(built_for) = session.built_for {
+                    return anyhow!(
+                        "{error}; {first}, or build an artifact for longer ones with `njoule build --context N` (this one \
+                         was built for {built_for})"
+                    );
+                }
                 anyhow!("{error}; {first} or raise --context (the model was made for {made_for})")
             }
             SubmitError::NeverFits { .. } => anyhow!("{error}; lower -n or --context, or take a smaller --kv-type"),

@@ -66,7 +66,7 @@ pub struct Args {
     /// Take NEFFs that were compiled elsewhere from DIR instead of compiling; MODEL is then an artifact
     #[arg(long, value_name = "DIR")]
     neffs: Option<PathBuf>,
-    /// inf2, trn1 or trn2; default: what the driver says this machine has
+    /// inf2, trn1 or trn2; default: what the driver, or else libnrt, says this machine has
     #[arg(long)]
     target: Option<String>,
 }
@@ -76,9 +76,8 @@ impl Args {
     pub fn run(self, context: &mut Context<'_>) -> anyhow::Result<()> {
         let root = Root::from_environment();
         let chip = root.devices().first().and_then(|device| device.chip().ok());
-        let named = self.target.as_deref().or_else(|| chip?.target());
-        let named =
-            named.ok_or_else(|| UsageError("no device tells what it is: give --target inf2, trn1 or trn2".into()))?;
+        let named = self.target.as_deref().or_else(|| chip?.target()).or_else(|| target_by_library());
+        let named = named.ok_or_else(|| UsageError(NO_TARGET.into()))?;
         let target = probe::target(named)
             .ok_or_else(|| UsageError(format!("--target {named}: njoule makes modules for inf2, trn1 and trn2")))?;
         let settings = Settings { target, opt_level: 1, lnc: None, extra: vec![] };
@@ -93,7 +92,8 @@ impl Args {
             None => {
                 let compiler = Compiler::find().context("--emit and --neffs compile on another machine")?;
                 let version = compiler.version().to_owned();
-                let (cache, cancelled) = (NeffCache::new(&cache.join("neffs")), stop.shared());
+                // What a compiler took once it need not take now.
+                let (cache, cancelled) = (NeffCache::anew(&cache.join("neffs")), stop.shared());
                 (Neffs::Compiler { compiler, cache, settings, cancelled }, Some(version))
             }
         };
@@ -238,6 +238,13 @@ impl Args {
     }
 }
 
+/// What the library says that this machine is, where it says so without being started.
+fn target_by_library() -> Option<&'static str> {
+    let family = sys::Library::open().ok()?.instance().ok()?.family.name()?;
+    // Variants of a family begin as it does.
+    ["inf2", "trn1", "trn2"].into_iter().find(|target| family.starts_with(target))
+}
+
 fn read_golden(path: &Path) -> anyhow::Result<Golden> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     Golden::parse(&text).map_err(|what| anyhow!("{}: {what}", path.display()))
@@ -322,6 +329,7 @@ fn names() -> Redaction {
     Redaction { names }
 }
 
+const NO_TARGET: &str = "neither the driver nor libnrt tells what this machine has: give --target inf2, trn1 or trn2";
 const NO_COMPILER: &str = "a model's modules are not compiled here: build it elsewhere with `njoule build`, with the profile \
                            that this run records, and give the artifact as MODEL";
 const EXAMPLES: &str = "\

@@ -88,7 +88,8 @@ impl Args {
             Input::File(text) => {
                 let tools = loader.require("give ids with --token-ids")?;
                 let ids = tools.encode_raw(&text)?;
-                let window = options.context.unwrap_or(WINDOW).min(model.checkpoint.config.max_len);
+                let longest = model.checkpoint.config.max_len.min(model.built_for().unwrap_or(usize::MAX));
+                let window = options.context.unwrap_or(WINDOW).min(longest);
                 (ids.chunks(window).map(<[u32]>::to_vec).collect(), Some(tools))
             }
         };
@@ -204,7 +205,7 @@ impl Args {
 /// Perplexity of a text, in windows as `score --text` has them.
 pub fn perplexity(model: Model, text: &str, options: &RunOptions, context: &mut Context<'_>) -> anyhow::Result<f64> {
     let tools = model.load_text().require("perplexity needs it")?;
-    let window = WINDOW.min(model.checkpoint.config.max_len);
+    let window = WINDOW.min(model.checkpoint.config.max_len).min(model.built_for().unwrap_or(usize::MAX));
     let ids = tools.encode_raw(text)?;
     let sequences: Vec<&[u32]> = ids.chunks(window).collect();
     let size = Size { max_len: window, max_seqs: options.sequences(sequences.len()), max_outputs: OUTPUTS };

@@ -71,13 +71,13 @@ fn an_artifact_is_measured_by_bench() {
 }
 
 /// A server, ended with its test.
-struct Server {
+pub(super) struct Server {
     child: Child,
     address: String,
 }
 
 impl Server {
-    fn start(mut command: Command) -> Server {
+    pub(super) fn start(mut command: Command) -> Server {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let mut said = vec![];
@@ -93,8 +93,20 @@ impl Server {
         Server { child, address }
     }
 
-    /// The whole answer to a request, head included.
+    /// The answer to a request that is to succeed, head included.
     fn ask(&self, path: &str, body: &Value) -> String {
+        let answer = self.answer(path, body);
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{path}: {answer}");
+        answer
+    }
+
+    /// The exit code of one that ends by itself.
+    pub(super) fn end(&mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
+    }
+
+    /// The whole answer to a request, head included.
+    pub(super) fn answer(&self, path: &str, body: &Value) -> String {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         let (body, address) = (body.to_string(), &self.address);
         let head = format!("POST {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n");
@@ -102,7 +114,6 @@ impl Server {
         stream.write_all((head + &body).as_bytes()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{path}: {answer}");
         answer
     }
 
@@ -118,7 +129,7 @@ impl Server {
     }
 
     /// The answer's body.
-    fn json(&self, path: &str, body: &Value) -> Value {
+    pub(super) fn json(&self, path: &str, body: &Value) -> Value {
         let answer = self.ask(path, body);
         serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap_or_else(|e| panic!("{e}: {answer}"))
     }

@@ -57,7 +57,10 @@ pub unsafe extern "C" fn nrt_init(framework: u32, fw_version: *const c_char, fal
 /// Gives them back.
 #[unsafe(no_mangle)]
 pub extern "C" fn nrt_close() {
-    runtime::close();
+    always("nrt_close", || {
+        runtime::close();
+        Ok(())
+    });
 }
 
 /// Logical cores of the instance.

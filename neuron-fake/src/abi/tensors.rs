@@ -203,10 +203,14 @@ pub extern "C" fn nrt_tensor_get_size(tensor: *const c_void) -> usize {
     size().unwrap_or(0)
 }
 
-/// Null: device memory has no address on this host, and what has none on a real one is null too.
+/// Where the host sees a tensor's first byte; null for what is none.
 #[unsafe(no_mangle)]
-pub extern "C" fn nrt_tensor_get_va(_tensor: *const c_void) -> *mut c_void {
-    std::ptr::null_mut()
+pub extern "C" fn nrt_tensor_get_va(tensor: *const c_void) -> *mut c_void {
+    if tensor.is_null() {
+        return std::ptr::null_mut();
+    }
+    let address = || runtime::running()?.tensor(tensor as usize).map(|t| t.address().cast());
+    address().unwrap_or(std::ptr::null_mut())
 }
 
 /// Where a tensor lies.

@@ -178,6 +178,42 @@ mod raw {
         }
     }
 
+    /// What the host writes at a tensor's address is the tensor's, and what calls write the host sees there.
+    #[test]
+    fn a_tensor_has_an_address_for_the_host_and_what_is_none_has_not() {
+        child(&[], || {
+            let _runtime = start();
+            let library = open();
+            function!(library, nrt_tensor_allocate: fn(u32, i32, usize, *const i8, *mut *mut c_void) -> u32);
+            function!(library, nrt_tensor_allocate_slice: fn(*const c_void, usize, usize, *const i8, *mut *mut c_void) -> u32);
+            function!(library, nrt_tensor_free: fn(*mut *mut c_void));
+            function!(library, nrt_tensor_write: fn(*mut c_void, *const c_void, usize, usize) -> u32);
+            function!(library, nrt_tensor_read: fn(*const c_void, *mut c_void, usize, usize) -> u32);
+            function!(library, nrt_tensor_memset: fn(*mut c_void, u64, i32, usize) -> u32);
+            function!(library, nrt_tensor_get_va: fn(*const c_void) -> *mut c_void);
+            let (mut whole, mut slice, mut read) = (null_mut(), null_mut(), [0u8; 8]);
+            // SAFETY: as the header says; addresses are read and written within their tensor, beside no call.
+            unsafe {
+                assert!(nrt_tensor_get_va(null()).is_null());
+                assert_eq!(nrt_tensor_allocate(0, 0, 8, null(), &mut whole), 0);
+                assert_eq!(nrt_tensor_write(whole, [1u8, 2, 3, 4, 5, 6, 7, 8].as_ptr().cast(), 0, 8), 0);
+                let at: *mut u8 = nrt_tensor_get_va(whole).cast();
+                assert_eq!(std::slice::from_raw_parts(at, 8), [1, 2, 3, 4, 5, 6, 7, 8]);
+                at.add(2).write(33);
+                assert_eq!(nrt_tensor_memset(whole, 6, 9, 2), 0);
+                assert_eq!(nrt_tensor_allocate_slice(whole, 4, 4, null(), &mut slice), 0);
+                let part: *mut u8 = nrt_tensor_get_va(slice).cast();
+                assert_eq!((part, part.add(2).read()), (at.add(4), 9));
+                part.write(55);
+                assert_eq!(nrt_tensor_read(whole, read.as_mut_ptr().cast(), 0, 8), 0);
+                assert_eq!(read, [1, 2, 33, 4, 55, 6, 9, 9]);
+                nrt_tensor_free(&mut slice);
+                nrt_tensor_free(&mut whole);
+            }
+            assert_eq!(faults(), 0);
+        });
+    }
+
     #[test]
     fn what_cannot_be_allocated_is_refused() {
         child(&[], || {

@@ -1,4 +1,6 @@
 //! The kernel module `neuron`: whether it is loaded, and which version is loaded or lies ready.
+//!
+//! Its directory of devices is there only while it is loaded: that shows it where the module's own files are not to be seen.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -73,7 +75,7 @@ impl Root {
             modules.lines().any(|line| line.split_whitespace().next() == Some("neuron"))
         };
         Driver {
-            loaded: module.is_dir() || listed(),
+            loaded: module.is_dir() || listed() || !self.devices().is_empty(),
             version: field::line(&module.join("version")).parse(|text| text.parse().ok()),
             installed: self.installed_drivers(),
         }

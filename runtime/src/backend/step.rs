@@ -228,6 +228,14 @@ pub enum StepError {
     /// The device failed: every request fails and the engine stops.
     #[error("device failure: {0}")]
     Device(String),
+    /// The same, with what of it a client may be told: neither places nor addresses are in that.
+    #[error("device failure: {what}")]
+    Status {
+        /// Everything, for the log.
+        what: String,
+        /// What the device said and what it means.
+        told: String,
+    },
     /// The device takes no more runs for the moment: the step is run again, once.
     #[error("device busy: {0}")]
     Busy(String),

@@ -162,6 +162,11 @@ impl Metering {
         })
     }
 
+    /// Steps cost this from now on, and occupy so many accelerator cores.
+    pub fn move_to(&mut self, costs: CostModel, cores: Option<usize>) {
+        (self.costs, self.cores) = (costs, cores);
+    }
+
     /// Where the meters' description will be.
     pub fn description(&self) -> impl Fn() -> Option<Arc<Value>> + Send + Sync + use<> {
         self.sampler.description()

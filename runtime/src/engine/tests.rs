@@ -15,6 +15,7 @@ mod hidden;
 mod load;
 mod pace;
 mod settled;
+mod standby;
 use crate::request::{Event, FinishReason, SinkClosed, StopMatch, TextStream, TokenText};
 use crate::sampler::{History, Pick, Sampler, SamplingParams};
 

@@ -14,7 +14,7 @@ use super::late::room;
 use super::metering::{Metering, Rows, Wait};
 use super::outputs::{Row, Sampled, check_output, prompt_outputs, roomy_batch, roomy_output, sample};
 use super::stats::EngineStats;
-use super::{EngineConfig, Shared};
+use super::{EngineConfig, Shared, Standby};
 use crate::backend::{Batch, Executor, Masks, StepError, StepOutput};
 use crate::kv::Kv;
 use crate::policy::{Decision, Pace, Waiter, Waiting};
@@ -22,10 +22,18 @@ use crate::request::{Event, FinishReason, RequestError};
 use crate::sampler::Sampler;
 use crate::scheduler::{Key, Plan, Scheduler, Sequence, StepLimits};
 
+mod moving;
 mod steer;
 
 /// Body of the engine thread.
-pub fn run(executor: Box<dyn Executor>, vocab: usize, config: EngineConfig, metering: Metering, shared: &Shared) {
+pub fn run(
+    executor: Box<dyn Executor>,
+    vocab: usize,
+    config: EngineConfig,
+    metering: Metering,
+    standby: Option<Standby>,
+    shared: &Shared,
+) {
     // Rings when all is over, whatever happens.
     struct Ended<'a>(&'a Shared);
     impl Drop for Ended<'_> {
@@ -35,6 +43,7 @@ pub fn run(executor: Box<dyn Executor>, vocab: usize, config: EngineConfig, mete
     }
     let _ended = Ended(shared);
     let mut worker = Worker::new(executor, vocab, config, metering);
+    worker.standby = standby;
     let result = catch_unwind(AssertUnwindSafe(|| worker.serve(shared)));
     let failure = match result {
         Ok(Ok(())) => None,
@@ -79,6 +88,10 @@ struct Worker {
     pace: Pace,
     /// Threads that share the next step.
     workers: NonZero<usize>,
+    /// What goes on where the executor's device fails.
+    standby: Option<Standby>,
+    /// It has failed.
+    lost: bool,
 }
 
 /// A sequence that has ended, and what it waits for.
@@ -117,6 +130,8 @@ impl Worker {
             idle_since: None,
             pace: Pace::new(config.objective, workers, config.thrifty_workers),
             workers,
+            standby: None,
+            lost: false,
             config,
         }
     }
@@ -155,7 +170,9 @@ impl Worker {
                 self.metering.waited(Instant::now(), self.stats.generated_tokens);
                 continue;
             }
-            self.step(plan, shared)?;
+            if let Err(error) = self.step(plan, shared) {
+                self.move_on(error, shared)?;
+            }
         }
     }
 
@@ -371,7 +388,7 @@ impl Worker {
                     self.stats.retried_steps += 1;
                     return Ok(false);
                 }
-                Err(error) => return Err(RequestError::Step(error.to_string())),
+                Err(error) => return Err(self.failed(error)),
             }
             self.stats.retried_steps += 1;
         }

@@ -79,6 +79,10 @@ impl<J> Queue<J> {
         self.waiting.values().map(|sequence| &**sequence)
     }
 
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Sequence<J>> {
+        self.waiting.values_mut().map(|sequence| &mut **sequence)
+    }
+
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }

@@ -13,7 +13,7 @@ use njoule_runtime::backend::neuron::probe::{DecodeBucket, Fault, Golden, Loaded
 use njoule_runtime::backend::neuron::{CacheShape, ModuleKind, ModuleSpec, NeuronBackend, Profile};
 use njoule_runtime::backend::{Backend, Capacity, Quant};
 
-use super::{BuildOptions, cached, laid_out, limited};
+use super::{BuildOptions, Limits, cached, laid_out};
 use crate::fetch::{DEFAULT_MODEL, DEFAULT_ON_HUB};
 use crate::session::planning::no_instance;
 use crate::session::{Model, available_memory};
@@ -79,7 +79,7 @@ impl Probed<'_> {
     fn backend(&self, profile: &Profile) -> anyhow::Result<NeuronBackend> {
         let (model, context) = (&self.model, &self.context);
         if let Some(artifact) = &model.artifact {
-            return Ok(limited(artifact.clone(), context));
+            return Ok(Limits::of(&context.fetch.env)?.on(artifact.clone()));
         }
         let (table, options) = (Instances::built_in(), BuildOptions::default());
         let instance = table.find(&self.instance).ok_or_else(|| no_instance(&self.instance, &table))?;
@@ -89,7 +89,7 @@ impl Probed<'_> {
         let mut planned = laid_out(model, plan, *profile, &options)?;
         planned.record.origin = Origin::None;
         few_modules(&mut planned.layout);
-        Ok(limited(cached(model, &planned, &options, context)?, context))
+        Ok(Limits::of(&context.fetch.env)?.on(cached(model, &planned, &options, context)?))
     }
 
     /// What a reference gives: of the default model it is known, of another the cpu backend computes it in f32, unless the

@@ -102,6 +102,10 @@ fn exec_timeout(value: &str, _: &On<'_>) -> Result<(), (Gravity, String)> {
     }
 }
 
+fn seconds(value: &str, _: &On<'_>) -> Result<(), (Gravity, String)> {
+    if value.parse::<u64>().is_ok_and(|seconds| seconds > 0) { Ok(()) } else { fatal("give whole seconds, at least 1") }
+}
+
 fn log_level(value: &str, _: &On<'_>) -> Result<(), (Gravity, String)> {
     match value.to_ascii_uppercase().as_str() {
         "ERROR" | "WARN" | "WARNING" | "INFO" | "QUIET" => Ok(()),
@@ -154,6 +158,8 @@ const RULES: &[(&str, Rule)] = &[
     ("NJOULE_SYSFS_ROOT", directory),
     ("NJOULE_NRT", any),
     ("NJOULE_NEURONX_CC", any),
+    ("NJOULE_NEURON_STEP_TIMEOUT", seconds),
+    ("NJOULE_NEURON_LOAD_TIMEOUT", seconds),
     ("NEURON_RT_VISIBLE_CORES", visible_cores),
     ("NEURON_RT_NUM_CORES", num_cores),
     ("NEURON_LOGICAL_NC_CONFIG", logical_size),

@@ -16,6 +16,7 @@
 //! compared with their hashes by [`Artifact::verify`] alone.
 
 mod check;
+mod identity;
 mod parameters;
 mod roles;
 mod verify;
@@ -52,8 +53,10 @@ pub struct Artifact {
 pub struct Manifest {
     /// [`FORMAT`].
     pub format: u32,
-    /// SHA-256 of the manifest with this field empty: the artifact's name.
+    /// SHA-256 of what it holds, without what was measured while it was made: the artifact's name.
     pub id: String,
+    /// SHA-256 of everything beside it, what was measured included.
+    pub checksum: String,
     /// Version of njoule that made it.
     pub njoule: String,
     /// Version of neuronx-cc.
@@ -195,21 +198,28 @@ pub struct FileRecord {
 }
 
 impl Artifact {
-    /// Whether a directory says that it is one.
+    /// Whether a directory is to be taken for one, whatever its manifest is worth: opening it says what is wrong with it.
     pub fn is_in(dir: &Path) -> bool {
-        let mut head = String::new();
-        let Ok(file) = fs::File::open(dir.join(MANIFEST)) else { return false };
-        // Version first: a manifest of a later format is one too, and is refused by its number.
-        file.take(256).read_to_string(&mut head).is_ok() && head.trim_start().starts_with("{\n  \"format\":")
+        let manifest = dir.join(MANIFEST);
+        if manifest.symlink_metadata().is_err() {
+            return false;
+        }
+        let modules = fs::read_dir(dir.join("modules")).into_iter().flatten().flatten();
+        let is_module = |name: std::ffi::OsString| {
+            [".neff", ".hlo.pb"].iter().any(|end| name.as_encoded_bytes().ends_with(end.as_bytes()))
+        };
+        modules.map(|entry| entry.file_name()).any(is_module) || Artifact::is_written_in(dir)
+    }
+
+    /// Whether a directory has a manifest that a writer has written, of this format or another.
+    pub(super) fn is_written_in(dir: &Path) -> bool {
+        read_manifest(&dir.join(MANIFEST)).is_ok_and(|text| format_of(&text).is_ok())
     }
 
     /// Reads the manifest and looks at every file's size: takes no longer for a large model than for a small one.
     pub fn open(dir: &Path) -> Result<Artifact, ArtifactError> {
         let path = dir.join(MANIFEST);
-        let file = fs::File::open(&path).map_err(|source| ArtifactError::Io { path: path.clone(), source })?;
-        let mut text = Vec::new();
-        let read = file.take(MOST_MANIFEST + 1).read_to_end(&mut text);
-        read.map_err(|source| ArtifactError::Io { path: path.clone(), source })?;
+        let text = read_manifest(&path).map_err(|source| ArtifactError::Io { path: path.clone(), source })?;
         let manifest = Manifest::parse(&text).map_err(|what| ArtifactError::Manifest { path: path.clone(), what })?;
         let artifact = Artifact { dir: dir.to_owned(), manifest };
         for file in artifact.files() {
@@ -250,21 +260,23 @@ impl Manifest {
         if text.len() as u64 > MOST_MANIFEST {
             return Err(format!("has more than {MOST_MANIFEST} bytes"));
         }
-        /// The one field that every format has.
-        #[derive(Deserialize)]
-        struct Versioned {
-            format: u32,
-        }
-        let Versioned { format } = serde_json::from_slice(text).map_err(|e| format!("is no manifest: {e}"))?;
+        let format = format_of(text)?;
         if format != FORMAT {
             return Err(format!(
                 "field `format` is {format}, this njoule reads {FORMAT}: build the artifact anew with `njoule build`"
             ));
         }
         let manifest: Manifest = serde_json::from_slice(text).map_err(|e| e.to_string())?;
-        let id = content_id(text, &manifest.id);
-        if id != manifest.id {
-            return Err(format!("field `id` is {}, its content gives {id}: it was changed or damaged", manifest.id));
+        let value = serde_json::from_slice(text).map_err(|e| e.to_string())?;
+        for (field, found, content) in [
+            ("id", &manifest.id, identity::of_content(&value)),
+            ("checksum", &manifest.checksum, identity::of_everything(&value)),
+        ] {
+            if *found != content {
+                return Err(format!(
+                    "field `{field}` is {found}, its content gives {content}: it was changed or damaged"
+                ));
+            }
         }
         check::check(&manifest)?;
         Ok(manifest)
@@ -272,24 +284,36 @@ impl Manifest {
 
     /// Its text, and its id in it and in `self`.
     fn named_text(&mut self) -> serde_json::Result<Vec<u8>> {
-        self.id = String::new();
-        let unnamed = serde_json::to_vec_pretty(self)?;
-        self.id = content_id(&unnamed, "");
+        // As it will be read: a number need not read back bit for bit.
+        let mut value = serde_json::from_slice(&serde_json::to_vec(self)?)?;
+        self.id = identity::of_content(&value);
+        value["id"] = self.id.clone().into();
+        self.checksum = identity::of_everything(&value);
         serde_json::to_vec_pretty(self)
     }
 }
 
-/// What a manifest's content is called: the hash of its text without `id`, which stands in it. Of the text, not of the
-/// values: numbers need not read back bit for bit.
-fn content_id(text: &[u8], id: &str) -> String {
-    use sha2::{Digest, Sha256};
-    let field = format!("\"id\": \"{id}");
-    let at = text.windows(field.len()).position(|window| window == field.as_bytes());
-    let (before, after) = match at {
-        Some(at) => (&text[..at + field.len() - id.len()], &text[at + field.len()..]),
-        None => (text, &[][..]),
-    };
-    digest::hex(&Sha256::new().chain_update(before).chain_update(after).finalize())
+/// The one field that every format has.
+fn format_of(text: &[u8]) -> Result<u32, String> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        format: u32,
+    }
+    if !text.trim_ascii_start().starts_with(b"{") {
+        return Err("is no manifest: it does not begin as one".to_owned());
+    }
+    let versioned: Versioned = serde_json::from_slice(text).map_err(|e| format!("is no manifest: {e}"))?;
+    Ok(versioned.format)
+}
+
+/// A manifest's text, of a plain file alone: anything else may have no end, or nobody who writes it.
+fn read_manifest(path: &Path) -> io::Result<Vec<u8>> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let mut text = Vec::new();
+    fs::File::open(path)?.take(MOST_MANIFEST + 1).read_to_end(&mut text)?;
+    Ok(text)
 }
 
 /// Why an artifact is not usable.

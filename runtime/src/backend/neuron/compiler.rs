@@ -85,8 +85,17 @@ impl Compiler {
         }
     }
 
+    /// Where the one that `find` would ask is; none where no file is in that place.
+    pub fn locate() -> Option<PathBuf> {
+        let found = find(std::env::var_os("NJOULE_NEURONX_CC"), std::env::var_os("PATH"));
+        found.ok().filter(|path| path.is_file())
+    }
+
     /// This one, if it tells its version within a minute.
     pub fn at(path: &Path) -> Result<Compiler, CompileError> {
+        // It is started in other directories than this.
+        let whole = std::path::absolute(path);
+        let path = whole.as_deref().unwrap_or(path);
         let unusable = |what: String| CompileError::Unusable { path: path.to_owned(), what };
         let (status, [out, err]) = child::said(path, &["--version"], PATIENCE).map_err(unusable)?;
         let banner = out.trim().to_owned();

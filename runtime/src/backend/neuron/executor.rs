@@ -24,8 +24,8 @@ use njoule_models::weights::WeightSource;
 use njoule_neuron_sys::Status;
 
 use self::cut::{Buckets, Cut};
-pub use self::device::prepare_process;
 pub(super) use self::device::runtime;
+pub use self::device::{close, prepare_process};
 use self::group::Group;
 use self::padding::Shape;
 use self::rank::{Failure, Report};
@@ -246,9 +246,24 @@ pub struct NeuronExecutor {
     /// The last step failed by an index that no sequence has alone.
     unexplained: bool,
     /// Why nothing more is done here.
-    dead: Option<String>,
+    dead: Option<Death>,
     /// What the library answered, if the last step failed by that; a deadline of ours counts as its own.
     error_code: Option<u32>,
+}
+
+/// The end of a device's life in this process.
+#[derive(Clone, Debug)]
+struct Death {
+    why: String,
+    /// What of it a client may be told.
+    told: Option<String>,
+}
+
+impl From<&Death> for StepError {
+    fn from(Death { why, told }: &Death) -> StepError {
+        let what = why.clone();
+        told.clone().map_or(StepError::Device(why.clone()), |told| StepError::Status { what, told })
+    }
 }
 
 /// The step in flight.
@@ -262,8 +277,8 @@ struct Step {
 
 impl Executor for NeuronExecutor {
     fn submit(&mut self, batch: &Batch) -> Result<(), StepError> {
-        if let Some(why) = &self.dead {
-            return Err(StepError::Device(why.clone()));
+        if let Some(death) = &self.dead {
+            return Err(death.into());
         }
         self.error_code = None;
         batch.check(&self.program, &self.capacity)?;
@@ -280,8 +295,8 @@ impl Executor for NeuronExecutor {
     }
 
     fn collect(&mut self, out: &mut StepOutput) -> Result<(), StepError> {
-        if let Some(why) = &self.dead {
-            return Err(StepError::Device(why.clone()));
+        if let Some(death) = &self.dead {
+            return Err(death.into());
         }
         let Some(started) = self.step.started.take() else {
             return Err(StepError::Batch("collect without submit".to_owned()));
@@ -326,10 +341,10 @@ impl Executor for NeuronExecutor {
 
 impl NeuronExecutor {
     /// Nothing more is done on this device.
-    fn die(&mut self, why: String) -> StepError {
+    fn die(&mut self, why: String, told: Option<String>) -> StepError {
         self.group.lost = true;
-        self.dead = Some(why.clone());
-        StepError::Device(why)
+        device::abandon();
+        StepError::from(&*self.dead.insert(Death { why, told }))
     }
 
     /// Hands every rank its work.
@@ -337,7 +352,7 @@ impl NeuronExecutor {
         for (rank, inbox) in self.group.inboxes.iter().enumerate() {
             let work = self.works[rank].take().unwrap_or_default();
             if inbox.send(work).is_err() {
-                return Err(self.die(format!("the thread of rank {rank} is gone")));
+                return Err(self.die(format!("the thread of rank {rank} is gone"), None));
             }
         }
         Ok(())
@@ -361,7 +376,8 @@ impl NeuronExecutor {
                     if let Err((run, failure)) = result {
                         self.error_code = status(&failure).map(|status| status.0);
                         if !is_mild(&failure) {
-                            return Err(self.die(format!("rank {rank}: {failure}{}", also(mild))));
+                            let told = status(&failure).map(|status| status.to_string());
+                            return Err(self.die(format!("rank {rank}: {failure}{}", also(mild)), told));
                         }
                         mild.get_or_insert((rank, run, failure));
                     }
@@ -369,13 +385,16 @@ impl NeuronExecutor {
                 Err(RecvTimeoutError::Timeout) => {
                     self.error_code = Some(Status::TIMEOUT.0);
                     let (ranks, limit) = (self.missing(), self.limit);
-                    return Err(self.die(format!(
+                    let why = format!(
                         "rank {ranks} did not finish its {runs} runs within {limit:?} each and cannot be stopped{}; end \
                          this process and start a new one",
                         also(mild)
-                    )));
+                    );
+                    return Err(self.die(why, Some(format!("it did not answer within {limit:?}"))));
                 }
-                Err(RecvTimeoutError::Disconnected) => return Err(self.die("all ranks are gone".to_owned())),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(self.die("all ranks are gone".to_owned(), None));
+                }
             }
         }
         Ok(mild.map(|(_, run, failure)| (run, failure)))

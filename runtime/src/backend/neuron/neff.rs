@@ -190,6 +190,17 @@ pub enum NeffError {
     },
 }
 
+impl NeffError {
+    /// What is wrong with a file that will not be there any more.
+    pub(super) fn without_path(self) -> String {
+        match self {
+            NeffError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => "there is none".to_owned(),
+            NeffError::Io { source, .. } => source.to_string(),
+            NeffError::Format { what, .. } => what,
+        }
+    }
+}
+
 /// The same before the path is known.
 #[derive(Debug)]
 enum Problem {

@@ -7,7 +7,7 @@ use crate::backend::RowClass;
 use crate::engine::mock::{DeviceFault, MockDevice};
 use crate::request::{MaskError, MaskStream, TokenMask};
 
-fn classes() -> Vec<RowClass> {
+pub(super) fn classes() -> Vec<RowClass> {
     vec![RowClass { rows: 4, max_len: 32 }, RowClass { rows: 2, max_len: 64 }]
 }
 
@@ -39,7 +39,7 @@ impl MaskStream for GapStream {
     }
 }
 
-fn gaps(n: u32) -> Option<Arc<dyn TokenMask>> {
+pub(super) fn gaps(n: u32) -> Option<Arc<dyn TokenMask>> {
     Some(Arc::new(Gaps(n)))
 }
 

@@ -115,7 +115,7 @@ impl Worker {
                     }
                     self.undecided.retain(|i| self.scheduler.running()[*i].job.end.is_none());
                 }
-                Err(error) => return Err(RequestError::Step(error.to_string())),
+                Err(error) => return Err(self.failed(error)),
             }
         }
         let now = Instant::now();

@@ -48,6 +48,8 @@ fn values_that_stop_the_runtime_are_fatal_and_others_unwise() {
         ("NEURON_RT_EXEC_TIMEOUT", "0", Fatal),
         ("NEURON_RT_EXEC_TIMEOUT", "86400", Unwise),
         ("NEURON_RT_LOG_LEVEL", "debug", Unwise),
+        ("NEURON_RT_IO_RING_CACHE_SIZE", "1", Unwise),
+        ("NJOULE_NEURON_STEP_TIMEOUT", "40s", Fatal),
         ("NEURON_RT_STOCHASTIC_ROUNDING_EN", "1", Unwise),
         ("NEURON_RT_ASYNC_EXEC_MAX_INFLIGHT_REQUESTS", "3", Unwise),
         ("NEURON_RT_ROOT_COMM_ID", "10.0.0.1", Fatal),

@@ -174,6 +174,47 @@ fn what_is_written_is_read_and_has_the_same_name_when_written_again() {
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 4, "two artifacts, two NEFFs, nothing else");
 }
 
+#[test]
+fn a_manifest_in_another_layout_is_read_and_what_was_measured_is_no_part_of_the_name() {
+    let (_dir, place) = written();
+    let path = place.join(MANIFEST);
+    let manifest = Artifact::open(&place).unwrap().manifest;
+    let value: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let mut sorted: std::collections::BTreeMap<String, Value> = std::collections::BTreeMap::new();
+    sorted.extend(value.as_object().unwrap().iter().map(|(k, v)| (k.clone(), v.clone())));
+    for text in [serde_json::to_string(&value).unwrap(), serde_json::to_string_pretty(&sorted).unwrap()] {
+        fs::write(&path, text).unwrap();
+        assert_eq!(Artifact::open(&place).unwrap().manifest, manifest);
+        assert!(Artifact::is_in(&place) && Writer::may_take(&place).is_ok());
+    }
+    let mut measured = value.clone();
+    measured["modules"][0]["seconds"] = 99.5.into();
+    fs::write(&path, measured.to_string()).unwrap();
+    assert!(refusal(&place).contains("field `checksum`"), "{}", refusal(&place));
+    measured["checksum"] = identity::of_everything(&measured).into();
+    fs::write(&path, measured.to_string()).unwrap();
+    assert_eq!(Artifact::open(&place).unwrap().manifest.id, manifest.id);
+}
+
+#[test]
+fn what_is_no_manifest_is_refused_as_one_and_never_waited_for_or_replaced() {
+    let (_dir, place) = written();
+    let path = place.join(MANIFEST);
+    for (text, says) in [("x\n", "is no manifest"), ("", "is no manifest"), ("{}", "missing field `format`")] {
+        fs::write(&path, text).unwrap();
+        assert!(Artifact::is_in(&place) && refusal(&place).contains(says), "{}", refusal(&place));
+        assert!(matches!(Writer::may_take(&place), Err(WriteError::Occupied { .. })));
+    }
+    fs::remove_file(&path).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+    assert!(made.success() && Artifact::is_in(&place));
+    assert!(refusal(&place).contains("it is no regular file"), "{}", refusal(&place));
+    // Another program's manifest, beside no modules.
+    let other = tempfile::tempdir().unwrap();
+    fs::write(other.path().join(MANIFEST), "{\"version\": 2}").unwrap();
+    assert!(!Artifact::is_in(other.path()));
+}
+
 /// Of nothing.
 fn source(layout: Layout) -> Source {
     Source {
@@ -305,9 +346,8 @@ fn modules_and_neffs_that_differ_from_the_manifest_are_named() {
 fn changed(text: &[u8], pointer: &str, to: Value) -> Vec<u8> {
     let mut value: Value = serde_json::from_slice(text).unwrap();
     *value.pointer_mut(pointer).unwrap() = to;
-    value["id"] = "".into();
-    let unnamed = serde_json::to_vec_pretty(&value).unwrap();
-    value["id"] = content_id(&unnamed, "").into();
+    value["id"] = identity::of_content(&value).into();
+    value["checksum"] = identity::of_everything(&value).into();
     serde_json::to_vec_pretty(&value).unwrap()
 }
 

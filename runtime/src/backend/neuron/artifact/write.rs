@@ -110,7 +110,7 @@ pub enum WriteError {
 impl Writer {
     /// Whether an artifact may be put there: to be asked before hours of compiling.
     pub fn may_take(place: &Path) -> Result<(), WriteError> {
-        match place.exists() && !super::Artifact::is_in(place) {
+        match place.exists() && !super::Artifact::is_written_in(place) {
             true => Err(WriteError::Occupied { path: place.to_owned() }),
             false => Ok(()),
         }
@@ -137,6 +137,7 @@ impl Writer {
         let manifest = Manifest {
             format: FORMAT,
             id: String::new(),
+            checksum: String::new(),
             njoule,
             compiler,
             model,

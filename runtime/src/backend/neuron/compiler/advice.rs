@@ -17,6 +17,16 @@ pub(super) fn code_in(text: &str) -> Option<&str> {
     })
 }
 
+/// Whether the text says that something was killed, as a shell or a wrapper says it of a child that ran out of memory: the
+/// word alone, or at the end of a line, or behind the child's number.
+pub(super) fn says_killed(text: &str) -> bool {
+    text.lines().any(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let number = |word: &&str| word.bytes().all(|b| b.is_ascii_digit());
+        words.last() == Some(&"Killed") || words.windows(2).any(|pair| number(&pair[0]) && pair[1] == "Killed")
+    })
+}
+
 /// What to do about it.
 pub(super) fn of(code: &str) -> &'static str {
     let exact = TABLE.iter().find(|(known, _)| *known == code);
@@ -27,7 +37,7 @@ pub(super) fn of(code: &str) -> &'static str {
 /// `EVRF031`.
 const LEN: usize = 7;
 
-const TABLE: [(&str, &str); 27] = [
+const TABLE: [(&str, &str); 31] = [
     ("EOOM001", TOO_LARGE),
     ("EOOM002", TOO_LARGE),
     ("EVRF009", TOO_LARGE),
@@ -42,14 +52,18 @@ const TABLE: [(&str, &str); 27] = [
     ("EVRF005", BUG),
     ("EVRF006", BUG),
     ("EVRF013", BUG),
+    ("EVRF015", OPERATOR),
     ("EVRF019", BUG),
     ("EVRF031", BUG),
     ("EVRF035", BUG),
     ("EVRF051", BUG),
     ("EVRF052", BUG),
     ("EVRF056", BUG),
+    ("EVRF059", BUG),
     ("EVRF060", BUG),
+    ("EVRF061", BUG),
     ("EVRF062", BUG),
+    ("EVRF063", BUG),
     ("EVRF064", BUG),
     ("EMOD025", BUG),
     ("ESFH002", BUG),
@@ -77,5 +91,18 @@ mod tests {
             assert_eq!(code_in(no), None, "{no}");
         }
         assert!(of("EOOM001").contains("device memory") && of("EZZZ999").contains("see the log"));
+        for code in ["EVRF015", "EVRF059", "EVRF061", "EVRF063"] {
+            assert!(!of(code).contains("see the log, and"), "{code}");
+        }
+    }
+
+    #[test]
+    fn a_child_that_was_killed_is_told_from_words_about_it() {
+        for yes in ["Killed", "a\nKilled\nb", "cc: line 3: 4711 Killed   python3 -m neuronxcc", "worker 3: Killed"] {
+            assert!(says_killed(yes), "{yes}");
+        }
+        for no in ["", "killed", "Killed nothing", "it was Killed by you"] {
+            assert!(!says_killed(no), "{no}");
+        }
     }
 }

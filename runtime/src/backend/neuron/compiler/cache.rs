@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -25,6 +25,8 @@ pub struct Key([u8; 32]);
 #[derive(Clone, Debug)]
 pub struct NeffCache {
     root: PathBuf,
+    /// What is older is not looked at.
+    since: Option<SystemTime>,
 }
 
 /// What is known of a NEFF of the cache.
@@ -79,7 +81,12 @@ impl fmt::Display for Key {
 impl NeffCache {
     /// The cache in `root`, which is made when it is first written to.
     pub fn new(root: &Path) -> NeffCache {
-        NeffCache { root: root.to_owned() }
+        NeffCache { root: root.to_owned(), since: None }
+    }
+
+    /// The same, but what it has now counts as absent: everything is compiled anew, once, and replaces what was there.
+    pub fn anew(root: &Path) -> NeffCache {
+        NeffCache { since: Some(SystemTime::now()), ..NeffCache::new(root) }
     }
 
     /// Its directory.
@@ -91,6 +98,11 @@ impl NeffCache {
     /// counts as absent.
     pub fn find(&self, key: Key) -> Option<(PathBuf, Record)> {
         let dir = self.entry(key);
+        if let Some(since) = self.since
+            && fs::metadata(dir.join(RECORD)).and_then(|found| found.modified()).ok()? < since
+        {
+            return None;
+        }
         let record: Record = serde_json::from_slice(&fs::read(dir.join(RECORD)).ok()?).ok()?;
         let path = dir.join(NEFF);
         let whole = neff::read_header(&path).is_ok_and(|h| h.file_bytes() == record.neff_bytes);

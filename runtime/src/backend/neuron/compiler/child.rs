@@ -194,7 +194,7 @@ fn end_of(status: ExitStatus) -> End {
     match (status.success(), status.code(), status.signal()) {
         (true, ..) => End::Done,
         // A wrapper script reports a killed child as 128 + its signal.
-        (_, Some(137), _) => End::Signal(9),
+        (_, Some(code @ 129..=159), _) => End::Signal(code - 128),
         (_, Some(code), _) => End::Exit(code),
         (_, None, signal) => End::Signal(signal.unwrap_or(0)),
     }

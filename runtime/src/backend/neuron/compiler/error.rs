@@ -3,23 +3,18 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::super::neff::NeffError;
-
 /// Why there is no NEFF.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CompileError {
     /// No compiler on this machine.
-    #[error(
-        "no neuronx-cc: {tried}; install it with `python3 -m pip install neuronx-cc --extra-index-url \
-         https://pip.repos.neuron.amazonaws.com` (x86-64 Linux, no Neuron device needed), or set NJOULE_NEURONX_CC to it"
-    )]
+    #[error("no neuronx-cc: {tried}; {INSTALL}, or set NJOULE_NEURONX_CC to it")]
     NotFound {
         /// Where it was looked for.
         tried: String,
     },
     /// Something that is no compiler.
-    #[error("{path} is no usable neuronx-cc: {what}")]
+    #[error("{path} is no usable neuronx-cc: {what}; correct or unset NJOULE_NEURONX_CC, or {INSTALL}")]
     Unusable {
         /// Path.
         path: PathBuf,
@@ -53,7 +48,7 @@ pub enum CompileError {
         /// Its whole output.
         log: PathBuf,
     },
-    /// The compiler was killed from outside.
+    /// The compiler was killed from outside, or what it had started was.
     #[error("neuronx-cc was killed by signal {signal} on module {module}, after it had taken {}{}; log: {log}", Memory(*.peak), of_signal(*.signal))]
     Killed {
         /// Module.
@@ -79,13 +74,12 @@ pub enum CompileError {
     #[error("the build was stopped; modules that are done stay in the cache, and the next build goes on from there")]
     Cancelled,
     /// It said success and left no NEFF, or a broken one.
-    #[error("neuronx-cc reported success on module {module}, but its output is no NEFF: {source}; log: {log}")]
+    #[error("neuronx-cc reported success on module {module}, but its output is no NEFF: {what}; log: {log}")]
     Output {
         /// Module.
         module: String,
-        /// What is wrong with it.
-        #[source]
-        source: NeffError,
+        /// What is wrong with it. Not by its path: it is removed with what the compile has left.
+        what: String,
         /// Its output in words.
         log: PathBuf,
     },
@@ -99,6 +93,10 @@ impl CompileError {
         move |source| CompileError::Io { action, path: path.to_owned(), source }
     }
 }
+
+/// How to get the compiler.
+const INSTALL: &str = "install it with `python3 -m pip install neuronx-cc --extra-index-url \
+                       https://pip.repos.neuron.amazonaws.com` (x86-64 Linux, no Neuron device needed)";
 
 /// Continues the sentence of [`CompileError::Killed`].
 fn of_signal(signal: i32) -> &'static str {

@@ -215,6 +215,9 @@ fn one(
         End::Exit(exit) => {
             let (log, text) = kept()?;
             let code = advice::code_in(&text).map(str::to_owned);
+            if code.is_none() && advice::says_killed(&text) {
+                return Err(CompileError::Killed { module, signal: 9, peak: taken.peak, log });
+            }
             let advice = code.as_deref().map_or("see the log", advice::of);
             let message = last_words(&text, code.as_deref());
             return Err(CompileError::Refused { module, exit, code, message, advice, log });
@@ -222,7 +225,7 @@ fn one(
     }
     let neff = match scratch.neff() {
         Ok(path) => path,
-        Err(source) => return Err(CompileError::Output { module, source, log: kept()?.0 }),
+        Err(error) => return Err(CompileError::Output { module, what: error.without_path(), log: kept()?.0 }),
     };
     let (neff_sha256, neff_bytes) = digest::of_file(&neff).map_err(CompileError::io("read", &neff))?;
     let record = Record {

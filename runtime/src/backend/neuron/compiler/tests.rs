@@ -136,9 +136,49 @@ fn success_without_a_neff_or_with_a_broken_one_is_an_error_and_leaves_no_entry()
         let standin = Standin::new(body);
         let error = standin.compile(&[unit("a")], limits()).unwrap_err();
         assert!(matches!(error, CompileError::Output { .. }), "{error}");
+        let text = with_causes(&error);
+        let wanted = if body == "exit 0" { "there is none" } else { "no room for a header" };
+        assert!(text.matches(wanted).count() == 1 && !text.contains(".tmp-"), "{text}");
         let key = Key::new(b"a", &settings(), &standin.compiler);
         assert!(standin.cache.find(key).is_none());
     }
+}
+
+/// An error with its causes, as it is printed.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+#[test]
+fn a_compiler_whose_worker_was_killed_or_that_crashed_is_told_so() {
+    for body in
+        ["echo Killed; exit 1", "echo \"$0: line 9: 4711 Killed   python3 -m neuronxcc\" >&2; exit 1", "exit 137"]
+    {
+        let standin = Standin::new(&format!("sleep 0.3\n{body}"));
+        let error = standin.compile(&[unit("a")], limits()).unwrap_err();
+        let CompileError::Killed { signal: 9, peak, .. } = error else { panic!("{body}: {error}") };
+        assert!(peak > 0 && error.to_string().contains("memory ran out"), "{error}");
+    }
+    let coded = Standin::new("echo 'Killed'; echo 'NCC_EVRF063: no such scatter'; exit 1");
+    let error = coded.compile(&[unit("a")], limits()).unwrap_err();
+    assert!(error.to_string().contains("with EVRF063") && error.to_string().contains("please report"), "{error}");
+    let crashed = Standin::new("exit 139").compile(&[unit("a")], limits()).unwrap_err();
+    assert!(crashed.to_string().contains("was killed by signal 11"), "{crashed}");
+}
+
+#[test]
+fn what_is_compiled_anew_is_not_taken_from_the_cache_and_only_once() {
+    let standin = Standin::new(COPY);
+    standin.compile(&[unit("a")], limits()).unwrap();
+    // File systems tell times in steps.
+    std::thread::sleep(Duration::from_millis(50));
+    let anew = NeffCache::anew(standin.cache.root());
+    let cached =
+        |cache: &NeffCache| standin.compiler.compile(&[unit("a")], cache, limits(), &|_| ()).unwrap()[0].cached;
+    assert!(!cached(&anew));
+    assert!(cached(&NeffCache::new(standin.cache.root())));
+    assert_eq!(standin.calls().len(), 2);
 }
 
 /// Waits till the process whose number `file` holds is gone, or a zombie that nobody has waited for.
@@ -205,6 +245,8 @@ fn without_a_compiler_the_error_says_how_to_get_one() {
     let text = CompileError::NotFound { tried }.to_string();
     assert!(text.contains("pip install neuronx-cc") && text.contains("NJOULE_NEURONX_CC"), "{text}");
     assert!(matches!(Compiler::at(Path::new("/bin/false")), Err(CompileError::Unusable { .. })));
+    let text = Compiler::at(Path::new("/no/such/neuronx-cc")).unwrap_err().to_string();
+    assert!(text.contains("/no/such/neuronx-cc") && text.contains("pip install neuronx-cc"), "{text}");
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! The runtime of this process, and what must hold before a model is loaded on it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use njoule_hlo::Target;
 use njoule_neuron_sys::{Library, Runtime};
@@ -8,9 +10,8 @@ use njoule_neuron_sys::{Library, Runtime};
 use crate::backend::LoadError;
 use crate::backend::neuron::artifact::{Layout, usual_lnc};
 
-/// The runtime, started by whoever asks first; it stays for the process, since libnrt starts once.
+/// The runtime, started by whoever asks first; it stays until [`close`], since libnrt starts once.
 pub fn runtime() -> Result<Runtime, LoadError> {
-    static STARTED: Mutex<Option<Runtime>> = Mutex::new(None);
     let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(runtime) = &*started {
         return Ok(runtime.clone());
@@ -26,8 +27,27 @@ pub fn runtime() -> Result<Runtime, LoadError> {
     Ok(runtime)
 }
 
-/// Sets what libnrt reads at its start and this backend relies on, unless the user has: to be called first of all in
-/// `main`. Where it is too late nothing is set, and libnrt's own defaults hold.
+/// The device is in an unknown state: nobody calls it any more, to close it neither.
+pub fn abandon() {
+    ABANDONED.store(true, Ordering::Relaxed);
+}
+
+/// Gives the cores back, at the end of a process: to be called when its work is done. Where somebody still has a part of the
+/// runtime, or a core is in an unknown state, the end of the process does it.
+pub fn close() {
+    let Some(runtime) = STARTED.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+    // Threads that have told their end may have a moment to go.
+    let until = Instant::now() + LAST_THREADS;
+    while runtime.handles() > 1 && Instant::now() < until && !ABANDONED.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    if ABANDONED.load(Ordering::Relaxed) {
+        std::mem::forget(runtime);
+    }
+}
+
+/// Sets what libnrt reads at its start and this backend relies on, unless the user has: to be called before there is a
+/// second thread, by a process that may open a device. Where it is too late nothing is set, and libnrt's own defaults hold.
 pub fn prepare_process() {
     // One address per process: a fixed port would let two processes on one instance meet.
     let port = FIRST_PORT + std::process::id() % PORTS;
@@ -83,6 +103,9 @@ fn fits(target: Target, family: &str) -> bool {
     family.starts_with(target.name())
 }
 
+static STARTED: Mutex<Option<Runtime>> = Mutex::new(None);
+static ABANDONED: AtomicBool = AtomicBool::new(false);
+const LAST_THREADS: Duration = Duration::from_millis(300);
 /// Outside of the range that Linux hands out by itself.
 const FIRST_PORT: u32 = 20_000;
 const PORTS: u32 = 10_000;

@@ -9,9 +9,9 @@ use njoule_models::program::{Program, WeightId};
 use njoule_models::weights::{MappedFile, WeightSource};
 use njoule_neuron_sys::Runtime;
 
-use super::NeuronBackend;
 use super::rank::{self, Memory, Piece, Report, Seed, Weights};
 use super::step::{Io, Work};
+use super::{NeuronBackend, device};
 use crate::backend::LoadError;
 use crate::backend::neuron::interface::Input;
 use crate::backend::neuron::{shard, weights};
@@ -165,6 +165,7 @@ impl Drop for Group {
         self.pieces.clear();
         let until = Instant::now() + CLOSE_LIMIT;
         if self.lost {
+            device::abandon();
             return;
         }
         // Until all are gone, or one hangs.
