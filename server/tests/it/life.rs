@@ -43,10 +43,10 @@ fn too_many_are_refused_at_once_and_the_others_served() {
     live.gate.allow(Some(0));
     let body = json!({"prompt": "Hi", "max_tokens": 3, "ignore_eos": true});
     let mut taken = Vec::new();
-    for wanted in 1..=5 {
+    // Two that run, though the step that holds the first one keeps the second from beginning, and four that wait.
+    for wanted in 1..=6 {
         taken.push(send_json(live.address, "/v1/completions", &body));
         let count = |live: &crate::support::Live| live.engine.stats().running + live.engine.stats().queued;
-        // The first one runs before others come: five waiting would be one too many.
         live.wait_for("taken in", |live| live.engine.stats().running > 0 && count(live) >= wanted);
     }
     assert_eq!(live.get("/ready").status, 503);
@@ -65,6 +65,19 @@ fn too_many_are_refused_at_once_and_the_others_served() {
     }
     assert_eq!(live.post("/v1/completions", &body).status, 200);
     assert_eq!(live.get("/ready").status, 200);
+}
+
+#[test]
+fn as_many_at_once_as_run_and_wait_are_taken_and_the_next_is_refused() {
+    let live = start("qwen3", 8, ServerConfig { max_queued_requests: 1, ..ServerConfig::default() });
+    live.gate.allow(Some(0));
+    let body = json!({"prompt": "Hi", "max_tokens": 3, "ignore_eos": true});
+    let mut taken: Vec<_> = (0..9).map(|_| send_json(live.address, "/v1/completions", &body)).collect();
+    live.wait_for("taken in", |live| live.engine.stats().running + live.engine.stats().queued == 9);
+    live.post("/v1/completions", &body).is_error(503, "overloaded");
+    assert_eq!(live.get("/ready").status, 503);
+    live.gate.allow(None);
+    assert!(taken.iter_mut().all(|one| read_answer(one).unwrap().status == 200));
 }
 
 #[test]
