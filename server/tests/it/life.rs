@@ -81,6 +81,52 @@ fn as_many_at_once_as_run_and_wait_are_taken_and_the_next_is_refused() {
 }
 
 #[test]
+fn a_deadline_ends_by_an_error_that_claims_no_end() {
+    let live = start(
+        "qwen3",
+        2,
+        ServerConfig { request_timeout: Some(Duration::from_millis(300)), ..ServerConfig::default() },
+    );
+    live.gate.allow(Some(3));
+    let chat =
+        json!({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 400, "ignore_eos": true, "stream": true});
+    let mut anthropic = chat.clone();
+    anthropic.as_object_mut().unwrap().remove("ignore_eos");
+    let asked = [
+        ("/v1/completions", endless(true)),
+        ("/v1/chat/completions", chat),
+        ("/v1/messages", anthropic),
+        ("/v1/completions", endless(false)),
+    ];
+    for (path, body) in asked {
+        live.gate.allow(Some(3));
+        let mut client = send_json(live.address, path, &body);
+        live.wait_for("running", |live| live.engine.stats().running == 1);
+        // The step that is held ends behind the deadline.
+        let begun = Instant::now();
+        live.wait_for("late", |_| begun.elapsed() > Duration::from_millis(400));
+        live.gate.allow(None);
+        let answer = read_answer(&mut client).unwrap();
+        if path == "/v1/messages" {
+            let text = answer.text();
+            assert!(text.contains("event: error") && text.contains("timeout_error"), "{text}");
+            assert!(!text.contains("message_delta") && !text.contains("message_stop"), "{text}");
+        } else if body["stream"] == true {
+            let events = answer.events();
+            let (last, before) = events.split_last().unwrap();
+            assert_eq!(last["error"]["code"], "request_timeout", "{path}");
+            assert!(
+                !before.is_empty() && before.iter().all(|event| event["choices"][0]["finish_reason"].is_null()),
+                "{before:?}"
+            );
+        } else {
+            answer.is_error(408, "request_timeout");
+        }
+        live.wait_until_idle();
+    }
+}
+
+#[test]
 fn without_keys_one_address_that_fills_the_queue_keeps_no_other_out() {
     let live = start("qwen3", 1, ServerConfig { max_queued_requests: 4, ..ServerConfig::default() });
     live.gate.allow(Some(0));
