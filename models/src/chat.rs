@@ -163,12 +163,21 @@ impl ChatTemplate {
     /// The ids of a chat. They equal Hugging Face's encoding of the rendered text wherever no string of `input` contains
     /// a special token; where one does, it is spelled out as plain text.
     pub fn encode(&self, tokenizer: &Tokenizer, input: &ChatInput) -> Result<Vec<u32>, ChatError> {
+        self.encode_within(tokenizer, input, usize::MAX)
+    }
+
+    /// The same; a text that certainly has more than `most` tokens is refused and not encoded.
+    pub fn encode_within(&self, tokenizer: &Tokenizer, input: &ChatInput, most: usize) -> Result<Vec<u32>, ChatError> {
         let (_, template) = &self.sources[self.index(input.tools.is_some())];
         match Guard::new(tokenizer, template, input) {
-            None => Ok(tokenizer.encode(&self.render(input)?, false)?),
+            None => {
+                let text = self.render(input)?;
+                tokenizer.check_length(&text, most)?;
+                Ok(tokenizer.encode(&text, false)?)
+            }
             Some(guard) => {
                 let text = self.render(guard.input())?;
-                Ok(guard.encode(tokenizer, &text)?)
+                Ok(guard.encode(tokenizer, &text, most)?)
             }
         }
     }

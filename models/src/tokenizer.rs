@@ -11,6 +11,7 @@ pub mod bpe;
 mod detokenize;
 pub mod gguf;
 mod json;
+mod length;
 mod pre;
 mod stream;
 #[cfg(test)]
@@ -19,6 +20,7 @@ pub mod vocab;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use tokenizers::normalizer::Range;
 use tokenizers::{
@@ -30,6 +32,7 @@ use added::{AddedToken, Matcher, Part};
 use bpe::Bpe;
 use detokenize::Detokenizer;
 pub use gguf::GgufVocab;
+use length::{Kept, Longest};
 pub use stream::DecodeStream;
 
 /// Why a tokenizer cannot be built, or a text not be encoded.
@@ -117,6 +120,14 @@ pub enum TokenizerError {
     /// A text cannot be encoded.
     #[error("cannot encode the text: {0}")]
     Encode(String),
+    /// A text has more tokens than are wanted.
+    #[error("the text has at least {least} tokens, the limit is {most}")]
+    TooLong {
+        /// Tokens that it has, or more.
+        least: usize,
+        /// Limit.
+        most: usize,
+    },
 }
 
 /// Text to token ids and back.
@@ -135,6 +146,9 @@ pub struct Tokenizer {
     suffix: Vec<u32>,
     special: Specials,
     chat_templates: Vec<(String, String)>,
+    kept: Kept,
+    /// Found when a long text comes.
+    longest: OnceLock<Longest>,
 }
 
 /// Ids with a meaning of their own.
@@ -162,8 +176,18 @@ impl Tokenizer {
     }
 
     fn assemble(parts: Parts) -> Result<Tokenizer, TokenizerError> {
-        let Parts { model, normalizer, pre_tokenizer, mut added, detokenizer, prefix, suffix, special, chat_templates } =
-            parts;
+        let Parts {
+            model,
+            normalizer,
+            pre_tokenizer,
+            mut added,
+            detokenizer,
+            prefix,
+            suffix,
+            special,
+            chat_templates,
+            kept,
+        } = parts;
         added.sort_by_key(|t| t.id);
         let (after, before): (Vec<_>, Vec<_>) = added.iter().cloned().partition(|t| t.normalized);
         let raw = Matcher::new(before.into_iter().map(|t| (t.content.clone(), t)).collect())?;
@@ -188,6 +212,8 @@ impl Tokenizer {
             suffix,
             special,
             chat_templates,
+            kept,
+            longest: OnceLock::new(),
         })
     }
 
@@ -217,6 +243,22 @@ impl Tokenizer {
         let mut ids = Vec::with_capacity(text.len() / 3 + 2);
         self.encode_into(text, Added::At(parts), &mut ids)?;
         Ok(ids)
+    }
+
+    /// Refuses a text that certainly has more than `most` tokens, without encoding it. One that passes may have more.
+    pub fn check_length(&self, text: &str, most: usize) -> Result<(), TokenizerError> {
+        // No token is shorter than a byte.
+        if text.len() <= most {
+            return Ok(());
+        }
+        let longest = self.longest.get_or_init(|| Longest::of(self.kept, &self.model, &self.added));
+        let least = longest.least(text);
+        if least > most { Err(TokenizerError::TooLong { least, most }) } else { Ok(()) }
+    }
+
+    /// Ids that [`Tokenizer::encode`] with `add_special` puts before a text and behind it.
+    pub fn around(&self) -> (&[u32], &[u32]) {
+        (&self.prefix, &self.suffix)
     }
 
     fn encode_into(&self, text: &str, added: Added, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
@@ -366,6 +408,7 @@ struct Parts {
     suffix: Vec<u32>,
     special: Specials,
     chat_templates: Vec<(String, String)>,
+    kept: Kept,
 }
 
 fn cut(matcher: &Matcher, piece: NormalizedString) -> Vec<(NormalizedString, Option<Vec<Token>>)> {

@@ -19,11 +19,12 @@ use crate::fields::{Field, Fields, wrong_type};
 use crate::generation::{Generation, Work};
 use crate::mailbox::Part;
 use crate::masks;
-use crate::model::Model;
-use crate::output::{Format, Looks};
+use crate::model::{Model, shorten};
+use crate::output::{Looks, Thoughts};
 use crate::params::{Ask, Params, stop_strings};
 use crate::respond::Reply;
 use crate::sse::EventStream;
+use crate::structured::Spec;
 use crate::tenant::Tenant;
 use crate::tools::{Choice, Tools};
 
@@ -52,22 +53,24 @@ impl Messages {
         sampling.top_p = fields.number("top_p", 0.0..=1.0)?.unwrap_or(sampling.top_p);
         let top_k = fields.count("top_k", 0..=usize::MAX)?;
         sampling.top_k = top_k.map_or(sampling.top_k, |k| k.min(model.vocab()));
-        let (input, tools, budget) = read(model, &mut fields)?;
-        let ids = model.encode_chat(None, &input)?;
-        let looks = looks(model, &tools, false, &ids);
-        if looks.format.is_some_and(Format::has_special_marks) {
+        let Conversation { input, tools, budget, structure } = read(model, &mut fields)?;
+        let ids = model.encode_chat(None, &input, model.max_len)?;
+        let looks = looks(model, &tools, structure.is_some(), &ids);
+        if looks.has_special_marks() {
             params.show_special();
         }
-        let spec = tools.demand(looks.format, None)?;
-        let grammar = spec.map(|spec| model.mask(&spec, looks.thinking)).transpose()?;
-        let budget = budget.filter(|_| looks.thinks).map(|tokens| model.budget(tokens, looks.thinking)).transpose()?;
+        let spec = tools.demand(looks.format, structure.as_ref())?;
+        let constraint = spec.as_ref().map(Spec::param);
+        let grammar = spec.map(|spec| model.mask(&spec, &looks)).transpose()?;
+        let budget = budget.filter(|_| looks.thoughts != Thoughts::None);
+        let budget = budget.map(|tokens| model.budget(tokens, &looks)).transpose()?;
         let mask = masks::all(grammar.into_iter().chain(budget).collect());
         let ask = Ask { param: "messages", continues: false, logprobs: None, prompt_logprobs: None, mask };
         let requests = params.requests(app, model, &ids, max_tokens, ask)?;
         app.admit_tokens(model, ids.len(), params.tenant())?;
         app.metrics.params_n.observe_count(1);
         app.metrics.params_max_tokens.observe_count(max_tokens);
-        let work = Work { requests, layout: params.layout() };
+        let work = Work { requests, layout: params.layout(), constraint };
         let id = format!("msg_{}", app.unique());
         let tenant = params.tenant();
         Ok(Messages { model: model.clone(), stream, prompt_tokens: ids.len(), looks, work, id, tenant })
@@ -84,7 +87,7 @@ impl Messages {
         }
         let parts = Generation::start(app, &model, work, usize::MAX)?.finish().await?;
         let part = parts.into_iter().next().unwrap_or_default();
-        let Answered { reasoning, content, calls } = Answered::new(&looks, &part.text);
+        let Answered { reasoning, content, calls, .. } = Answered::new(&looks, &part);
         let (stop_reason, stop_sequence) = stop_reason(&part, calls.len());
         let mut all = Vec::new();
         if !reasoning.is_empty() {
@@ -100,28 +103,40 @@ impl Messages {
         let mut used = Used::default();
         used.add(&part);
         let used = keeper.keep(&id, &used);
-        let usage = usage(json!({"input_tokens": prompt_tokens, "output_tokens": part.tokens}), used);
+        let usage = usage(prompt_tokens, part.cached(), part.tokens, used);
         let message = Message { id: &id, model: model.name(), content: all, stop_reason, stop_sequence, usage };
         Ok(Reply::metered(&message.json(), used))
     }
 }
 
-/// `usage` with what was used, where that is asked for.
-fn usage(mut tokens: Value, used: Option<Energy>) -> Value {
+/// `usage`: tokens of the prompt that were not cached, those that were, and those of the answer; with what was used, where that is
+/// asked for. Nobody pays for what is put into the cache.
+fn usage(prompt_tokens: usize, cached: usize, output_tokens: usize, used: Option<Energy>) -> Value {
+    let mut usage = json!({"input_tokens": prompt_tokens.saturating_sub(cached), "cache_read_input_tokens": cached,
+        "cache_creation_input_tokens": 0, "output_tokens": output_tokens});
     if let Some(used) = used {
-        tokens["energy"] = json!(used);
+        usage["energy"] = json!(used);
     }
-    tokens
+    usage
 }
 
 /// `count_tokens`.
 pub fn count_tokens(_app: &App, model: &Model, mut fields: Fields) -> Result<Reply, ApiError> {
-    let (input, ..) = read(model, &mut fields)?;
-    Ok(Reply::json(&json!({"input_tokens": model.encode_chat(None, &input)?.len()})))
+    let Conversation { input, .. } = read(model, &mut fields)?;
+    Ok(Reply::json(&json!({"input_tokens": model.encode_chat(None, &input, usize::MAX)?.len()})))
 }
 
-/// The conversation and its tools, in OpenAI's shapes, which is what templates read, and the budget of thoughts.
-fn read(model: &Model, fields: &mut Fields) -> Field<(ChatInput, Tools, Option<usize>)> {
+/// What is to be answered, in OpenAI's shapes, which is what templates read.
+struct Conversation {
+    input: ChatInput,
+    tools: Tools,
+    /// Tokens of thoughts at most.
+    budget: Option<usize>,
+    /// What the answer must look like.
+    structure: Option<Spec>,
+}
+
+fn read(model: &Model, fields: &mut Fields) -> Field<Conversation> {
     model.check_name(fields.string("model")?.as_deref())?;
     let given = fields.take("messages").ok_or_else(|| ApiError::value("messages", "messages are needed"))?;
     let mut messages = match fields.take("system") {
@@ -140,14 +155,46 @@ fn read(model: &Model, fields: &mut Fields) -> Field<(ChatInput, Tools, Option<u
     let mut input = ChatInput { tools: tools.shown(), ..ChatInput::new(messages) };
     let mut budget = None;
     if let Some(mut thinking) = fields.object("thinking")?.map(Fields::of_object) {
-        let enabled = thinking.string("type")?.as_deref() == Some("enabled");
-        budget = thinking.count("budget_tokens", 0..=usize::MAX)?.filter(|_| enabled);
-        input.variables.insert("enable_thinking".into(), enabled.into());
+        let kind = thinking.string("type")?;
+        let given = thinking.count("budget_tokens", 0..=usize::MAX)?;
+        let thinks = match kind.as_deref() {
+            Some("enabled") => {
+                budget = given;
+                true
+            }
+            // As long as the model sees fit.
+            Some("adaptive") => true,
+            Some("disabled") => false,
+            _ => return Err(ApiError::value("thinking", "thinking.type must be enabled, adaptive or disabled")),
+        };
+        input.variables.insert("enable_thinking".into(), thinks.into());
     }
-    Ok((input, tools, budget))
+    let config = Fields::of_object(fields.object("output_config")?.unwrap_or_default()).object("format")?;
+    // The same by its older name.
+    let structure = match (config, fields.object("output_format")?) {
+        (Some(_), Some(_)) => {
+            return Err(ApiError::value("output_format", "give output_config.format or output_format, not both"));
+        }
+        (Some(format), None) => Spec::of_output("output_config", format)?,
+        (None, Some(format)) => Spec::of_output("output_format", format)?,
+        (None, None) => None,
+    };
+    Ok(Conversation { input, tools, budget, structure })
 }
 
 fn tool(tool: &Value) -> Field<Value> {
+    match &tool["type"] {
+        Value::Null => {}
+        Value::String(kind) if kind == "custom" => {}
+        Value::String(kind) => {
+            let kind = shorten(kind);
+            let message = format!(
+                "tools of type {kind} are not supported: this server runs none; describe a tool by its input_schema"
+            );
+            return Err(ApiError::unsupported("tools", message));
+        }
+        other => return Err(wrong_type("tools", "tools whose type is a string", other)),
+    }
     match &tool["name"] {
         Value::String(_) => Ok(json!({"type": "function", "function": {
             "name": tool["name"], "description": tool["description"], "parameters": tool["input_schema"]}})),
@@ -188,14 +235,15 @@ impl Message<'_> {
     }
 }
 
-/// Why a message ended, and the sequence that ended it.
+/// Why a message ended, and the sequence that ended it; nothing of one that was broken off.
 fn stop_reason(part: &Part, calls: usize) -> (Option<&'static str>, Option<String>) {
     let Some(end) = &part.end else { return (None, None) };
     match (&end.reason, &end.matched) {
         (FinishReason::Stop, Some(StopMatch::Text(text))) => (Some("stop_sequence"), Some(text.clone())),
         (FinishReason::Stop, _) if calls > 0 => (Some("tool_use"), None),
         (FinishReason::Stop, _) => (Some("end_turn"), None),
-        _ => (Some("max_tokens"), None),
+        (FinishReason::Length, _) => (Some("max_tokens"), None),
+        _ => (None, None),
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use njoule_runtime::Speculate;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::auth::{Hosts, Keys};
 use crate::config::ServerConfig;
@@ -59,6 +59,8 @@ pub struct App {
     in_flight: AtomicUsize,
     /// Bytes of request bodies in memory.
     buffered: AtomicUsize,
+    /// Who has it encodes a large text.
+    large: Arc<Semaphore>,
     idle: Notify,
     ids: RandomState,
     next_id: AtomicUsize,
@@ -82,6 +84,7 @@ impl App {
             preparing: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
             buffered: AtomicUsize::new(0),
+            large: Arc::new(Semaphore::new(1)),
             idle: Notify::new(),
             ids: RandomState::new(),
             next_id: AtomicUsize::new(0),
@@ -154,9 +157,15 @@ impl App {
     pub fn admit(self: &Arc<Self>, tenant: Tenant) -> Result<(Arc<Model>, Preparing), ApiError> {
         let model = self.open()?.clone();
         let (preparing, own) = Preparing::new(self, tenant);
-        let waiting = model.engine().stats().queued + self.preparing.load(Ordering::Relaxed);
-        let most = self.config.max_queued_requests;
-        let is_first = || waiting <= tenant.most(most) && model.engine().queued_of(tenant.clients()) + own <= 1;
+        let stats = model.engine().stats();
+        let waiting = stats.queued + self.preparing.load(Ordering::Relaxed);
+        // Who finds a free place waits for nobody.
+        let free = free_places(&model, stats.running);
+        let most = self.config.max_queued_requests.saturating_add(free);
+        let is_first = || {
+            let most = tenant.most(self.config.max_queued_requests).saturating_add(free);
+            waiting <= most && model.engine().queued_of(tenant.clients()) + own <= 1
+        };
         if waiting > most && !is_first() {
             self.metrics.rejected_requests.add(1);
             return Err(ApiError::overloaded(self.retry_after(&model, waiting)));
@@ -190,8 +199,9 @@ impl App {
         }
         self.phase() == Phase::Ready
             && self.model.get().is_some_and(|model| {
-                let waiting = model.engine().stats().queued;
-                model.engine().failure().is_none() && waiting < self.config.max_queued_requests
+                let stats = model.engine().stats();
+                let most = self.config.max_queued_requests.saturating_add(free_places(model, stats.running));
+                model.engine().failure().is_none() && stats.queued < most
             })
     }
 
@@ -290,12 +300,27 @@ impl App {
         }
     }
 
+    /// Waits until a body of `bytes` may be read and its text encoded, which takes fifty times its memory: large ones one after the
+    /// other, small ones at once. Its place must be kept until then.
+    pub async fn turn(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        if bytes < LARGE {
+            return None;
+        }
+        // Never closed.
+        self.large.clone().acquire_owned().await.ok()
+    }
+
     /// Room for `bytes` of a request body.
     pub fn buffer(self: &Arc<Self>, bytes: usize) -> Result<Buffered, ApiError> {
         let mut buffered = Buffered { app: self.clone(), bytes: 0 };
         buffered.grow(bytes)?;
         Ok(buffered)
     }
+}
+
+/// Places beside `running` sequences.
+fn free_places(model: &Model, running: usize) -> usize {
+    model.engine().config().capacity.max_seqs.saturating_sub(running)
 }
 
 /// The engine hangs or has failed.
@@ -358,5 +383,29 @@ impl Buffered {
 impl Drop for Buffered {
     fn drop(&mut self) {
         self.app.buffered.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Bytes of a body that is read alone.
+const LARGE: usize = 256 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn large_bodies_are_read_one_after_the_other_and_small_ones_at_once() {
+        let app = App::new(ServerConfig::default(), true);
+        let first = app.turn(LARGE).await;
+        assert!(first.is_some() && app.turn(LARGE - 1).await.is_none());
+        let mut second = std::pin::pin!(app.turn(6 << 20));
+        assert!(look(second.as_mut()).await.is_pending());
+        drop(first);
+        assert!(second.await.is_some());
+    }
+
+    /// What a look at it gives.
+    async fn look<T>(mut future: std::pin::Pin<&mut impl Future<Output = T>>) -> std::task::Poll<T> {
+        std::future::poll_fn(|context| std::task::Poll::Ready(future.as_mut().poll(context))).await
     }
 }

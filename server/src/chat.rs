@@ -15,11 +15,11 @@ use crate::energy::{Keeper, Used};
 use crate::error::ApiError;
 use crate::fields::{Field, Fields};
 use crate::generation::{Generation, Work};
-use crate::logprobs::{ChatLogprobs, PromptLogprobs};
+use crate::logprobs::{ChatLogprobs, PromptLogprobs, Spelling};
 use crate::mailbox::Part;
 use crate::masks;
 use crate::model::{Model, unix_seconds};
-use crate::output::{self, Call, Delta, Format, Looks, Parser};
+use crate::output::{Call, Delta, Format, Looks, Parser, Thoughts};
 use crate::params::{Ask, Params, alternatives};
 use crate::respond::Reply;
 use crate::sse::EventStream;
@@ -30,8 +30,9 @@ use crate::usage::{Head, Usage};
 pub struct Chat {
     model: Arc<Model>,
     params: Params,
-    logprobs: bool,
-    prompt_tokens: usize,
+    /// Where log-probabilities are asked for.
+    logprobs: Option<Spelling>,
+    prompt: Vec<u32>,
     looks: Looks,
     work: Work,
     head: Head,
@@ -73,20 +74,22 @@ impl Chat {
             return Err(ApiError::value("continue_final_message", message));
         }
         let template = own_template(&mut fields, app)?;
-        let mut ids = model.encode_chat(template.as_ref(), &input)?;
+        let mut ids = model.encode_chat(template.as_ref(), &input, model.max_len)?;
         if fields.flag("add_special_tokens")? {
             let mut all = model.encode("", true)?;
             all.append(&mut ids);
             ids = all;
         }
         let looks = looks(model, &tools, params.structure.is_some(), &ids);
-        if looks.format.is_some_and(Format::has_special_marks) {
+        if looks.has_special_marks() {
             params.show_special();
         }
         let spec = tools.demand(looks.format, params.structure.as_ref())?;
-        let grammar = spec.map(|spec| model.mask(&spec, looks.thinking)).transpose()?;
+        let constraint = params.constraint(spec.as_ref());
+        let grammar = spec.map(|spec| model.mask(&spec, &looks)).transpose()?;
         // A model that does not think keeps to any budget.
-        let budget = budget.filter(|_| looks.thinks).map(|tokens| model.budget(tokens, looks.thinking)).transpose()?;
+        let budget = budget.filter(|_| looks.thoughts != Thoughts::None);
+        let budget = budget.map(|tokens| model.budget(tokens, &looks)).transpose()?;
         let mask = masks::all(grammar.into_iter().chain(budget).collect());
         let room = model.max_len.saturating_sub(ids.len());
         let max_new = params.max_tokens.unwrap_or(room.max(1));
@@ -110,25 +113,27 @@ impl Chat {
             created: unix_seconds(),
             model: model.name().to_owned(),
         };
-        let work = Work { requests, layout: params.layout() };
-        Ok(Chat { model: model.clone(), params, logprobs, prompt_tokens: ids.len(), looks, work, head })
+        let work = Work { requests, layout: params.layout(), constraint };
+        let logprobs = logprobs.then(|| params.spelling(model));
+        Ok(Chat { model: model.clone(), params, logprobs, prompt: ids, looks, work, head })
     }
 
     /// Runs it.
     pub async fn run(self, app: &Arc<App>) -> Result<Reply, ApiError> {
-        let Chat { model, params, logprobs, prompt_tokens, looks, work, head } = self;
-        let layout = work.layout;
+        let Chat { model, params, logprobs, prompt, looks, work, head } = self;
+        let (layout, prompt_tokens, with_ids) = (work.layout, prompt.len(), params.token_ids());
+        let prompt_token_ids = with_ids.then_some(prompt);
         let keeper = Keeper::new(app, params.tenant());
         if let Some(options) = params.stream {
             let generation = Generation::start(app, &model, work, app.config.max_unread)?;
-            let logprobs = logprobs.then(|| model.clone());
-            let render = stream::Stream::new(head, options, layout, looks, logprobs, prompt_tokens, keeper);
+            let prompt = stream::Prompt { tokens: prompt_tokens, ids: prompt_token_ids };
+            let render = stream::Stream::new(head, options, layout, looks, logprobs, prompt, keeper);
             let stream = EventStream::new(generation, Box::new(render), app.config.ping_interval);
             return Ok(Reply::Events(stream));
         }
         let parts = Generation::start(app, &model, work, usize::MAX)?.finish().await?;
         let mut prompt_logprobs = None;
-        let (mut completion_tokens, mut cached, mut used) = (0, 0, Used::default());
+        let (mut completion_tokens, mut thought, mut cached, mut used) = (0, 0, 0, Used::default());
         let mut choices = Vec::new();
         for (sequence, part) in parts.iter().enumerate() {
             completion_tokens += part.tokens * layout.copies;
@@ -138,39 +143,40 @@ impl Chat {
                 prompt_logprobs = Some(PromptLogprobs::new(&model, &part.prompt_logprobs));
             }
             for index in layout.choices(sequence) {
-                let answer = Answered::new(&looks, &part.text);
+                let answer = Answered::new(&looks, part);
+                thought += answer.thought;
                 choices.push(Choice {
                     index,
                     finish_reason: finish_reason(part, answer.calls.len()),
                     message: answer.message(&head.id, index),
-                    logprobs: logprobs.then(|| ChatLogprobs::new(&model, &part.logprobs)),
+                    logprobs: logprobs.as_ref().map(|spelling| ChatLogprobs::new(spelling, &part.logprobs)),
+                    token_ids: with_ids.then(|| part.ids()),
                 });
             }
         }
         let used = keeper.keep(&head.id, &used);
-        let usage = Usage::new(prompt_tokens, completion_tokens).cached(cached).used(used);
-        Ok(Reply::metered(&Completion { head, choices, usage, prompt_logprobs }, used))
+        let usage = Usage::new(prompt_tokens, completion_tokens).cached(cached).thought(thought).used(used);
+        Ok(Reply::metered(&Completion { head, choices, usage, prompt_logprobs, prompt_token_ids }, used))
     }
 }
 
 /// What to look for in the answers to a prompt of `ids`, `structured` where they must look like something.
 pub fn looks(model: &Model, tools: &Tools, structured: bool, ids: &[u32]) -> Looks {
-    let sources = model.template().map_or(&[][..], |template| template.sources());
-    let source: String = sources.iter().map(|(_, source)| source.as_str()).collect();
-    let thinks = output::thinks(&source);
+    let source = model.template_source();
+    let thoughts = Thoughts::of_template(source);
     let tail = &ids[ids.len().saturating_sub(PROMPT_TAIL)..];
-    let thinking = thinks && output::ends_thinking(&model.tokenizer().decode(tail, false));
+    let thinking = thoughts != Thoughts::None && thoughts.are_begun_by(&model.tokenizer().decode(tail, false));
     let callable = tools.callable();
-    let format = match Format::of_template(&source) {
+    let format = match Format::of_template(source) {
         // What a grammar writes has no mark there.
-        Format::Mistral if structured || tools.demands() => Format::Bare,
+        Format::Mistral | Format::Channels if structured || tools.demands() => Format::Bare,
         format => format,
     };
     Looks {
-        thinks,
+        thoughts,
         thinking,
         format: (!callable.is_empty()).then_some(format),
-        tools: callable,
+        tools: callable.into(),
         max_calls: tools.max_calls(),
     }
 }
@@ -211,15 +217,16 @@ pub struct Answered {
     pub content: String,
     /// Calls of tools.
     pub calls: Vec<Call>,
+    /// Tokens of thoughts.
+    pub thought: usize,
 }
 
 impl Answered {
-    /// Takes `text` apart.
-    pub fn new(looks: &Looks, text: &str) -> Answered {
+    /// Takes a whole answer apart.
+    pub fn new(looks: &Looks, part: &Part) -> Answered {
         let (mut parser, mut deltas) = (Parser::new(looks.clone()), Vec::new());
-        parser.push(text, &mut deltas);
-        parser.finish(&mut deltas);
-        let mut all = Answered::default();
+        parser.take(part, &mut deltas);
+        let mut all = Answered { thought: parser.thought(), ..Answered::default() };
         for delta in deltas {
             match delta {
                 Delta::Reasoning(text) => all.reasoning.push_str(&text),
@@ -245,13 +252,14 @@ impl Answered {
     }
 }
 
-/// Why a choice ended, as chat says it.
+/// Why a choice ended, as chat says it; nothing of one that was broken off.
 pub fn finish_reason(part: &Part, calls: usize) -> Option<&'static str> {
-    part.end.as_ref().map(|end| match end.reason {
-        FinishReason::Stop if calls > 0 => "tool_calls",
-        FinishReason::Stop => "stop",
-        _ => "length",
-    })
+    match part.end.as_ref()?.reason {
+        FinishReason::Stop if calls > 0 => Some("tool_calls"),
+        FinishReason::Stop => Some("stop"),
+        FinishReason::Length => Some("length"),
+        _ => None,
+    }
 }
 
 /// Nine letters and digits, which is what Mistral's templates demand of the ids of calls.
@@ -276,6 +284,8 @@ struct Completion {
     usage: Usage,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_logprobs: Option<PromptLogprobs>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<Vec<u32>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -284,6 +294,8 @@ struct Choice {
     message: Message,
     logprobs: Option<ChatLogprobs>,
     finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<u32>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -331,5 +343,5 @@ pub const EFFORTS: [&str; 6] = ["none", "minimal", "low", "medium", "high", "xhi
 /// Documents of a request.
 pub const MAX_DOCUMENTS: usize = 1024;
 /// Tokens at the end of a prompt that show whether the thoughts have begun.
-const PROMPT_TAIL: usize = 12;
+const PROMPT_TAIL: usize = 32;
 const ALPHABET: &[u8; 62] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";

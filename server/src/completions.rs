@@ -2,6 +2,7 @@
 
 mod stream;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use njoule_runtime::FinishReason;
@@ -13,9 +14,10 @@ use crate::energy::{Keeper, Used};
 use crate::error::ApiError;
 use crate::fields::{Field, Fields, token_id, wrong_type};
 use crate::generation::{Generation, Layout, Work};
-use crate::logprobs::{PromptLogprobs, TextLogprobs, TextPlace};
+use crate::logprobs::{PromptLogprobs, Spelling, TextLogprobs, TextPlace};
 use crate::mailbox::Part;
 use crate::model::{Model, unix_seconds};
+use crate::output::Looks;
 use crate::params::{Ask, Params, alternatives};
 use crate::respond::Reply;
 use crate::sse::EventStream;
@@ -34,7 +36,7 @@ pub struct Completions {
     params: Params,
     logprobs: Option<usize>,
     /// Text of each prompt, where it shall stand before the answer.
-    echo: Option<Vec<String>>,
+    echo: Option<Vec<Echo>>,
     prompts: Vec<Vec<u32>>,
     work: Work,
     head: Head,
@@ -56,19 +58,28 @@ impl Completions {
         let add_special = fields.boolean("add_special_tokens")?.unwrap_or(true);
         let given = fields.take("prompt").ok_or_else(|| ApiError::value("prompt", "a prompt is needed"))?;
         let max_new = params.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
-        let mask = params.structure.as_ref().map(|spec| model.mask(spec, false)).transpose()?;
+        let constraint = params.constraint(params.structure.as_ref());
+        let mask = params.structure.as_ref().map(|spec| model.mask(spec, &Looks::default())).transpose()?;
         let ask = Ask { param: "prompt", continues: true, logprobs, prompt_logprobs: logprobs.filter(|_| echo), mask };
         let (mut requests, mut ids, mut texts) = (Vec::new(), Vec::new(), Vec::new());
         for prompt in prompts(given, model.vocab())? {
             let encoded = match &prompt {
-                Prompt::Text(text) => model.encode(text, add_special)?,
+                Prompt::Text(text) => model.encode_prompt(text, add_special)?,
                 Prompt::Ids(ids) => ids.clone(),
             };
             requests.extend(params.requests(app, model, &encoded, max_new, ask.clone())?);
             if echo {
                 texts.push(match prompt {
-                    Prompt::Text(text) => text,
-                    Prompt::Ids(ids) => model.tokenizer().decode(&ids, params.skip_special()),
+                    // What the tokenizer puts around a text is not in it.
+                    Prompt::Text(text) if add_special => {
+                        let (before, behind) = model.tokenizer().around();
+                        Echo { text, shown: before.len()..encoded.len() - behind.len(), special: true }
+                    }
+                    Prompt::Text(text) => Echo { text, shown: 0..encoded.len(), special: true },
+                    Prompt::Ids(ids) => {
+                        let text = model.tokenizer().decode(&ids, params.skip_special());
+                        Echo { text, shown: 0..ids.len(), special: !params.skip_special() }
+                    }
                 });
             }
             ids.push(encoded);
@@ -82,7 +93,7 @@ impl Completions {
             created: unix_seconds(),
             model: model.name().to_owned(),
         };
-        let work = Work { requests, layout: params.layout() };
+        let work = Work { requests, layout: params.layout(), constraint };
         Ok(Completions {
             model: model.clone(),
             logprobs,
@@ -98,7 +109,16 @@ impl Completions {
     pub async fn run(self, app: &Arc<App>) -> Result<Reply, ApiError> {
         let Completions { model, params, logprobs, echo, prompts, work, head } = self;
         let layout = work.layout;
-        let writer = Writer { model: model.clone(), logprobs: logprobs.is_some(), echo, prompts, layout };
+        let writer = Writer {
+            spelling: params.spelling(&model),
+            model: model.clone(),
+            logprobs: logprobs.is_some(),
+            token_ids: params.token_ids(),
+            special: !params.skip_special(),
+            echo,
+            prompts,
+            layout,
+        };
         let keeper = Keeper::new(app, params.tenant());
         let unread = app.config.max_unread;
         if let Some(options) = params.stream {
@@ -123,6 +143,8 @@ impl Completions {
                 logprobs,
                 finish_reason: finish_reason(&part),
                 prompt_logprobs: prompt_logprobs.map(Arc::new),
+                token_ids: writer.ids(&part),
+                prompt_token_ids: writer.prompt_ids(sequence),
             };
             choices.extend(layout.choices(sequence).map(|index| Choice { index, ..choice.clone() }));
         }
@@ -160,11 +182,25 @@ fn prompts(given: Value, vocab: usize) -> Field<Vec<Prompt>> {
     list.into_iter().map(prompt).collect()
 }
 
+/// A prompt that stands before the answer.
+struct Echo {
+    text: String,
+    /// Tokens that are in the text,
+    shown: Range<usize>,
+    /// special ones among them or not.
+    special: bool,
+}
+
 /// Turns parts into text and log-probabilities.
 struct Writer {
     model: Arc<Model>,
+    spelling: Spelling,
     logprobs: bool,
-    echo: Option<Vec<String>>,
+    /// Whether ids of tokens are told.
+    token_ids: bool,
+    /// Whether special tokens are in the text of answers.
+    special: bool,
+    echo: Option<Vec<Echo>>,
     prompts: Vec<Vec<u32>>,
     layout: Layout,
 }
@@ -193,20 +229,41 @@ impl Writer {
         let prompt = self.layout.prompt(sequence);
         if let Some(echo) = self.echo.as_ref().filter(|_| !state.echoed) {
             state.echoed = true;
-            text.insert_str(0, &echo[prompt]);
+            let Echo { text: before, shown, special } = &echo[prompt];
+            text.insert_str(0, before);
             if self.logprobs {
                 let all = logprobs.get_or_insert_with(TextLogprobs::default);
+                let is_shown = |at: usize, id: u32| shown.contains(&at) && (*special || !self.is_special(id));
                 if let Some(&first) = self.prompts[prompt].first() {
-                    all.push_first(&self.model, first, &mut state.place);
+                    all.push_first(&self.spelling, first, is_shown(0, first), &mut state.place);
                 }
-                part.prompt_logprobs.iter().for_each(|t| all.push_token(&self.model, t, &mut state.place));
+                for (at, token) in (1..).zip(&part.prompt_logprobs) {
+                    all.push_token(&self.spelling, token, is_shown(at, token.id), &mut state.place);
+                }
                 state.prompt = part.prompt_logprobs.len();
             }
         }
         if let Some(all) = &mut logprobs {
-            part.logprobs.iter().for_each(|t| all.push_token(&self.model, t, &mut state.place));
+            for token in &part.logprobs {
+                let shown = self.special || !self.is_special(token.id);
+                all.push_token(&self.spelling, token, shown, &mut state.place);
+            }
         }
         (text, logprobs.map(Arc::new))
+    }
+
+    fn is_special(&self, id: u32) -> bool {
+        self.model.tokenizer().is_special(id)
+    }
+
+    /// Ids of a part, where they are asked for.
+    fn ids(&self, part: &Part) -> Option<Vec<u32>> {
+        self.token_ids.then(|| part.ids())
+    }
+
+    /// Ids of a prompt, where they are asked for.
+    fn prompt_ids(&self, sequence: usize) -> Option<Vec<u32>> {
+        self.token_ids.then(|| self.prompts[self.layout.prompt(sequence)].clone())
     }
 
     fn prompt_tokens(&self) -> usize {
@@ -214,8 +271,13 @@ impl Writer {
     }
 }
 
+/// Why a choice ended; nothing of one that was broken off.
 fn finish_reason(part: &Part) -> Option<&'static str> {
-    part.end.as_ref().map(|end| if end.reason == FinishReason::Stop { "stop" } else { "length" })
+    match part.end.as_ref()?.reason {
+        FinishReason::Stop => Some("stop"),
+        FinishReason::Length => Some("length"),
+        _ => None,
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -235,6 +297,10 @@ struct Choice {
     finish_reason: Option<&'static str>,
     #[serde(serialize_with = "shared", skip_serializing_if = "Option::is_none")]
     prompt_logprobs: Option<Arc<PromptLogprobs>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<u32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<Vec<u32>>,
 }
 
 /// Copies of a choice share their log-probabilities.

@@ -12,7 +12,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -116,11 +116,30 @@ pub async fn serve(stream: TcpStream, place: Place, tls: Option<TlsAcceptor>, ap
             }
     };
     let mut wire = connection.into_parts().io.into_inner();
+    let failed = ended.is_err();
     if ended.is_err_and(|error| error.is_timeout()) && partial.load(Ordering::Relaxed) {
         let error = ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "the headers did not arrive in time");
         let _ = timeout(LAST_WORDS, wire.write_all(&respond::bytes(&error))).await;
     }
     let _ = timeout(LAST_WORDS, wire.shutdown()).await;
+    if !failed && app.phase() < Phase::Ending {
+        tokio::select! {
+            _ = timeout(LINGER, drop_rest(&mut wire, app.config.max_body + REST)) => {}
+            _ = app.reached(Phase::Ending) => {}
+        }
+    }
+}
+
+/// Reads what a client still sends and drops it, up to so many bytes: a connection closed over unread bytes is reset, and a client
+/// that sends its whole body before it reads would never see the answer.
+async fn drop_rest(wire: &mut Wire, most: usize) {
+    let (mut buffer, mut read) = (vec![0; 16 << 10], 0);
+    while read < most {
+        match wire.read(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(bytes) => read += bytes,
+        }
+    }
 }
 
 /// Answers a connection for which there is no room.
@@ -133,5 +152,8 @@ pub async fn refuse(mut stream: TcpStream) {
 /// hyper's least buffer.
 const LEAST_BUFFER: usize = 8192;
 const MAX_HEADERS: usize = 256;
+/// What of a body that is too large is read all the same: what is allowed, and so much more, within this time.
+const REST: usize = 1 << 20;
+const LINGER: Duration = Duration::from_millis(500);
 /// How long an end may take.
 const LAST_WORDS: Duration = Duration::from_secs(1);

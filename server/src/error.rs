@@ -125,6 +125,7 @@ impl ApiError {
             401 => "authentication_error",
             403 => "permission_error",
             404 => "not_found_error",
+            408 => "timeout_error",
             413 => "request_too_large",
             429 => "rate_limit_error",
             503 => "overloaded_error",
@@ -161,7 +162,8 @@ impl From<RequestError> for ApiError {
                 ApiError::engine("non_finite_logits", "the model's output is not finite", false)
             }
             RequestError::Mask(error) => {
-                ApiError::new(StatusCode::BAD_REQUEST, "grammar_error", format!("no token can follow: {error}"))
+                let message = format!("the answer cannot go on: {}", grammar_words(&error.to_string()));
+                ApiError::new(StatusCode::BAD_REQUEST, "grammar_error", message)
             }
             // Another try would be refused as well, and the replica is sound.
             RequestError::Refused(_) => {
@@ -177,6 +179,25 @@ impl From<RequestError> for ApiError {
         }
     }
 }
+
+/// What llguidance says of a grammar, in words.
+pub fn grammar_words(error: &str) -> String {
+    let known = STOPS.iter().find(|(name, _)| error.contains(name));
+    let first = error.lines().find(|line| !line.trim().is_empty()).unwrap_or("the grammar cannot be used");
+    known.map_or_else(|| first.chars().take(GRAMMAR_MESSAGE).collect(), |(_, words)| (*words).to_owned())
+}
+
+/// Names of llguidance's, and what they mean to whoever wrote the grammar.
+const STOPS: [(&str, &str); 5] = [
+    ("NoExtension", NOTHING),
+    ("no token is allowed", NOTHING),
+    ("LexerTooComplex", TOO_MUCH),
+    ("ParserTooComplex", TOO_MUCH),
+    ("Too many items", TOO_MUCH),
+];
+const NOTHING: &str = "no token of the model fits what is demanded here";
+const TOO_MUCH: &str = "to find the tokens that fit takes more work than it may; write a smaller grammar, with fewer alternatives in one place";
+const GRAMMAR_MESSAGE: usize = 300;
 
 #[cfg(test)]
 mod tests {

@@ -22,6 +22,8 @@ pub struct Work {
     pub requests: Vec<Request>,
     /// How sequences and choices belong together.
     pub layout: Layout,
+    /// The field that says which tokens may come, where one does.
+    pub constraint: Option<&'static str>,
 }
 
 /// How sequences and choices belong together.
@@ -56,6 +58,7 @@ pub struct Generation {
     tokens: Vec<CancelToken>,
     /// Sequences that have not ended.
     open: usize,
+    constraint: Option<&'static str>,
 }
 
 impl Generation {
@@ -63,7 +66,8 @@ impl Generation {
     pub fn start(app: &App, model: &Model, work: Work, unread: usize) -> Result<Generation, ApiError> {
         let open = work.requests.len();
         let mailbox = Arc::new(Mailbox::new(open, unread));
-        let mut generation = Generation { mailbox, tokens: Vec::with_capacity(open), open };
+        let constraint = work.constraint;
+        let mut generation = Generation { mailbox, tokens: Vec::with_capacity(open), open, constraint };
         for (index, request) in work.requests.into_iter().enumerate() {
             let share = Share { copies: work.layout.copies, first: work.layout.is_first(index) };
             let sink = generation.mailbox.sink(index, share, &app.metrics);
@@ -83,7 +87,10 @@ impl Generation {
     /// Moves what is new to `out`, with the number of its sequence.
     pub fn poll(&mut self, context: &mut Context<'_>, out: &mut Vec<(usize, Part)>) -> Poll<Result<(), ApiError>> {
         let first = out.len();
-        ready!(self.mailbox.poll(context, out))?;
+        ready!(self.mailbox.poll(context, out)).map_err(|error| match (error.code, self.constraint) {
+            ("grammar_error", Some(param)) => ApiError { param: Some(param.into()), ..error },
+            _ => error,
+        })?;
         for (_, part) in &out[first..] {
             if let Some(end) = &part.end {
                 self.open -= 1;

@@ -4,13 +4,12 @@
 
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
-
-use crate::model::unix_seconds;
 
 /// How lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,18 +42,18 @@ impl Log {
     fn line(&self, event: &Event<'_>) -> String {
         let mut fields = Fields::default();
         event.record(&mut fields);
-        let (level, seconds) = (event.metadata().level(), unix_seconds());
+        let (level, time) = (event.metadata().level(), now());
         match self.format {
             Format::Json => {
                 let mut line = Map::new();
-                line.insert("time".into(), seconds.into());
+                line.insert("time".into(), time.into());
                 line.insert("level".into(), level.as_str().to_ascii_lowercase().into());
                 line.insert("message".into(), fields.message.into());
                 line.extend(fields.others);
                 format!("{}\n", Value::Object(line))
             }
             Format::Text => {
-                let mut line = format!("{seconds} {} {}", level.as_str().to_ascii_lowercase(), fields.message);
+                let mut line = format!("{time:.3} {} {}", level.as_str().to_ascii_lowercase(), fields.message);
                 for (name, value) in &fields.others {
                     // Writing to a string does not fail.
                     let _ = match value {
@@ -122,7 +121,67 @@ impl Visit for Fields {
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        // To a thousandth: figures of a log are times.
-        self.put(field, ((value * 1e3).round() / 1e3).into());
+        // Figures of a log are times.
+        self.put(field, thousandths(value).into());
+    }
+}
+
+/// Seconds of Unix time, to a thousandth.
+fn now() -> f64 {
+    thousandths(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()))
+}
+
+fn thousandths(value: f64) -> f64 {
+    (value * 1e3).round() / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// Keeps what a log would write.
+    struct Kept(Log, Arc<Mutex<Vec<String>>>);
+
+    impl Subscriber for Kept {
+        fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+            metadata.is_event()
+        }
+
+        fn new_span(&self, attributes: &Attributes<'_>) -> Id {
+            self.0.new_span(attributes)
+        }
+
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+        fn event(&self, event: &Event<'_>) {
+            self.1.lock().unwrap().push(self.0.line(event));
+        }
+
+        fn enter(&self, _: &Id) {}
+
+        fn exit(&self, _: &Id) {}
+    }
+
+    #[test]
+    fn times_have_milliseconds() {
+        let written = |format| {
+            let lines = Arc::<Mutex<Vec<String>>>::default();
+            let log = Kept(Log::new(format, Level::INFO), lines.clone());
+            let begun = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+            tracing::subscriber::with_default(log, || tracing::info!(milliseconds = 1.23456, "request"));
+            (begun, lines.lock().unwrap().remove(0))
+        };
+        let (begun, line) = written(Format::Json);
+        let line: Value = serde_json::from_str(&line).unwrap();
+        let time = line["time"].as_f64().unwrap();
+        assert!((begun - 0.001..begun + 60.0).contains(&time) && thousandths(time) == time, "{line} after {begun}");
+        assert_eq!(line["milliseconds"], 1.235);
+        let (_, line) = written(Format::Text);
+        let (time, rest) = line.split_once(' ').unwrap();
+        assert_eq!((time.split_once('.').unwrap().1.len(), rest), (3, "info request milliseconds=1.235\n"));
     }
 }

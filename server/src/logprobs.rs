@@ -4,12 +4,32 @@
 //! offset counts characters of the text, also behind characters that several tokens make.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use njoule_runtime::sampler::TokenLogprob;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
 use crate::model::Model;
+
+/// How tokens are named.
+#[derive(Clone)]
+pub struct Spelling {
+    model: Arc<Model>,
+    /// `token_id:7` and not its text: texts of some tokens are no UTF-8, and different tokens may have the same.
+    as_ids: bool,
+}
+
+impl Spelling {
+    /// Of this model's tokens, by their ids if `as_ids`.
+    pub fn new(model: &Arc<Model>, as_ids: bool) -> Spelling {
+        Spelling { model: model.clone(), as_ids }
+    }
+
+    fn name(&self, id: u32) -> String {
+        if self.as_ids { format!("token_id:{id}") } else { self.model.token_string(id) }
+    }
+}
 
 /// `choices[].logprobs` of chat.
 #[derive(Debug, Serialize)]
@@ -38,11 +58,8 @@ struct ChatAlternative {
 
 impl ChatLogprobs {
     /// Of generated tokens.
-    pub fn new(model: &Model, tokens: &[TokenLogprob]) -> ChatLogprobs {
-        let spelled = |id: u32| {
-            let bytes = model.token_bytes(id);
-            (String::from_utf8_lossy(&bytes).into_owned(), bytes)
-        };
+    pub fn new(spelling: &Spelling, tokens: &[TokenLogprob]) -> ChatLogprobs {
+        let spelled = |id: u32| (spelling.name(id), spelling.model.token_bytes(id));
         let token = |t: &TokenLogprob| {
             let (token, bytes) = spelled(t.id);
             let alternative = |&(id, logprob): &(u32, f32)| {
@@ -79,28 +96,37 @@ impl Serialize for Top {
 }
 
 impl TextLogprobs {
-    /// Appends a token that has no log-probability: the first of a prompt.
-    pub fn push_first(&mut self, model: &Model, id: u32, place: &mut TextPlace) {
-        self.push(&model.token_bytes(id), None, None, place);
+    /// Appends a token that has no log-probability: the first of a prompt. One that is not `shown` is not in the text.
+    pub fn push_first(&mut self, spelling: &Spelling, id: u32, shown: bool, place: &mut TextPlace) {
+        self.push(spelling, id, shown, None, None, place);
     }
 
-    /// Appends a token at `place`, which moves on.
-    pub fn push_token(&mut self, model: &Model, token: &TokenLogprob, place: &mut TextPlace) {
+    /// Appends a token at `place`, which moves on if it is `shown`.
+    pub fn push_token(&mut self, spelling: &Spelling, token: &TokenLogprob, shown: bool, place: &mut TextPlace) {
         let mut top: Vec<(String, f32)> = Vec::with_capacity(token.top.len() + 1);
         let own = (token.id, token.logprob);
         let wanted = if token.top.is_empty() { &[][..] } else { std::slice::from_ref(&own) };
         for &(id, logprob) in token.top.iter().chain(wanted) {
-            let text = model.token_string(id);
+            let text = spelling.name(id);
             if !top.iter().any(|(other, _)| *other == text) {
                 top.push((text, logprob));
             }
         }
-        self.push(&model.token_bytes(token.id), Some(token.logprob), Some(Top(top)), place);
+        self.push(spelling, token.id, shown, Some(token.logprob), Some(Top(top)), place);
     }
 
-    fn push(&mut self, bytes: &[u8], logprob: Option<f32>, top: Option<Top>, place: &mut TextPlace) {
-        self.text_offset.push(place.pass(bytes));
-        self.tokens.push(String::from_utf8_lossy(bytes).into_owned());
+    fn push(
+        &mut self,
+        spelling: &Spelling,
+        id: u32,
+        shown: bool,
+        logprob: Option<f32>,
+        top: Option<Top>,
+        place: &mut TextPlace,
+    ) {
+        let bytes = if shown { spelling.model.token_bytes(id) } else { Vec::new() };
+        self.text_offset.push(place.pass(&bytes));
+        self.tokens.push(spelling.name(id));
         self.token_logprobs.push(logprob);
         self.top_logprobs.push(top);
     }

@@ -23,12 +23,23 @@ pub struct Part {
     pub text: String,
     /// Number of new tokens.
     pub tokens: usize,
+    /// One for each of them.
+    pub steps: Vec<Step>,
     /// Of the new tokens, if asked for.
     pub logprobs: Vec<TokenLogprob>,
     /// Of further prompt tokens, if asked for.
     pub prompt_logprobs: Vec<TokenLogprob>,
     /// The end.
     pub end: Option<End>,
+}
+
+/// A token of a part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Its id.
+    pub id: u32,
+    /// Bytes of the part's text when it had come.
+    pub end: usize,
 }
 
 /// How a sequence ended.
@@ -48,8 +59,15 @@ impl Part {
         self.end.as_ref().map_or(0, |end| end.usage.cached_tokens)
     }
 
+    /// Ids of its tokens.
+    pub fn ids(&self) -> Vec<u32> {
+        self.steps.iter().map(|step| step.id).collect()
+    }
+
     /// Appends `more`.
     pub fn merge(&mut self, more: Part) {
+        let before = self.text.len();
+        self.steps.extend(more.steps.into_iter().map(|step| Step { end: before + step.end, ..step }));
         self.text.push_str(&more.text);
         self.tokens += more.tokens;
         self.logprobs.extend(more.logprobs);
@@ -192,9 +210,10 @@ impl Sink {
 
 fn put(part: &mut Part, event: Event) -> Result<(), ApiError> {
     match event {
-        Event::Token { text, logprob, .. } => {
+        Event::Token { id, text, logprob, .. } => {
             part.text.push_str(&text);
             part.tokens += 1;
+            part.steps.push(Step { id, end: part.text.len() });
             part.logprobs.extend(logprob);
         }
         Event::PromptLogprobs { tokens, .. } => part.prompt_logprobs.extend(tokens),

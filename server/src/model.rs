@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::error::ApiError;
 use crate::masks::Budget;
-use crate::output::{END_THINK, THINK};
+use crate::output::{CHANNEL_ENDS, FINAL, Format, Looks, Thoughts};
 use crate::structured::{Grammars, Spec};
 
 /// What a server is given to serve.
@@ -41,6 +41,8 @@ pub struct ModelParts {
 /// The model that is served.
 pub struct Model {
     parts: ModelParts,
+    /// Of all its chat templates.
+    template_source: String,
     grammars: Grammars,
     /// When it was loaded, in seconds of Unix time.
     pub created: u64,
@@ -52,11 +54,23 @@ pub struct Model {
 
 impl Model {
     /// Takes over what is served.
-    pub fn new(parts: ModelParts) -> Model {
+    pub fn new(mut parts: ModelParts) -> Model {
         let capacity = parts.engine.config().capacity;
         let max_len = capacity.max_len.min(capacity.blocks * capacity.block_len);
         let sampling = SamplingParams { seed: parts.seed, ..defaults(parts.defaults.as_ref()) };
-        Model { parts, grammars: Grammars::default(), created: unix_seconds(), max_len, sampling }
+        let sources = parts.template.as_ref().map_or(&[][..], |template| template.sources());
+        let template_source: String = sources.iter().map(|(_, source)| source.as_str()).collect();
+        if Thoughts::of_template(&template_source) == Thoughts::Channels {
+            // A file may name but one end.
+            let ends = CHANNEL_ENDS.iter().filter_map(|mark| parts.tokenizer.token_id(mark));
+            parts.eos.extend(ends.filter(|id| !parts.eos.contains(id)).collect::<Vec<_>>());
+        }
+        Model { parts, template_source, grammars: Grammars::default(), created: unix_seconds(), max_len, sampling }
+    }
+
+    /// Source of its chat templates, which shows how it writes thoughts and calls.
+    pub fn template_source(&self) -> &str {
+        &self.template_source
     }
 
     /// The engine.
@@ -121,21 +135,33 @@ impl Model {
 
     /// Ids of a text in which special tokens are recognised.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, ApiError> {
-        self.parts.tokenizer.encode(text, add_special).map_err(|error| encode_error("prompt", &error))
+        self.parts.tokenizer.encode(text, add_special).map_err(|error| self.encode_error("prompt", &error))
+    }
+
+    /// Ids of a prompt; one that certainly does not fit into the model is refused before it is encoded.
+    pub fn encode_prompt(&self, text: &str, add_special: bool) -> Result<Vec<u32>, ApiError> {
+        let fits = self.parts.tokenizer.check_length(text, self.max_len);
+        fits.map_err(|error| self.encode_error("prompt", &error))?;
+        self.encode(text, add_special)
     }
 
     /// Ids of a text of a client's in which nothing is special, without anything before it.
     pub fn encode_plain(&self, param: &'static str, text: &str) -> Result<Vec<u32>, ApiError> {
-        self.parts.tokenizer.encode_plain(text).map_err(|error| encode_error(param, &error))
+        self.parts.tokenizer.encode_plain(text).map_err(|error| self.encode_error(param, &error))
     }
 
-    /// Ids of a chat, rendered by `template` or the model's own.
-    pub fn encode_chat(&self, template: Option<&ChatTemplate>, input: &ChatInput) -> Result<Vec<u32>, ApiError> {
+    /// Ids of a chat, rendered by `template` or the model's own, unless it certainly has more than `most`.
+    pub fn encode_chat(
+        &self,
+        template: Option<&ChatTemplate>,
+        input: &ChatInput,
+        most: usize,
+    ) -> Result<Vec<u32>, ApiError> {
         let template = template.or(self.parts.template.as_deref()).ok_or_else(|| {
             ApiError::value("messages", "the model has no chat template; /v1/completions continues plain text")
         })?;
-        template.encode(&self.parts.tokenizer, input).map_err(|error| match error {
-            ChatError::Encode(error) => encode_error("messages", &error),
+        template.encode_within(&self.parts.tokenizer, input, most).map_err(|error| match error {
+            ChatError::Encode(error) => self.encode_error("messages", &error),
             error => ApiError::value("messages", error.to_string()),
         })
     }
@@ -145,21 +171,44 @@ impl Model {
         Arc::new(TokenizerText::new(self.parts.tokenizer.clone(), skip_special).continuing(continues))
     }
 
-    /// The masks of answers that look like `spec`; where the prompt has begun thoughts, behind their end.
-    pub fn mask(&self, spec: &Spec, thinking: bool) -> Result<Arc<dyn TokenMask>, ApiError> {
+    /// The masks of answers that look like `spec`: behind the thoughts, where the prompt has begun some or the model always
+    /// writes some.
+    pub fn mask(&self, spec: &Spec, looks: &Looks) -> Result<Arc<dyn TokenMask>, ApiError> {
         let tokenizer = &self.parts.tokenizer;
-        let after = if thinking { tokenizer.token_id(END_THINK) } else { None };
+        let after: Vec<u32> = match looks.thoughts {
+            Thoughts::Channels if looks.format == Some(Format::Bare) => Vec::new(),
+            Thoughts::Channels => self.encode(FINAL, false)?,
+            marked if looks.thinking => {
+                marked.marks().and_then(|(_, end)| tokenizer.token_id(end)).into_iter().collect()
+            }
+            _ => Vec::new(),
+        };
         self.grammars.compile(spec, tokenizer, self.vocab(), self.eos(), after)
     }
 
     /// The mask of thoughts that have at most so many tokens.
-    pub fn budget(&self, tokens: usize, thinking: bool) -> Result<Arc<dyn TokenMask>, ApiError> {
+    pub fn budget(&self, tokens: usize, looks: &Looks) -> Result<Arc<dyn TokenMask>, ApiError> {
+        let refused = |why: &str| {
+            ApiError::unsupported("thinking_token_budget", format!("thoughts of this model cannot be cut: {why}"))
+        };
+        let (begin, end) = looks.thoughts.marks().ok_or_else(|| refused("no mark ends them"))?;
         let tokenizer = &self.parts.tokenizer;
-        let end = tokenizer.token_id(END_THINK).ok_or_else(|| {
-            let message = format!("thoughts of this model cannot be cut: {END_THINK} is not one token");
-            ApiError::unsupported("thinking_token_budget", message)
-        })?;
-        Ok(Arc::new(Budget { tokens, begin: tokenizer.token_id(THINK), end, begun: thinking }))
+        let id = tokenizer.token_id(end).ok_or_else(|| refused(&format!("{end} is not one token")))?;
+        Ok(Arc::new(Budget { tokens, begin: tokenizer.token_id(begin), end: id, begun: looks.thinking }))
+    }
+
+    /// Why a text that came in `param` has no ids.
+    fn encode_error(&self, param: &'static str, error: &TokenizerError) -> ApiError {
+        match error {
+            TokenizerError::TooLong { least, .. } => {
+                let message = format!(
+                    "the prompt has at least {least} tokens: more than the {} tokens of the model",
+                    self.max_len
+                );
+                ApiError::context_length(param, message)
+            }
+            error => ApiError::value(param, error.to_string()),
+        }
     }
 
     /// A token's bytes; an id without a token has none.
@@ -201,10 +250,6 @@ fn defaults(config: Option<&GenerationDefaults>) -> SamplingParams {
         repetition_penalty: config.repetition_penalty.filter(|p| *p > 0.0).unwrap_or(off.repetition_penalty),
         ..off
     }
-}
-
-fn encode_error(param: &'static str, error: &TokenizerError) -> ApiError {
-    ApiError::value(param, error.to_string())
 }
 
 /// The beginning of what a client sent, for a message.

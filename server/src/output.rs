@@ -1,14 +1,24 @@
 //! What an answer's text is made of: reasoning, content, calls of tools.
 //!
-//! Invariant: the deltas do not depend on how the text came in pieces, and together they hold all of it: what looks like a
-//! call and is none is content. White space around reasoning and calls belongs to neither.
+//! Invariant: the deltas do not depend on how the text came in pieces, and together they hold all of it but its marks: what looks
+//! like a call and is none is content.
 
 mod calls;
+mod channels;
+mod marks;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
+use serde_json::Value;
+
 pub use calls::Call;
-use calls::{read_bare, read_mistral, read_tagged};
+use channels::Channels;
+pub use channels::{ANSWER_ENDS as CHANNEL_ENDS, FINAL};
+use marks::Marks;
+
+use crate::mailbox::Part;
 
 /// A piece of an answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,12 +41,16 @@ pub enum Format {
     Bare,
     /// `[TOOL_CALLS]` and a list, or a name and its arguments: Mistral.
     Mistral,
+    /// A message to the tool, in a channel: gpt-oss.
+    Channels,
 }
 
 impl Format {
     /// The format that the source of a chat template shows.
     pub fn of_template(source: &str) -> Format {
-        if source.contains("[TOOL_CALLS]") {
+        if source.contains(CHANNEL) {
+            Format::Channels
+        } else if source.contains("[TOOL_CALLS]") {
             Format::Mistral
         } else if source.contains("<tool_call>") {
             Format::Tagged
@@ -46,220 +60,184 @@ impl Format {
             Format::Tagged
         }
     }
+}
 
-    /// Whether its marks are special tokens, which are left out of texts otherwise.
-    pub fn has_special_marks(self) -> bool {
-        self != Format::Tagged
+/// How a model writes thoughts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Thoughts {
+    /// It has none.
+    #[default]
+    None,
+    /// Between `<think>` and `</think>`.
+    Tags,
+    /// Between `[THINK]` and `[/THINK]`: Magistral.
+    Brackets,
+    /// In a channel of their own: gpt-oss.
+    Channels,
+}
+
+impl Thoughts {
+    /// Those that the source of a chat template shows.
+    pub fn of_template(source: &str) -> Thoughts {
+        if source.contains(CHANNEL) {
+            Thoughts::Channels
+        } else if source.contains("[/THINK]") {
+            Thoughts::Brackets
+        } else if source.contains("</think>") {
+            Thoughts::Tags
+        } else {
+            Thoughts::None
+        }
     }
+
+    /// What stands before and behind them, where that is all there is to it.
+    pub fn marks(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Thoughts::Tags => Some(("<think>", "</think>")),
+            Thoughts::Brackets => Some(("[THINK]", "[/THINK]")),
+            Thoughts::None | Thoughts::Channels => None,
+        }
+    }
+
+    /// Whether a prompt that ends like this has begun them.
+    pub fn are_begun_by(self, prompt: &str) -> bool {
+        let begin = match self {
+            Thoughts::Channels => Some(channels::ANALYSIS),
+            marked => marked.marks().map(|(begin, _)| begin),
+        };
+        begin.is_some_and(|begin| prompt.trim_end().ends_with(begin))
+    }
+}
+
+/// A tool that may be called.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Tool {
+    /// Its name.
+    pub name: String,
+    /// JSON schema of its arguments, or null.
+    pub parameters: Value,
 }
 
 /// What to look for in an answer.
 #[derive(Clone, Debug, Default)]
 pub struct Looks {
-    /// Whether the model may think.
-    pub thinks: bool,
+    /// How the model thinks.
+    pub thoughts: Thoughts,
     /// Whether the prompt has begun the thoughts already.
     pub thinking: bool,
     /// How calls are written, where there may be some.
     pub format: Option<Format>,
-    /// Names of the tools.
-    pub tools: Vec<String>,
+    /// What may be called.
+    pub tools: Arc<[Tool]>,
     /// Calls at most.
     pub max_calls: Option<usize>,
 }
 
-/// Whether a model whose template has this source thinks before it answers.
-pub fn thinks(source: &str) -> bool {
-    source.contains(END_THINK)
-}
-
-/// Whether a prompt that ends like this has begun the thoughts.
-pub fn ends_thinking(prompt: &str) -> bool {
-    prompt.trim_end().ends_with(THINK)
+impl Looks {
+    /// Whether some of its marks are special tokens, which are left out of texts otherwise.
+    pub fn has_special_marks(&self) -> bool {
+        matches!(self.thoughts, Thoughts::Brackets | Thoughts::Channels)
+            || self.format.is_some_and(|format| format != Format::Tagged)
+    }
 }
 
 /// Splits one answer.
 #[derive(Debug)]
 pub struct Parser {
-    looks: Looks,
-    stage: Stage,
-    /// Text that may turn out to be something else.
-    held: String,
-    /// White space before a mark: text after all if no call follows.
-    gap: String,
-    /// Whether white space at the beginning of what comes next only separates.
-    trim: bool,
-    calls: usize,
+    way: Way,
+    /// Tokens of thoughts so far.
+    thought: usize,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    /// Thoughts may begin, or an answer that is a call.
-    Start,
-    Reasoning,
-    Content,
-    /// Behind the mark of a call.
-    Call,
+#[derive(Debug)]
+enum Way {
+    Marks(Marks),
+    Channels(Channels),
 }
 
 impl Parser {
     /// For one answer.
     pub fn new(looks: Looks) -> Parser {
-        let stage = if looks.thinking { Stage::Reasoning } else { Stage::Start };
-        Parser { trim: looks.thinking, looks, stage, held: String::new(), gap: String::new(), calls: 0 }
+        let way = match looks.thoughts {
+            // A bare call is forced there: it has no header.
+            Thoughts::Channels if looks.format != Some(Format::Bare) => Way::Channels(Channels::new(&looks)),
+            _ => Way::Marks(Marks::new(looks)),
+        };
+        Parser { way, thought: 0 }
     }
 
     /// Calls so far.
     pub fn calls(&self) -> usize {
-        self.calls
+        match &self.way {
+            Way::Marks(marks) => marks.calls(),
+            Way::Channels(channels) => channels.calls(),
+        }
+    }
+
+    /// Tokens of thoughts so far, without their marks.
+    pub fn thought(&self) -> usize {
+        self.thought
+    }
+
+    /// Takes a part of the answer, and its end if it has it, and appends what that makes certain.
+    pub fn take(&mut self, part: &Part, out: &mut Vec<Delta>) {
+        let mut from = 0;
+        for step in &part.steps {
+            if !self.may_think() {
+                break;
+            }
+            let before = self.is_thinking();
+            self.push(&part.text[from..step.end], out);
+            from = step.end;
+            self.thought += usize::from(before && self.is_thinking());
+        }
+        self.push(&part.text[from..], out);
+        if part.end.is_some() {
+            self.finish(out);
+        }
+        join(out);
     }
 
     /// Takes more text and appends what it makes certain.
     pub fn push(&mut self, text: &str, out: &mut Vec<Delta>) {
-        self.held.push_str(text);
-        while self.step(out) {}
+        match &mut self.way {
+            Way::Marks(marks) => marks.push(text, out),
+            Way::Channels(channels) => channels.push(text, out),
+        }
     }
 
     /// The text has ended.
     pub fn finish(&mut self, out: &mut Vec<Delta>) {
-        let rest = std::mem::take(&mut self.held);
-        match self.stage {
-            Stage::Reasoning => self.give(Delta::Reasoning, rest.trim_end(), out),
-            Stage::Call => self.end_call(&rest, out),
-            Stage::Start | Stage::Content if self.calls > 0 => self.give(Delta::Content, rest.trim_end(), out),
-            Stage::Start | Stage::Content => self.give(Delta::Content, &rest, out),
+        match &mut self.way {
+            Way::Marks(marks) => marks.finish(out),
+            Way::Channels(channels) => channels.finish(out),
         }
     }
 
-    /// Does one thing; `false` if more text is needed.
-    fn step(&mut self, out: &mut Vec<Delta>) -> bool {
-        match self.stage {
-            Stage::Start => self.start(),
-            Stage::Reasoning => self.reason(out),
-            Stage::Content => self.talk(out),
-            Stage::Call => self.call(out),
+    fn is_thinking(&self) -> bool {
+        match &self.way {
+            Way::Marks(marks) => marks.is_thinking(),
+            Way::Channels(channels) => channels.is_thinking(),
         }
     }
 
-    fn start(&mut self) -> bool {
-        let bare = self.looks.format == Some(Format::Bare);
-        let trimmed = self.held.trim_start();
-        if trimmed.is_empty() && (self.looks.thinks || bare) {
-            return false;
+    fn may_think(&self) -> bool {
+        match &self.way {
+            Way::Marks(marks) => marks.may_think(),
+            Way::Channels(_) => true,
         }
-        if self.looks.thinks {
-            if let Some(rest) = trimmed.strip_prefix(THINK) {
-                self.held = rest.to_owned();
-                (self.stage, self.trim) = (Stage::Reasoning, true);
-                return true;
-            }
-            if THINK.starts_with(trimmed) {
-                return false;
-            }
-        }
-        if bare {
-            if trimmed.starts_with('{') || trimmed.starts_with(PYTHON_TAG) {
-                self.stage = Stage::Call;
-                return true;
-            }
-            if PYTHON_TAG.starts_with(trimmed) {
-                return false;
-            }
-        }
-        self.stage = Stage::Content;
-        true
     }
+}
 
-    fn reason(&mut self, out: &mut Vec<Delta>) -> bool {
-        if let Some(at) = self.held.find(END_THINK) {
-            let thoughts: String = self.held.drain(..at + END_THINK.len()).collect();
-            self.give(Delta::Reasoning, thoughts[..at].trim_end(), out);
-            self.looks.thinks = false;
-            (self.stage, self.trim) = (Stage::Start, true);
-            return true;
+/// Puts neighbours of one kind together.
+fn join(deltas: &mut Vec<Delta>) {
+    deltas.dedup_by(|next, last| match (last, next) {
+        (Delta::Reasoning(last), Delta::Reasoning(next)) | (Delta::Content(last), Delta::Content(next)) => {
+            last.push_str(next);
+            true
         }
-        let now = self.certain(END_THINK);
-        self.give(Delta::Reasoning, &now, out);
-        false
-    }
-
-    fn talk(&mut self, out: &mut Vec<Delta>) -> bool {
-        let mark = self.mark();
-        if mark.is_empty() {
-            let all = std::mem::take(&mut self.held);
-            self.give(Delta::Content, &all, out);
-            return false;
-        }
-        if let Some(at) = self.held.find(mark) {
-            let before: String = self.held.drain(..at + mark.len()).collect();
-            let said = before[..at].trim_end().len();
-            self.give(Delta::Content, &before[..said], out);
-            self.gap = before[said..at].to_owned();
-            self.stage = Stage::Call;
-            return true;
-        }
-        let now = self.certain(mark);
-        self.give(Delta::Content, &now, out);
-        false
-    }
-
-    fn call(&mut self, out: &mut Vec<Delta>) -> bool {
-        // The other formats have no closing mark.
-        if self.looks.format != Some(Format::Tagged) {
-            return false;
-        }
-        let Some(at) = self.held.find(END_TOOL_CALL) else { return false };
-        let inner: String = self.held.drain(..at + END_TOOL_CALL.len()).collect();
-        self.stage = Stage::Content;
-        self.end_call(&inner, out);
-        true
-    }
-
-    /// Reads what stands behind a mark, and takes it for content if it is no call.
-    fn end_call(&mut self, text: &str, out: &mut Vec<Delta>) {
-        let calls = match self.looks.format {
-            Some(Format::Mistral) => read_mistral(text, TOOL_CALLS),
-            Some(Format::Bare) => read_bare(text, PYTHON_TAG, &self.looks.tools),
-            Some(Format::Tagged) | None => read_tagged(text.strip_suffix(END_TOOL_CALL).unwrap_or(text)),
-        };
-        let gap = std::mem::take(&mut self.gap);
-        let Some(calls) = calls else {
-            let text = format!("{gap}{}{text}", self.mark());
-            self.give(Delta::Content, &text, out);
-            return;
-        };
-        self.trim = true;
-        for call in calls {
-            if self.looks.max_calls.is_none_or(|most| self.calls < most) {
-                self.calls += 1;
-                out.push(Delta::Call(call));
-            }
-        }
-    }
-
-    /// What a call begins with within content.
-    fn mark(&self) -> &'static str {
-        match self.looks.format {
-            Some(Format::Tagged) => TOOL_CALL,
-            Some(Format::Mistral) => TOOL_CALLS,
-            Some(Format::Bare) | None => "",
-        }
-    }
-
-    /// Takes what is held but for what may begin `mark`, and white space before it.
-    fn certain(&mut self, mark: &str) -> String {
-        let ready = self.held.len() - partial(&self.held, mark);
-        let ready = self.held[..ready].trim_end().len();
-        self.held.drain(..ready).collect()
-    }
-
-    fn give(&mut self, kind: fn(String) -> Delta, text: &str, out: &mut Vec<Delta>) {
-        let text = if self.trim { text.trim_start() } else { text };
-        if !text.is_empty() {
-            self.trim = false;
-            out.push(kind(text.to_owned()));
-        }
-    }
+        _ => false,
+    });
 }
 
 /// Bytes at the end of `text` that may begin `mark`.
@@ -267,11 +245,4 @@ fn partial(text: &str, mark: &str) -> usize {
     (1..mark.len()).rev().find(|&n| mark.is_char_boundary(n) && text.ends_with(&mark[..n])).unwrap_or(0)
 }
 
-/// What begins thoughts.
-pub const THINK: &str = "<think>";
-/// What ends thoughts.
-pub const END_THINK: &str = "</think>";
-const TOOL_CALL: &str = "<tool_call>";
-const END_TOOL_CALL: &str = "</tool_call>";
-const TOOL_CALLS: &str = "[TOOL_CALLS]";
-const PYTHON_TAG: &str = "<|python_tag|>";
+const CHANNEL: &str = "<|channel|>";

@@ -13,6 +13,7 @@ use crate::app::App;
 use crate::error::ApiError;
 use crate::fields::{Field, Fields, integer, number, wrong_type};
 use crate::generation::Layout;
+use crate::logprobs::Spelling;
 use crate::masks::{self, Allowed, Without};
 use crate::model::Model;
 use crate::structured::Spec;
@@ -44,11 +45,15 @@ pub struct Params {
     stop_token_ids: Vec<u32>,
     include_stop: bool,
     skip_special: bool,
+    /// Whether the answer has ids of tokens beside their text.
+    token_ids: bool,
+    /// Whether log-probabilities name tokens by their ids.
+    tokens_as_ids: bool,
     priority: i64,
     /// Whether the answer says what it has used.
     metered: bool,
-    /// Tokens that may come, whatever a grammar says.
-    masks: Vec<Arc<dyn TokenMask>>,
+    /// Tokens that may come, whatever a grammar says, by the fields that say it.
+    masks: Vec<(&'static str, Arc<dyn TokenMask>)>,
 }
 
 /// `stream_options`.
@@ -99,6 +104,8 @@ impl Params {
             stop_token_ids: fields.token_ids("stop_token_ids", MAX_STOP_IDS, vocab)?.unwrap_or_default(),
             include_stop: fields.flag("include_stop_str_in_output")?,
             skip_special: fields.boolean("skip_special_tokens")?.unwrap_or(true),
+            token_ids: fields.flag("return_token_ids")?,
+            tokens_as_ids: fields.flag("return_tokens_as_token_ids")?,
             priority: fields.integer("priority", i64::MIN..=i64::MAX)?.unwrap_or(0),
             metered: fields.is_metered(),
             masks: token_masks(fields, model)?,
@@ -123,6 +130,8 @@ impl Params {
             stop_token_ids: Vec::new(),
             include_stop: false,
             skip_special: true,
+            token_ids: false,
+            tokens_as_ids: false,
             priority: 0,
             metered: fields.is_metered(),
             masks: Vec::new(),
@@ -144,6 +153,21 @@ impl Params {
         self.skip_special
     }
 
+    /// Whether the answer has ids of tokens beside their text.
+    pub fn token_ids(&self) -> bool {
+        self.token_ids
+    }
+
+    /// How log-probabilities name the tokens of `model`.
+    pub fn spelling(&self, model: &Arc<Model>) -> Spelling {
+        Spelling::new(model, self.tokens_as_ids)
+    }
+
+    /// The field that says which tokens may come, `grammar` being that of a grammar.
+    pub fn constraint(&self, grammar: Option<&Spec>) -> Option<&'static str> {
+        grammar.map(Spec::param).or(self.masks.first().map(|(name, _)| *name))
+    }
+
     /// Shows special tokens in the text, where somebody looks for them there.
     pub fn show_special(&mut self) {
         self.skip_special = false;
@@ -160,10 +184,19 @@ impl Params {
         let max_len = model.max_len;
         let total = prompt.len().saturating_add(max_new);
         if prompt.len() > max_len || total > max_len {
-            let message = format!(
-                "the prompt has {} tokens and max_tokens is {max_new}: together more than the {max_len} tokens of the model",
-                prompt.len()
-            );
+            let tokens = prompt.len();
+            let message = match self.max_tokens {
+                // Nothing was asked for that could be less.
+                None if tokens >= max_len => format!(
+                    "the prompt has {tokens} tokens: no room for an answer within the {max_len} tokens of the model"
+                ),
+                None => format!(
+                    "the prompt has {tokens} tokens and max_tokens is {max_new} unless set: together more than the {max_len} tokens of the model"
+                ),
+                Some(max_new) => format!(
+                    "the prompt has {tokens} tokens and max_tokens is {max_new}: together more than the {max_len} tokens of the model"
+                ),
+            };
             return Err(ApiError::context_length(ask.param, message));
         }
         if prompt.is_empty() {
@@ -184,7 +217,7 @@ impl Params {
             priority: self.priority,
             cache_salt: self.scope.clone(),
             client: self.client,
-            mask: masks::all(self.masks.iter().cloned().chain(ask.mask).collect()),
+            mask: masks::all(self.masks.iter().map(|(_, mask)| mask.clone()).chain(ask.mask).collect()),
             deadline,
             energy: self.metered,
             ..Request::new(prompt.to_vec(), max_new)
@@ -329,13 +362,13 @@ fn client(fields: &mut Fields) -> u64 {
 }
 
 /// `allowed_token_ids` and `bad_words`.
-fn token_masks(fields: &mut Fields, model: &Model) -> Field<Vec<Arc<dyn TokenMask>>> {
-    let mut masks: Vec<Arc<dyn TokenMask>> = Vec::new();
+fn token_masks(fields: &mut Fields, model: &Model) -> Field<Vec<(&'static str, Arc<dyn TokenMask>)>> {
+    let mut masks: Vec<(&'static str, Arc<dyn TokenMask>)> = Vec::new();
     if let Some(ids) = fields.token_ids("allowed_token_ids", usize::MAX, model.vocab())? {
         if ids.is_empty() {
             return Err(ApiError::value("allowed_token_ids", "allowed_token_ids is empty: no token could come"));
         }
-        masks.push(Arc::new(Allowed(ids)));
+        masks.push(("allowed_token_ids", Arc::new(Allowed(ids))));
     }
     let mut words: Vec<Vec<u32>> = Vec::new();
     for word in fields.array("bad_words", MAX_BAD_WORDS)?.unwrap_or_default() {
@@ -353,7 +386,7 @@ fn token_masks(fields: &mut Fields, model: &Model) -> Field<Vec<Arc<dyn TokenMas
         }
     }
     if !words.is_empty() {
-        masks.push(Arc::new(Without(words)));
+        masks.push(("bad_words", Arc::new(Without(words))));
     }
     Ok(masks)
 }

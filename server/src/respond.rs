@@ -1,5 +1,7 @@
 //! From what a handler gives to an HTTP response.
 
+use std::sync::{Arc, OnceLock};
+
 use hyper::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
@@ -8,6 +10,9 @@ use crate::body::Body;
 use crate::energy::{Energy, HEADER};
 use crate::error::ApiError;
 use crate::sse::EventStream;
+
+/// The code of the error that a request has ended by, as soon as it has; goes with its response, for the log.
+pub type Failure = Arc<OnceLock<&'static str>>;
 
 /// What a handler gives.
 pub enum Reply {
@@ -67,7 +72,9 @@ pub fn response(result: Result<Reply, ApiError>, dialect: Dialect) -> Response<B
         }
         Ok(Reply::Metrics(text)) => ("text/plain; version=0.0.4; charset=utf-8", Body::whole(text)),
         Ok(Reply::Events(events)) => {
+            let failure = events.failure();
             let mut response = Response::new(Body::stream(Box::new(events)));
+            response.extensions_mut().insert(failure);
             let headers = response.headers_mut();
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
             headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
@@ -85,6 +92,7 @@ pub fn response(result: Result<Reply, ApiError>, dialect: Dialect) -> Response<B
 pub fn refusal(error: &ApiError, dialect: Dialect) -> Response<Body> {
     let mut response = Response::new(Body::whole(error.in_dialect(dialect).to_string()));
     *response.status_mut() = error.status;
+    response.extensions_mut().insert(Failure::new(OnceLock::from(error.code)));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if error.status == StatusCode::UNAUTHORIZED {

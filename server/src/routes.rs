@@ -20,7 +20,7 @@ use crate::fields::Fields;
 use crate::model::Model;
 use crate::openapi;
 use crate::replicas::{find, proxy};
-use crate::respond::{self, Dialect, Reply};
+use crate::respond::{self, Dialect, Failure, Reply};
 use crate::tenant::Tenant;
 use crate::{orca, tokenize, trace};
 
@@ -36,6 +36,7 @@ pub async fn handle(app: Arc<App>, peer: Tenant, request: Request<Incoming>) -> 
         method: request.method().clone(),
         path,
         status: 0,
+        failure: None,
     };
     let route = Route::of(&access.path);
     let dialect = route.map_or(Dialect::OpenAi, Route::dialect);
@@ -63,6 +64,10 @@ pub async fn handle(app: Arc<App>, peer: Tenant, request: Request<Incoming>) -> 
         count.add(1);
     }
     if let Ok(id) = HeaderValue::from_str(&id) {
+        if dialect == Dialect::Anthropic {
+            // The name that its clients read.
+            response.headers_mut().insert(HeaderName::from_static("request-id"), id.clone());
+        }
         response.headers_mut().insert(HeaderName::from_static("x-request-id"), id);
     }
     if let Some(form) = report {
@@ -72,6 +77,7 @@ pub async fn handle(app: Arc<App>, peer: Tenant, request: Request<Incoming>) -> 
         page.mark(response.headers_mut());
     }
     access.status = status;
+    access.failure = response.extensions_mut().remove();
     response.map(|body| body.with_guard(Box::new(access)))
 }
 
@@ -262,9 +268,10 @@ async fn answer(app: &Arc<App>, route: Route, tenant: Tenant, request: Request<I
         Route::Tokenize | Route::Detokenize | Route::CountTokens => {
             let model = loaded(app)?.clone();
             let (body, room) = body::read(request, app).await?;
+            let turn = app.turn(body.len()).await;
             let app = app.clone();
             aside(move || {
-                let _room = room;
+                let (_room, _turn) = (room, turn);
                 let fields = Fields::of_body(&body)?;
                 match route {
                     Route::Tokenize => tokenize::tokenize(&app, &model, fields),
@@ -280,10 +287,11 @@ async fn answer(app: &Arc<App>, route: Route, tenant: Tenant, request: Request<I
             let metered = app.config.usage_energy || asks_for_energy(&request);
             let (body, room) = body::read(request, app).await?;
             let (model, preparing) = app.admit(tenant)?;
+            let turn = app.turn(body.len()).await;
             let work = {
                 let app = app.clone();
                 aside(move || {
-                    let _room = room;
+                    let (_room, _turn) = (room, turn);
                     prepare(&app, &model, route, Fields::of_body(&body)?.sent_by(tenant).metered(metered))
                 })
                 .await?
@@ -380,6 +388,8 @@ struct Access {
     method: Method,
     path: String,
     status: u16,
+    /// Why it was not answered, or what has ended its stream.
+    failure: Option<Failure>,
 }
 
 impl Drop for Access {
@@ -387,10 +397,11 @@ impl Drop for Access {
         let milliseconds = self.start.elapsed().as_secs_f64() * 1e3;
         let (id, method, path, status) = (&*self.id, self.method.as_str(), &*self.path, self.status);
         let trace_id = self.trace.as_deref();
-        if status == 0 {
-            tracing::info!(request_id = id, trace_id, method, path, milliseconds, "client gone before the response");
-        } else {
-            tracing::info!(request_id = id, trace_id, method, path, status, milliseconds, "request");
+        let failure = self.failure.as_ref().and_then(|failure| failure.get().copied());
+        match (status, failure) {
+            (0, _) => tracing::info!(request_id = id, trace_id, method, path, milliseconds, "client gone before the response"),
+            (_, None) => tracing::info!(request_id = id, trace_id, method, path, status, milliseconds, "request"),
+            (_, Some(error)) => tracing::info!(request_id = id, trace_id, method, path, status, error, milliseconds, "request"),
         }
     }
 }

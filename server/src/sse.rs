@@ -16,6 +16,7 @@ use crate::body::Chunks;
 use crate::error::ApiError;
 use crate::generation::Generation;
 use crate::mailbox::Part;
+use crate::respond::Failure;
 
 /// Writes an answer's parts as events.
 pub trait Render: Send {
@@ -44,6 +45,7 @@ pub struct EventStream {
     late: bool,
     ping: Pin<Box<Sleep>>,
     interval: Duration,
+    failure: Failure,
 }
 
 impl EventStream {
@@ -57,7 +59,13 @@ impl EventStream {
             late: false,
             ping: Box::pin(sleep(interval)),
             interval,
+            failure: Failure::default(),
         }
+    }
+
+    /// Where it will stand what has ended it, if an error does.
+    pub fn failure(&self) -> Failure {
+        self.failure.clone()
     }
 
     /// Begins with its first part, so that until then it may come from another replica; an error before that stands alone.
@@ -95,6 +103,7 @@ impl Chunks for EventStream {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => {
                     self.render.fail(&error, &mut out);
+                    let _ = self.failure.set(error.code);
                     self.generation = None;
                 }
                 Poll::Pending => break,

@@ -3,6 +3,7 @@
 //! Invariant: a grammar is compiled on a thread aside, within bounds of size, nesting, time and memory, and one that is too
 //! much is refused; the engine's thread only fills masks, whose work is bounded too.
 
+mod gbnf;
 mod schema;
 mod spec;
 #[cfg(test)]
@@ -16,7 +17,7 @@ use llguidance::{Matcher, ParserFactory};
 use njoule_models::tokenizer::Tokenizer;
 use njoule_runtime::request::{MaskError, MaskStream, TokenMask};
 
-use crate::error::ApiError;
+use crate::error::{ApiError, grammar_words};
 pub use spec::{MAX_CHOICES, Spec};
 
 /// Makes masks for one vocabulary; built when the first grammar comes.
@@ -24,25 +25,54 @@ pub use spec::{MAX_CHOICES, Spec};
 pub struct Grammars(OnceLock<Result<ParserFactory, String>>);
 
 impl Grammars {
-    /// Compiles `spec` for a model of `vocab` tokens whose answers end at `eos`. The mask lets everything pass until `after`
-    /// has been generated, where there is such a token.
+    /// Compiles `spec` for a model of `vocab` tokens whose answers end at `eos`. The mask lets everything pass until the tokens
+    /// `after` have been generated, where there are some.
     pub fn compile(
         &self,
         spec: &Spec,
         tokenizer: &Tokenizer,
         vocab: usize,
         eos: &[u32],
-        after: Option<u32>,
+        after: Vec<u32>,
     ) -> Result<Arc<dyn TokenMask>, ApiError> {
         let factory = self.0.get_or_init(|| factory(tokenizer, vocab, eos));
         let factory = factory.as_ref().map_err(|error| refused(spec, error))?;
         let grammar: TopLevelGrammar = spec.grammar().map_err(|error| refused(spec, &error))?;
-        let matcher = Matcher::new(factory.create_parser(grammar));
-        if let Some(error) = matcher.get_error() {
-            return Err(refused(spec, &error));
-        }
+        let compile = || {
+            let mut matcher = Matcher::new(factory.create_parser(grammar));
+            match matcher.get_error() {
+                Some(error) => Err(error),
+                None => try_out(&mut matcher, eos).map(|()| matcher),
+            }
+        };
+        let matcher = with_room(compile).and_then(|made| made).map_err(|error| refused(spec, &error))?;
         Ok(Arc::new(Mask { matcher: Mutex::new(matcher), eos: eos.to_vec(), after }))
     }
+}
+
+/// Refuses here what cannot begin, or cannot go on however it begins, and not when the answer is due.
+fn try_out(matcher: &mut Matcher, eos: &[u32]) -> Result<(), String> {
+    let first = matcher.compute_mask_or_eos().map_err(|error| error.to_string())?;
+    let words = first.as_slice();
+    let ids = 0..u32::try_from(words.len()).unwrap_or(u32::MAX).saturating_mul(32);
+    let mut failure = None;
+    for id in ids.filter(|id| is_set(words, *id) && !eos.contains(id)).take(BEGINNINGS) {
+        let mut begun = matcher.clone();
+        match begun.consume_token(id).and_then(|()| begun.compute_mask_or_eos()) {
+            Ok(_) => return Ok(()),
+            Err(error) => failure = Some(error.to_string()),
+        }
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+/// Does what calls itself as deep as rules refer to each other, which [`spec`] bounds.
+fn with_room<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work);
+        let done = thread.map(std::thread::ScopedJoinHandle::join);
+        done.ok().and_then(Result::ok).ok_or_else(|| "it could not be read".to_owned())
+    })
 }
 
 /// The mask of answers that a JSON schema describes, as `response_format` gives one: for whoever measures what it costs.
@@ -52,12 +82,11 @@ pub fn json_schema(
     vocab: usize,
     eos: &[u32],
 ) -> Result<Arc<dyn TokenMask>, ApiError> {
-    Grammars::default().compile(&Spec::json(schema)?, tokenizer, vocab, eos, None)
+    Grammars::default().compile(&Spec::json(schema)?, tokenizer, vocab, eos, Vec::new())
 }
 
 fn refused(spec: &Spec, error: &str) -> ApiError {
-    let first = error.lines().next().unwrap_or_default();
-    let message = format!("the grammar cannot be used: {}", first.chars().take(MESSAGE).collect::<String>());
+    let message = format!("the grammar cannot be used: {}", grammar_words(error));
     ApiError::coded("grammar_error", spec.param(), message)
 }
 
@@ -90,13 +119,14 @@ struct Mask {
     /// Fresh; cloned for each answer.
     matcher: Mutex<Matcher>,
     eos: Vec<u32>,
-    after: Option<u32>,
+    /// Tokens that it begins behind.
+    after: Vec<u32>,
 }
 
 impl TokenMask for Mask {
     fn start(self: Arc<Self>, _prompt: &[u32]) -> Box<dyn MaskStream> {
         let matcher = self.matcher.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Box::new(Stream { matcher, seen: 0, waits: self.after, mask: self })
+        Box::new(Stream { matcher, seen: 0, waits: !self.after.is_empty(), mask: self })
     }
 }
 
@@ -106,26 +136,26 @@ struct Stream {
     matcher: Matcher,
     /// Generated tokens that were taken in.
     seen: usize,
-    /// The token that the grammar begins after.
-    waits: Option<u32>,
+    /// Whether the grammar has not begun yet.
+    waits: bool,
 }
 
 impl MaskStream for Stream {
     fn fill(&mut self, generated: &[u32], allowed: &mut [u32]) -> Result<(), MaskError> {
         if generated.len() < self.seen {
             self.matcher.reset().map_err(failed)?;
-            (self.seen, self.waits) = (0, self.mask.after);
+            (self.seen, self.waits) = (0, !self.mask.after.is_empty());
         }
-        for &id in &generated[self.seen..] {
-            match self.waits {
-                Some(waits) => self.waits = (id != waits).then_some(waits),
-                // An end token that was not meant: `ignore_eos` goes on behind the end.
-                None if self.matcher.is_stopped() => {}
-                None => self.matcher.consume_token(id).map_err(failed)?,
+        for (at, &id) in generated.iter().enumerate().skip(self.seen) {
+            if self.waits {
+                self.waits = !generated[..=at].ends_with(&self.mask.after);
+            } else if !self.matcher.is_stopped() {
+                self.matcher.consume_token(id).map_err(failed)?;
             }
+            // Else an end token that was not meant: `ignore_eos` goes on behind the end.
         }
         self.seen = generated.len();
-        if self.waits.is_some() {
+        if self.waits {
             allowed.fill(u32::MAX);
             return Ok(());
         }
@@ -163,4 +193,7 @@ fn set(words: &mut [u32], id: u32) {
 
 /// States of a lexer take one to two KiB: 64 MiB.
 const MAX_LEXER_STATES: usize = 32 << 10;
-const MESSAGE: usize = 300;
+/// Beginnings of an answer that are tried, until one of them can go on.
+const BEGINNINGS: usize = 4;
+/// Addresses, of which as many become memory as are used.
+const STACK: usize = 256 << 20;

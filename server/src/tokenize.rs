@@ -32,7 +32,7 @@ pub fn tokenize(_app: &App, model: &Model, mut fields: Fields) -> Result<Reply, 
                 ..ChatInput::new(messages::read(given)?)
             };
             let mut ids = if add_special == Some(true) { model.encode("", true)? } else { Vec::new() };
-            ids.extend(model.encode_chat(None, &input)?);
+            ids.extend(model.encode_chat(None, &input, usize::MAX)?);
             ids
         }
     };

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::error::ApiError;
 use crate::fields::{Field, Fields, wrong_type};
-use crate::output::Format;
+use crate::output::{Format, Tool};
 use crate::structured::Spec;
 
 /// `tools`, `tool_choice` and `parallel_tool_calls`.
@@ -102,9 +102,16 @@ impl Tools {
         (self.choice != Choice::None && !self.tools.is_empty()).then(|| self.tools.clone())
     }
 
-    /// Names of the tools that may be called.
-    pub fn callable(&self) -> Vec<String> {
-        if self.choice == Choice::None { Vec::new() } else { self.names.clone() }
+    /// What may be called.
+    pub fn callable(&self) -> Vec<Tool> {
+        if self.choice == Choice::None {
+            return Vec::new();
+        }
+        let tool = |(tool, name): (&Value, &String)| Tool {
+            name: name.clone(),
+            parameters: tool["function"]["parameters"].clone(),
+        };
+        self.tools.iter().zip(&self.names).map(tool).collect()
     }
 
     /// Calls at most.

@@ -14,6 +14,7 @@ pub struct Usage {
     /// Both.
     pub total_tokens: usize,
     prompt_tokens_details: PromptDetails,
+    completion_tokens_details: CompletionDetails,
     #[serde(skip_serializing_if = "Option::is_none")]
     energy: Option<Energy>,
 }
@@ -22,6 +23,12 @@ pub struct Usage {
 struct PromptDetails {
     /// In the cache already, and not run.
     cached_tokens: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+struct CompletionDetails {
+    /// Of thoughts.
+    reasoning_tokens: usize,
 }
 
 impl Usage {
@@ -34,6 +41,12 @@ impl Usage {
     /// The same, with what was in the cache.
     pub fn cached(mut self, tokens: usize) -> Usage {
         self.prompt_tokens_details.cached_tokens = tokens;
+        self
+    }
+
+    /// The same, with what of the answer was thought.
+    pub fn thought(mut self, tokens: usize) -> Usage {
+        self.completion_tokens_details.reasoning_tokens = tokens;
         self
     }
 

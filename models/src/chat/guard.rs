@@ -64,8 +64,8 @@ impl Guard {
         &self.input
     }
 
-    /// Ids of the text that [`Guard::input`] was rendered to.
-    pub fn encode(&self, tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, TokenizerError> {
+    /// Ids of the text that [`Guard::input`] was rendered to, unless it certainly has more than `most`.
+    pub fn encode(&self, tokenizer: &Tokenizer, text: &str, most: usize) -> Result<Vec<u32>, TokenizerError> {
         let mut restored = String::with_capacity(text.len());
         let mut parts = Vec::new();
         for part in tokenizer.split_added(text) {
@@ -73,6 +73,7 @@ impl Guard {
             restored.extend(text[part.start..part.end].chars().map(|c| *self.originals.get(&c).unwrap_or(&c)));
             parts.push(Part { start, end: restored.len(), token: part.token });
         }
+        tokenizer.check_length(&restored, most)?;
         tokenizer.encode_split(&restored, &parts)
     }
 }

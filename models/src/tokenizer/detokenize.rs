@@ -122,12 +122,17 @@ impl Pieces {
 
 /// Bytes of a byte-level token. One that uses other characters is an added token: taken as it is written.
 pub(super) fn byte_level(token: &str) -> Vec<u8> {
-    let spelled = token.chars().map(|c| BYTE_OF_CHAR.get(c as usize).copied().flatten());
+    let spelled = token.chars().map(byte_of);
     spelled.collect::<Option<Vec<u8>>>().unwrap_or_else(|| token.as_bytes().to_vec())
 }
 
 fn kind(step: &Value) -> &str {
     step["type"].as_str().unwrap_or("(none)")
+}
+
+/// The byte that a character of the byte-level alphabet stands for.
+pub(super) fn byte_of(c: char) -> Option<u8> {
+    BYTE_OF_CHAR.get(c as usize).copied().flatten()
 }
 
 /// GPT-2's alphabet (`bytes_to_unicode` in openai/gpt-2 `src/encoder.py`): printable bytes stand for themselves, the

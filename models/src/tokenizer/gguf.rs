@@ -9,6 +9,7 @@ use serde_json::json;
 use super::added::AddedToken;
 use super::bpe::{Bpe, Merges};
 use super::detokenize::Detokenizer;
+use super::length::Kept;
 use super::pre::{self, Pre};
 use super::vocab::Vocab;
 use super::{Parts, Specials, Tokenizer, TokenizerError, json};
@@ -95,6 +96,7 @@ pub(super) fn build(v: &GgufVocab) -> Result<Tokenizer, TokenizerError> {
             ignore_merges: kind.ignore_merges,
             control,
         },
+        kept: Kept::of(&kind.normalizer, &kind.pre_tokenizer),
         normalizer: json::part("normalizer", kind.normalizer)?,
         pre_tokenizer: json::part("pre_tokenizer", kind.pre_tokenizer)?,
         added,

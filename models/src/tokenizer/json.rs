@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::added::AddedToken;
 use super::bpe::{Bpe, Merges};
 use super::detokenize::Detokenizer;
+use super::length::Kept;
 use super::vocab::Vocab;
 use super::{Parts, Specials, Tokenizer, TokenizerError};
 
@@ -124,6 +125,7 @@ pub(super) fn from_bytes(
             control,
             vocab,
         },
+        kept: Kept::of(&file.normalizer, &file.pre_tokenizer),
         normalizer: part("normalizer", file.normalizer)?,
         pre_tokenizer: part("pre_tokenizer", file.pre_tokenizer)?,
         detokenizer: Detokenizer::from_json(&file.decoder)?,

@@ -350,8 +350,39 @@ fn exercise(tokenizer: &Tokenizer, text: &str, ids: &[u32]) {
     }
 }
 
+#[test]
+fn long_texts_are_refused_by_their_bytes() {
+    let words: Vec<String> = (0_u64..60_000).map(|i| format!("{:x}", i.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect();
+    let words = words.join(" ");
+    for name in NAMES {
+        let tokenizer = Tokenizer::from_files(&directory(name)).unwrap();
+        for text in [words.as_str(), &"\u{4f60}\u{597d}".repeat(2_000_000)] {
+            let refused = tokenizer.check_length(text, 2048);
+            assert!(
+                matches!(refused, Err(TokenizerError::TooLong { least, most: 2048 }) if least > 2048),
+                "{name}: {refused:?}"
+            );
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn no_text_that_fits_is_refused_by_its_bytes(
+        name in prop::sample::select(NAMES.to_vec()),
+        piece in prop_oneof![
+            "\\PC{1,12}", "[a-z ]{1,12}", "[\u{1100}-\u{1112}\u{1161}-\u{1175}\u{11a8}-\u{11c2}]{1,9}", "[e\u{301}\u{323}\u{212a}]{1,6}",
+            "[ \n\t]{1,9}", "[=-]{1,4}",
+        ],
+        times in 1usize..400,
+    ) {
+        let tokenizer = Tokenizer::from_files(&directory(name)).unwrap();
+        let text = piece.repeat(times);
+        let ids = tokenizer.encode(&text, false).unwrap();
+        prop_assert!(tokenizer.check_length(&text, ids.len()).is_ok(), "{name} {piece:?} {times}: {}", ids.len());
+    }
 
     #[test]
     fn mutated_files_give_a_tokenizer_or_an_error(

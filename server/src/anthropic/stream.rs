@@ -102,7 +102,8 @@ impl Render for Stream {
             content: Vec::new(),
             stop_reason: None,
             stop_sequence: None,
-            usage: json!({"input_tokens": self.prompt_tokens, "output_tokens": 0}),
+            // What of it is cached is known when it has run: the end says so.
+            usage: usage(self.prompt_tokens, 0, 0, None),
         };
         event(out, "message_start", &json!({"type": "message_start", "message": message.json()}));
     }
@@ -110,23 +111,21 @@ impl Render for Stream {
     fn part(&mut self, _sequence: usize, part: Part, out: &mut Vec<u8>) {
         self.tokens += part.tokens;
         let mut deltas = Vec::new();
-        self.parser.push(&part.text, &mut deltas);
-        if part.end.is_some() {
-            self.parser.finish(&mut deltas);
-        }
+        self.parser.take(&part, &mut deltas);
         deltas.into_iter().for_each(|delta| self.write(delta, out));
-        if part.end.is_some() {
+        let (stop_reason, stop_sequence) = stop_reason(&part, self.parser.calls());
+        if stop_reason.is_some() {
             if self.next == 0 && self.open.is_none() {
                 self.open(Kind::Text, out);
             }
             if self.open.is_some() {
                 self.stop(out);
             }
-            let (stop_reason, stop_sequence) = stop_reason(&part, self.parser.calls());
             let delta = json!({"stop_reason": stop_reason, "stop_sequence": stop_sequence});
             let mut used = Used::default();
             used.add(&part);
-            let usage = usage(json!({"output_tokens": self.tokens}), self.keeper.keep(&self.id, &used));
+            let used = self.keeper.keep(&self.id, &used);
+            let usage = usage(self.prompt_tokens, part.cached(), self.tokens, used);
             event(out, "message_delta", &json!({"type": "message_delta", "delta": delta, "usage": usage}));
         }
     }

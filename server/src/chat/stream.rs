@@ -1,16 +1,13 @@
 //! Chat completions as they are made.
 
-use std::sync::Arc;
-
 use serde::Serialize;
 
 use super::{ToolCall, finish_reason};
 use crate::energy::{Keeper, Used};
 use crate::error::ApiError;
 use crate::generation::Layout;
-use crate::logprobs::ChatLogprobs;
+use crate::logprobs::{ChatLogprobs, Spelling};
 use crate::mailbox::Part;
-use crate::model::Model;
 use crate::output::{self, Looks, Parser};
 use crate::params::StreamOptions;
 use crate::sse::{self, Render};
@@ -22,14 +19,21 @@ pub struct Stream {
     options: StreamOptions,
     layout: Layout,
     /// Where log-probabilities are asked for.
-    logprobs: Option<Arc<Model>>,
-    prompt_tokens: usize,
+    logprobs: Option<Spelling>,
+    prompt: Prompt,
     completion_tokens: usize,
     cached: usize,
     used: Used,
     keeper: Keeper,
     /// By sequence.
     sequences: Vec<Sequence>,
+}
+
+/// What is told of a prompt.
+pub struct Prompt {
+    pub tokens: usize,
+    /// Where ids are asked for.
+    pub ids: Option<Vec<u32>>,
 }
 
 struct Sequence {
@@ -43,6 +47,9 @@ struct Chunk<'a> {
     #[serde(flatten)]
     head: &'a Head,
     choices: &'a [Choice<'a>],
+    /// In the first chunk of each choice, where ids are asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<&'a [u32]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<Usage>>,
 }
@@ -53,6 +60,17 @@ struct Choice<'a> {
     delta: Delta<'a>,
     logprobs: Option<&'a ChatLogprobs>,
     finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<&'a [u32]>,
+}
+
+/// What a chunk has beside its delta.
+#[derive(Clone, Copy, Default)]
+struct Beside<'a> {
+    logprobs: Option<&'a ChatLogprobs>,
+    finish_reason: Option<&'static str>,
+    token_ids: Option<&'a [u32]>,
+    prompt_token_ids: Option<&'a [u32]>,
 }
 
 #[derive(Default, Serialize)]
@@ -75,8 +93,8 @@ impl Stream {
         options: StreamOptions,
         layout: Layout,
         looks: Looks,
-        logprobs: Option<Arc<Model>>,
-        prompt_tokens: usize,
+        logprobs: Option<Spelling>,
+        prompt: Prompt,
         keeper: Keeper,
     ) -> Stream {
         let sequence = || Sequence { parser: Parser::new(looks.clone()), begun: false, tokens: 0 };
@@ -86,7 +104,7 @@ impl Stream {
             options,
             layout,
             logprobs,
-            prompt_tokens,
+            prompt,
             completion_tokens: 0,
             cached: 0,
             used: Used::default(),
@@ -100,11 +118,13 @@ impl Stream {
         sequence: usize,
         delta: &dyn Fn(usize) -> Delta<'static>,
         text: Option<&output::Delta>,
-        logprobs: Option<&ChatLogprobs>,
-        finish_reason: Option<&'static str>,
+        beside: Beside<'_>,
         out: &mut Vec<u8>,
     ) {
-        let usage = self.options.continuous.then(|| Usage::new(self.prompt_tokens, self.sequences[sequence].tokens));
+        let state = &self.sequences[sequence];
+        let so_far = || Usage::new(self.prompt.tokens, state.tokens).thought(state.parser.thought());
+        let usage = self.options.continuous.then(so_far);
+        let Beside { logprobs, finish_reason, token_ids, prompt_token_ids } = beside;
         let usage = (self.options.continuous || self.options.include_usage).then_some(usage);
         for index in self.layout.choices(sequence) {
             let delta: Delta<'_> = match text {
@@ -114,8 +134,8 @@ impl Stream {
                 }
                 Some(output::Delta::Call(_)) | None => delta(index),
             };
-            let choices = [Choice { index, delta, logprobs, finish_reason }];
-            sse::data(out, &Chunk { head: &self.head, choices: &choices, usage });
+            let choices = [Choice { index, delta, logprobs, finish_reason, token_ids }];
+            sse::data(out, &Chunk { head: &self.head, choices: &choices, prompt_token_ids, usage });
         }
     }
 }
@@ -125,21 +145,21 @@ impl Render for Stream {
         let (mut deltas, calls_before) = (Vec::new(), self.sequences[sequence].parser.calls());
         let state = &mut self.sequences[sequence];
         state.tokens += part.tokens;
-        state.parser.push(&part.text, &mut deltas);
-        if part.end.is_some() {
-            state.parser.finish(&mut deltas);
-        }
+        state.parser.take(&part, &mut deltas);
         let begun = std::mem::replace(&mut state.begun, true);
         self.completion_tokens += part.tokens * self.layout.copies;
         self.used.add(&part);
         self.cached += if self.layout.is_first(sequence) { part.cached() } else { 0 };
         if !begun {
             let first = |_| Delta { role: Some("assistant"), content: Some(""), ..Delta::default() };
-            self.send(sequence, &first, None, None, None, out);
+            let beside = Beside { prompt_token_ids: self.prompt.ids.as_deref(), ..Beside::default() };
+            self.send(sequence, &first, None, beside, out);
         }
         let logprobs = self.logprobs.as_ref().filter(|_| !part.logprobs.is_empty());
-        let logprobs = logprobs.map(|model| ChatLogprobs::new(model, &part.logprobs));
-        let mut logprobs = logprobs.as_ref();
+        let logprobs = logprobs.map(|spelling| ChatLogprobs::new(spelling, &part.logprobs));
+        let ids = self.prompt.ids.is_some().then(|| part.ids()).filter(|ids| !ids.is_empty());
+        // With the first chunk of the part.
+        let mut beside = Beside { logprobs: logprobs.as_ref(), token_ids: ids.as_deref(), ..Beside::default() };
         let mut calls = calls_before;
         for delta in &deltas {
             let call = match delta {
@@ -153,23 +173,27 @@ impl Render for Stream {
                 });
                 Delta { tool_calls: call, ..Delta::default() }
             };
-            self.send(sequence, &tool, Some(delta), logprobs.take(), None, out);
+            self.send(sequence, &tool, Some(delta), std::mem::take(&mut beside), out);
         }
-        if logprobs.is_some() {
+        if beside.logprobs.is_some() || beside.token_ids.is_some() {
             // Tokens whose text is still held back, or that have none.
             let empty = |_| Delta { content: Some(""), ..Delta::default() };
-            self.send(sequence, &empty, None, logprobs, None, out);
+            self.send(sequence, &empty, None, beside, out);
         }
         if let Some(reason) = finish_reason(&part, calls) {
-            self.send(sequence, &|_| Delta::default(), None, None, Some(reason), out);
+            let end = Beside { finish_reason: Some(reason), ..Beside::default() };
+            self.send(sequence, &|_| Delta::default(), None, end, out);
         }
     }
 
     fn end(&mut self, out: &mut Vec<u8>) {
         let used = self.keeper.keep(&self.head.id, &self.used);
         if self.options.include_usage {
-            let usage = Usage::new(self.prompt_tokens, self.completion_tokens).cached(self.cached).used(used);
-            sse::data(out, &Chunk { head: &self.head, choices: &[], usage: Some(Some(usage)) });
+            let copies = self.layout.copies;
+            let thought = self.sequences.iter().map(|sequence| sequence.parser.thought() * copies).sum();
+            let usage = Usage::new(self.prompt.tokens, self.completion_tokens);
+            let usage = Some(Some(usage.cached(self.cached).thought(thought).used(used)));
+            sse::data(out, &Chunk { head: &self.head, choices: &[], prompt_token_ids: None, usage });
         }
         sse::done(out);
     }

@@ -26,6 +26,8 @@ pub struct Stream {
 #[derive(Clone, Default)]
 struct Sequence {
     state: State,
+    /// Whether a chunk of it was sent.
+    begun: bool,
     tokens: usize,
     /// The prompt's log-probabilities until they are complete.
     waiting: Vec<njoule_runtime::sampler::TokenLogprob>,
@@ -79,10 +81,15 @@ impl Render for Stream {
         }
         let (text, logprobs) = self.writer.write(sequence, &mut part, &mut state.state, false);
         let finish_reason = finish_reason(&part);
-        if text.is_empty() && logprobs.is_none() && finish_reason.is_none() {
+        let token_ids = self.writer.ids(&part).filter(|ids| !ids.is_empty());
+        if text.is_empty() && logprobs.is_none() && finish_reason.is_none() && token_ids.is_none() {
             return;
         }
-        let choice = Choice { index: 0, text, logprobs, finish_reason, prompt_logprobs: None };
+        // With the first chunk.
+        let first = !std::mem::replace(&mut self.states[sequence].begun, true);
+        let prompt_token_ids = self.writer.prompt_ids(sequence).filter(|_| first);
+        let choice =
+            Choice { index: 0, text, logprobs, finish_reason, prompt_logprobs: None, token_ids, prompt_token_ids };
         for index in self.writer.layout.choices(sequence) {
             let choices = [Choice { index, ..choice.clone() }];
             sse::data(out, &Chunk { head: &self.head, choices: &choices, usage: self.usage(sequence) });

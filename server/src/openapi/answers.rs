@@ -44,7 +44,8 @@ pub fn schemas() -> Map<String, Value> {
         "AnthropicError": closed(json!({"type": constant("error"),
             "error": closed(json!({"type": string(), "message": string()}))})),
         "Usage": open(json!({"prompt_tokens": count(), "completion_tokens": count(), "total_tokens": count(),
-            "prompt_tokens_details": {"type": "object", "required": ["cached_tokens"], "properties": {"cached_tokens": count()}}}),
+            "prompt_tokens_details": {"type": "object", "required": ["cached_tokens"], "properties": {"cached_tokens": count()}},
+            "completion_tokens_details": closed(json!({"reasoning_tokens": count()}))}),
             json!({"energy": reference("UsedEnergy")})),
         "UsedEnergy": closed(json!({"total_j": amount(), "low_j": amount(), "high_j": amount(), "method": method(), "rel_unc": amount(),
             "prefill_j": amount(), "decode_j": amount(), "wasted_j": amount(), "static_j": amount(),
@@ -60,23 +61,25 @@ pub fn schemas() -> Map<String, Value> {
             "util_by_bucket": {"anyOf": [{"type": "null"}, closed(json!({"prefill_s": amount(), "decode_s": amount(), "wasted_s": amount(),
                 "idle_s": amount(), "load_s": amount(), "unattributed_s": amount()}))]},
             "boundary": {"type": ["string", "null"]}, "meters": {"type": "array", "items": {"type": "object"}}, "reasons": {"type": "array", "items": string()}})),
-        "Chat": open(head("chat.completion", reference("ChatChoice")), json!({"prompt_logprobs": {"type": "array"}})),
-        "ChatChoice": closed(json!({"index": count(), "finish_reason": {"type": "string", "enum": ["stop", "length", "tool_calls"]},
+        "Chat": open(head("chat.completion", reference("ChatChoice")), json!({"prompt_logprobs": {"type": "array"}, "prompt_token_ids": ids()})),
+        "ChatChoice": open(json!({"index": count(), "finish_reason": {"type": "string", "enum": ["stop", "length", "tool_calls"]},
             "message": open(json!({"role": constant("assistant"), "content": {"type": ["string", "null"]}, "refusal": {"type": "null"}}),
                 json!({"reasoning_content": string(), "reasoning": string(), "tool_calls": {"type": "array", "items": made_call()}})),
-            "logprobs": {"anyOf": [{"type": "null"}, open(json!({"content": {"type": "array"}}), json!({}))]}})),
+            "logprobs": {"anyOf": [{"type": "null"}, open(json!({"content": {"type": "array"}}), json!({}))]}}), json!({"token_ids": ids()})),
         "Completion": head("text_completion", reference("CompletionChoice")),
         "CompletionChoice": open(json!({"index": count(), "text": string(),
             "finish_reason": {"type": "string", "enum": ["stop", "length"]},
             "logprobs": {"anyOf": [{"type": "null"}, closed(json!({"tokens": {"type": "array", "items": string()},
                 "token_logprobs": {"type": "array", "items": {"type": ["number", "null"]}},
                 "top_logprobs": {"type": "array", "items": {"type": ["object", "null"]}},
-                "text_offset": {"type": "array", "items": count()}}))]}}), json!({"prompt_logprobs": {"type": "array"}})),
+                "text_offset": {"type": "array", "items": count()}}))]}}),
+            json!({"prompt_logprobs": {"type": "array"}, "token_ids": ids(), "prompt_token_ids": ids()})),
         "Message": closed(json!({"id": string(), "type": constant("message"), "role": constant("assistant"), "model": string(),
             "content": {"type": "array", "items": open(json!({"type": {"type": "string", "enum": ["text", "thinking", "tool_use"]}}), json!({}))},
             "stop_reason": {"type": "string", "enum": ["end_turn", "max_tokens", "stop_sequence", "tool_use"]},
             "stop_sequence": {"type": ["string", "null"]},
-            "usage": open(json!({"input_tokens": count(), "output_tokens": count()}), json!({"energy": reference("UsedEnergy")}))})),
+            "usage": open(json!({"input_tokens": count(), "cache_read_input_tokens": count(),
+                "cache_creation_input_tokens": count(), "output_tokens": count()}), json!({"energy": reference("UsedEnergy")}))})),
         "TokenCount": closed(json!({"input_tokens": count()})),
         "Tokens": open(json!({"count": count(), "max_model_len": count(), "tokens": {"type": "array", "items": count()}}),
             json!({"token_strs": {"type": "array", "items": string()}})),
@@ -99,6 +102,10 @@ pub fn schemas() -> Map<String, Value> {
 fn head(object: &str, choice: Value) -> Value {
     closed(json!({"id": string(), "object": constant(object), "created": count(), "model": string(),
         "choices": {"type": "array", "minItems": 1, "items": choice}, "usage": reference("Usage")}))
+}
+
+fn ids() -> Value {
+    json!({"type": "array", "items": count()})
 }
 
 fn made_call() -> Value {

@@ -211,19 +211,8 @@ fn common(least: i64) -> Vec<FieldOf> {
             json!({"type": "string", "maxLength": 0}),
             "llama.cpp's, not supported: use structured_outputs.",
         ),
-        optional("guided_json", schema_or_text(), "vLLM's older name of structured_outputs.json."),
-        optional("guided_json_object", boolean(), "vLLM's older name of structured_outputs.json_object."),
-        optional(
-            "guided_regex",
-            json!({"type": "string", "minLength": 1}),
-            "vLLM's older name of structured_outputs.regex.",
-        ),
-        optional("guided_choice", choice, "vLLM's older name of structured_outputs.choice."),
-        optional(
-            "guided_grammar",
-            json!({"type": "string", "minLength": 1}),
-            "vLLM's older name of structured_outputs.grammar.",
-        ),
+        optional("return_token_ids", boolean(), "The answer has token_ids and prompt_token_ids, as vLLM gives them."),
+        optional("return_tokens_as_token_ids", boolean(), "Log-probabilities name tokens token_id:N."),
         optional(
             "cache_salt",
             salt,
@@ -232,8 +221,14 @@ fn common(least: i64) -> Vec<FieldOf> {
         optional("priority", json!({"type": "integer", "minimum": i64::MIN, "maximum": i64::MAX}), "Lower runs first."),
         user(),
     ];
+    fields.extend(["guided_json", "guided_json_object", "guided_regex", "guided_choice", "guided_grammar"].map(gone));
     fields.extend(["metadata", "store"].map(ignored));
     fields
+}
+
+/// A field that vLLM had.
+fn gone(name: &'static str) -> FieldOf {
+    optional(name, json!({"type": "boolean", "enum": [false]}), "Not supported any more: use structured_outputs.")
 }
 
 fn chat() -> Vec<FieldOf> {
@@ -295,12 +290,16 @@ fn array(least: usize, most: usize, items: Value) -> Value {
 fn conversation() -> Vec<FieldOf> {
     let tool = json!({"type": "object", "required": ["name"], "properties": {
         "name": {"type": "string", "minLength": 1, "maxLength": MAX_NAME},
+        "type": {"type": ["string", "null"], "enum": ["custom", null]},
         "description": {}, "input_schema": {"type": ["object", "null"]}}});
     let choice = json!({"type": "object", "properties": {
         "type": {"type": ["string", "null"], "enum": ["auto", "any", "tool", "none", null]},
         "name": {"type": ["string", "null"]}, "disable_parallel_tool_use": {"type": ["boolean", "null"]}}});
-    let thinking = json!({"type": "object", "properties": {
-        "type": {"type": ["string", "null"]}, "budget_tokens": {"type": ["integer", "null"], "minimum": 0}}});
+    let format = json!({"type": "object", "required": ["type", "schema"], "properties": {
+        "type": {"type": "string", "enum": ["json_schema"]}, "schema": {"type": "object"}}});
+    let config = json!({"type": "object", "properties": {"format": or_null(format.clone())}});
+    let thinking = json!({"type": "object", "required": ["type"], "properties": {
+        "type": {"type": "string", "enum": ["enabled", "adaptive", "disabled"]}, "budget_tokens": {"type": ["integer", "null"], "minimum": 0}}});
     let system = json!({"anyOf": [{"type": "string"}, {"type": "array", "items": reference("TextPart")}]});
     vec![
         model(),
@@ -309,6 +308,8 @@ fn conversation() -> Vec<FieldOf> {
         optional("tools", json!({"type": "array", "maxItems": MAX_TOOLS, "items": tool}), "What may be called."),
         optional("tool_choice", choice, "Whether."),
         optional("thinking", thinking, "Whether the model thinks, and budget_tokens of thoughts at most."),
+        optional("output_config", config, "format: what the answer must look like."),
+        optional("output_format", format, "The older name of output_config.format."),
     ]
 }
 

@@ -65,7 +65,7 @@ fn a_field_is_documented_if_and_only_if_it_is_read() {
         ASKED.with_borrow(BTreeSet::clone)
     };
     // Fields of objects within.
-    let nested = ["include_usage", "continuous_usage_stats", "type", "disable_parallel_tool_use"];
+    let nested = ["include_usage", "continuous_usage_stats", "type", "disable_parallel_tool_use", "format"];
     for (name, fields) in bodies() {
         let body = match name {
             "CompletionRequest" => json!({"prompt": "Hi"}),

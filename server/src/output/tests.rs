@@ -1,9 +1,11 @@
 //! Answers as models write them, cut in every way.
 
 use super::*;
+use crate::mailbox::Step;
 
 fn looks(format: Option<Format>) -> Looks {
-    Looks { thinks: true, thinking: false, format, tools: vec!["f".into(), "g".into()], max_calls: None }
+    let tools = ["f", "g"].map(|name| Tool { name: name.into(), ..Tool::default() });
+    Looks { thoughts: Thoughts::Tags, thinking: false, format, tools: tools.into(), max_calls: None }
 }
 
 /// Reasoning, content, and calls as `name(arguments)`.
@@ -52,7 +54,10 @@ fn thoughts_are_cut_off_with_their_white_space() {
     check(&looks, "<think> never ends ", "never ends", "", &[]);
     let begun = Looks { thinking: true, ..looks };
     check(&begun, "\nwell\n\nso </think> Yes.", "well\n\nso", "Yes.", &[]);
-    assert!(ends_thinking("<|im_start|>assistant\n<think>\n") && !ends_thinking("<think>\n\n</think>\n\n"));
+    assert!(
+        Thoughts::Tags.are_begun_by("<|im_start|>assistant\n<think>\n")
+            && !Thoughts::Tags.are_begun_by("<think>\n\n</think>\n\n")
+    );
 }
 
 #[test]
@@ -93,5 +98,108 @@ fn a_template_shows_its_format() {
     assert_eq!(Format::of_template("x <tool_call> y"), Format::Tagged);
     assert_eq!(Format::of_template("[AVAILABLE_TOOLS] [TOOL_CALLS]"), Format::Mistral);
     assert_eq!(Format::of_template("Environment: ipython"), Format::Bare);
-    assert!(thinks("{{ '</think>' }}") && !thinks("plain"));
+    assert_eq!(Format::of_template("<|channel|> [TOOL_CALLS]"), Format::Channels);
+    let thoughts = ["{{ '</think>' }}", "plain", "[THINK][/THINK]", "<|channel|>"].map(Thoughts::of_template);
+    assert_eq!(thoughts, [Thoughts::Tags, Thoughts::None, Thoughts::Brackets, Thoughts::Channels]);
+}
+
+#[test]
+fn channels_are_thoughts_answers_and_calls() {
+    let looks = Looks { thoughts: Thoughts::Channels, ..looks(Some(Format::Channels)) };
+    let thoughts = "<|channel|>analysis<|message|>hm\n\nwell<|end|>";
+    check(
+        &looks,
+        &format!("{thoughts}<|start|>assistant<|channel|>final<|message|> Yes. < <|"),
+        "hm\n\nwell",
+        " Yes. < <|",
+        &[],
+    );
+    check(&looks, "<|channel|>analysis<|message|>never ends", "never ends", "", &[]);
+    let call = "<|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|>{\"x\": 1}<|call|>";
+    check(&looks, &format!("{thoughts}{call}"), "hm\n\nwell", "", &["f({\"x\": 1})"]);
+    let other = " to=functions.g<|channel|>commentary json<|message|>{}";
+    check(&looks, other, "", "", &["g({})"]);
+    let said = "<|channel|>commentary<|message|>Let me see.<|end|>";
+    check(&looks, &format!("{said}{call}"), "", "Let me see.", &["f({\"x\": 1})"]);
+    check(&looks, " to=functions.g<|message|>none", "", "none", &[]);
+    for plain in ["", " ", "{\"a\": 1}", "Yes. <|channel|>", "<|chan", " two"] {
+        check(&looks, plain, "", plain, &[]);
+    }
+    let begun = Looks { thinking: true, ..looks };
+    check(&begun, "hm<|end|><|start|>assistant<|channel|>final<|message|>Yes", "hm", "Yes", &[]);
+    assert!(Thoughts::Channels.are_begun_by("<|start|>assistant<|channel|>analysis<|message|>"));
+}
+
+#[test]
+fn thoughts_in_brackets_come_before_calls_of_their_family() {
+    let looks = Looks { thoughts: Thoughts::Brackets, ..looks(Some(Format::Mistral)) };
+    check(&looks, "[THINK]hm[/THINK]Yes [x]", "hm", "Yes [x]", &[]);
+    check(&looks, "[THINK]hm[/THINK][TOOL_CALLS]f[ARGS]{}", "hm", "", &["f({})"]);
+    check(&looks, "[THIS] <think>", "", "[THIS] <think>", &[]);
+}
+
+#[test]
+fn an_argument_without_quotes_has_the_type_of_its_schema() {
+    let parameters = serde_json::json!({"properties": {"s": {"type": "string"}, "i": {"type": "integer"},
+        "o": {"type": ["string", "null"]}, "a": {"anyOf": [{"type": "string"}, {"type": "number"}]}, "e": {"enum": ["1", "2"]},
+        "r": {"$ref": "#/$defs/x"}}});
+    let looks = Looks { tools: [Tool { name: "f".into(), parameters }].into(), ..looks(Some(Format::Tagged)) };
+    for (key, text, wanted) in [
+        ("s", "12345", "\"12345\""),
+        ("s", "\"quoted\"", "\"\\\"quoted\\\"\""),
+        ("s", "true", "\"true\""),
+        ("s", "{\"a\": 1}", "\"{\\\"a\\\": 1}\""),
+        ("i", "12345", "12345"),
+        ("i", "many", "\"many\""),
+        ("o", "null", "null"),
+        ("o", "7", "\"7\""),
+        ("a", "7", "7"),
+        ("e", "1", "\"1\""),
+        ("r", "7", "7"),
+        ("unknown", "7", "7"),
+    ] {
+        let call = format!("<tool_call><function=f><parameter={key}>\n{text}\n</parameter></function></tool_call>");
+        check(&looks, &call, "", "", &[&format!("f({{\"{key}\":{wanted}}})")]);
+    }
+}
+
+#[test]
+fn tokens_of_thoughts_are_counted_without_their_marks() {
+    let part = |tokens: &[&str]| {
+        let mut part = Part::default();
+        for (id, token) in (0..).zip(tokens) {
+            part.text.push_str(token);
+            part.steps.push(Step { id, end: part.text.len() });
+        }
+        part
+    };
+    let tagged = ["<think>", "\n", "well", ", so", "\n", "</think>", "\n\n", "Yes", "."];
+    let channels = [
+        "<|channel|>",
+        "analysis",
+        "<|message|>",
+        "well",
+        ", so",
+        "<|end|>",
+        "<|start|>",
+        "assistant",
+        "<|channel|>",
+        "final",
+        "<|message|>",
+        "Yes",
+        ".",
+    ];
+    let cases = [
+        (looks(None), &tagged[..], 4),
+        (Looks { thinking: true, ..looks(None) }, &tagged[1..], 4),
+        (Looks { thoughts: Thoughts::Channels, ..looks(None) }, &channels[..], 2),
+        (Looks { thoughts: Thoughts::None, ..looks(None) }, &tagged[..], 0),
+    ];
+    for (looks, tokens, wanted) in cases {
+        let (mut whole, mut pieces, mut deltas) = (Parser::new(looks.clone()), Parser::new(looks), Vec::new());
+        whole.take(&part(tokens), &mut deltas);
+        assert!(deltas.len() <= 2, "{deltas:?}");
+        tokens.iter().for_each(|token| pieces.take(&part(&[token]), &mut deltas));
+        assert_eq!([whole.thought(), pieces.thought()], [wanted; 2], "{tokens:?}");
+    }
 }

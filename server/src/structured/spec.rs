@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use crate::error::ApiError;
 use crate::fields::{Field, Fields, wrong_type};
 use crate::output::Format;
-use crate::structured::schema;
+use crate::structured::{gbnf, schema};
 
 /// What an answer must look like.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,7 +23,8 @@ enum Kind {
 }
 
 impl Spec {
-    /// Takes `response_format`, `structured_outputs`, the older `guided_*` and llama.cpp's `json_schema`, of which one may be given.
+    /// Takes `response_format`, `structured_outputs` and llama.cpp's `json_schema`, of which one may be given. What vLLM had before
+    /// `structured_outputs`, and ignores now, is refused.
     pub fn take(fields: &mut Fields) -> Field<Option<Spec>> {
         let format = match fields.object("response_format")? {
             None => None,
@@ -40,18 +41,32 @@ impl Spec {
                 "grammar is llama.cpp's; structured_outputs.grammar takes Lark, response_format a JSON schema";
             return Err(ApiError::unsupported(gbnf, message));
         }
-        for (name, kind) in OTHER_NAMES {
-            let idle = |value: &Value| *value == Value::Bool(false);
-            if let Some(value) = fields.take(name).filter(|value| !idle(value)) {
-                all.push(structured_outputs(name, Map::from_iter([(kind.to_owned(), value)]))?);
+        for (name, kind) in OLDER_NAMES {
+            if fields.take(name).is_some_and(|value| value != false) {
+                let message = format!("{name} is not supported any more; structured_outputs.{kind} says the same");
+                return Err(ApiError::unsupported(name, message));
             }
+        }
+        let llama = "json_schema";
+        if let Some(value) = fields.take(llama).filter(|value| *value != false) {
+            all.push(structured_outputs(llama, Map::from_iter([("json".to_owned(), value)]))?);
         }
         match all.pop() {
             Some(last) if !all.is_empty() => {
-                let message = "give one of response_format, structured_outputs, json_schema and guided_*, not several";
+                let message = "give one of response_format, structured_outputs and json_schema, not several";
                 Err(ApiError::value(last.param, message))
             }
             one => Ok(one),
+        }
+    }
+
+    /// What Anthropic's `output_config.format` demands, or by an older name `output_format`.
+    pub fn of_output(param: &'static str, mut format: Map<String, Value>) -> Field<Option<Spec>> {
+        let schema = format.remove("schema");
+        match (format.get("type").and_then(Value::as_str), schema) {
+            (Some("json_schema"), Some(schema @ Value::Object(_))) => of_schema(param, schema).map(Some),
+            (Some("json_schema"), _) => Err(ApiError::value(param, "a format of type json_schema needs a schema")),
+            _ => Err(ApiError::value(param, "the type of a format must be json_schema")),
         }
     }
 
@@ -66,7 +81,7 @@ impl Spec {
         let kind = match format {
             Format::Tagged => Kind::Lark(format!("start: calls\n{}", tagged(schema, single))),
             // Their marks are special tokens, which a grammar does not write; the object alone says as much.
-            Format::Bare | Format::Mistral => Kind::Json(spaced(schema, ONE_SPACE)),
+            Format::Bare | Format::Mistral | Format::Channels => Kind::Json(spaced(schema, ONE_SPACE)),
         };
         Ok(Spec { kind, param: "tool_choice" })
     }
@@ -78,7 +93,7 @@ impl Spec {
 
     fn format(&self) -> Option<&Value> {
         match &self.kind {
-            Kind::Json(schema) if self.param == "response_format" => Some(schema),
+            Kind::Json(schema) if BESIDE_TOOLS.contains(&self.param) => Some(schema),
             _ => None,
         }
     }
@@ -90,7 +105,9 @@ impl Spec {
         // Each has a root of its own, which its references begin at.
         let calls = match format {
             Format::Tagged => tagged(schema, single),
-            Format::Bare | Format::Mistral => format!("calls: %json {}\n", spaced(schema, ONE_SPACE)),
+            Format::Bare | Format::Mistral | Format::Channels => {
+                format!("calls: %json {}\n", spaced(schema, ONE_SPACE))
+            }
         };
         let kind = Kind::Lark(format!("start: calls | answer\n{calls}answer: %json {answer}\n"));
         Ok(Some(Spec { kind, param: self.param }))
@@ -194,7 +211,16 @@ fn structured_outputs(param: &'static str, outputs: Map<String, Value>) -> Field
             return of_schema(param, schema);
         }
         ("regex", Value::String(regex)) => Kind::Regex(sized(param, regex)?),
-        ("grammar", Value::String(grammar)) => Kind::Lark(sized(param, grammar)?),
+        ("grammar", Value::String(grammar)) if gbnf::is_gbnf(&grammar) => {
+            let regex = gbnf::regex(&sized(param, grammar)?, MAX_BYTES);
+            Kind::Regex(regex.map_err(|error| ApiError::coded("grammar_error", param, error.to_string()))?)
+        }
+        ("grammar", Value::String(grammar)) => {
+            let grammar = sized(param, grammar)?;
+            let parts = grammar.bytes().filter(|byte| matches!(byte, b'(' | b'[' | b':')).count();
+            check_parts(param, "rules and groups", parts)?;
+            Kind::Lark(grammar)
+        }
         ("choice", Value::Array(choices)) => choice(param, &choices)?,
         (_, other) => return Err(wrong_type(param, &format!("of the right type in {name}"), &other)),
     };
@@ -221,10 +247,19 @@ fn sized(param: &'static str, text: String) -> Field<String> {
     }
 }
 
+/// Bounds what may stand within each other: a compiler that goes down all of it has room for so much.
+fn check_parts(param: &'static str, what: &str, parts: usize) -> Field<()> {
+    match parts > MAX_PARTS {
+        true => Err(ApiError::coded("grammar_error", param, format!("a grammar may have {MAX_PARTS} {what} at most"))),
+        false => Ok(()),
+    }
+}
+
 fn check_schema(param: &'static str, schema: &Value) -> Field<()> {
-    let (mut values, mut level) = (vec![schema], 0);
+    let (mut values, mut level, mut references) = (vec![schema], 0, 0);
     while !values.is_empty() {
         level += 1;
+        references += values.iter().filter(|value| value.get("$ref").is_some()).count();
         if level > MAX_NESTING {
             let message = format!("a schema may be nested {MAX_NESTING} deep at most");
             return Err(ApiError::coded("grammar_error", param, message));
@@ -240,6 +275,7 @@ fn check_schema(param: &'static str, schema: &Value) -> Field<()> {
             .filter(inner)
             .collect();
     }
+    check_parts(param, "references", references)?;
     let bytes = schema.to_string().len();
     if bytes > MAX_BYTES {
         return Err(ApiError::coded("grammar_error", param, format!("a schema may have {MAX_BYTES} bytes at most")));
@@ -247,9 +283,10 @@ fn check_schema(param: &'static str, schema: &Value) -> Field<()> {
     Ok(())
 }
 
-/// Names that vLLM had before `structured_outputs` and that llama.cpp has, and what they are there.
-const OTHER_NAMES: [(&str, &str); 6] = [
-    ("json_schema", "json"),
+/// Fields that may stand beside tools: an answer is a call or what they describe.
+const BESIDE_TOOLS: [&str; 3] = ["response_format", "output_config", "output_format"];
+/// Names that vLLM had before `structured_outputs`, and what they are there.
+const OLDER_NAMES: [(&str, &str); 5] = [
     ("guided_json", "json"),
     ("guided_json_object", "json_object"),
     ("guided_regex", "regex"),
@@ -263,5 +300,6 @@ const INDENTED: &str = " |\\n[ \\t]{0,20}";
 const ONE_SPACE: &str = " ";
 const MAX_BYTES: usize = 1 << 20;
 const MAX_NESTING: usize = 64;
+const MAX_PARTS: usize = 1 << 13;
 /// Strings of a choice.
 pub const MAX_CHOICES: usize = 1024;

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Live, plain, start};
+use crate::support::{Live, THINKS, plain, start, with_template};
 use njoule_server::ServerConfig;
 
 fn chat(extra: Value) -> Value {
@@ -42,9 +42,101 @@ fn a_chat_has_all_that_the_schema_demands() {
     assert_eq!(choice["message"]["role"], "assistant");
     let usage = &answer["usage"];
     assert_eq!(usage["completion_tokens"], 4);
+    assert_eq!(usage["completion_tokens_details"], json!({"reasoning_tokens": 0}));
     assert_eq!(
         usage["total_tokens"].as_u64().unwrap(),
         usage["prompt_tokens"].as_u64().unwrap() + usage["completion_tokens"].as_u64().unwrap()
+    );
+}
+
+#[test]
+fn tokens_of_thoughts_are_counted() {
+    let live = start(&with_template("qwen3", THINKS), 4, ServerConfig::default());
+    let usage = |usage: &Value| {
+        (usage["completion_tokens"].clone(), usage["completion_tokens_details"]["reasoning_tokens"].clone())
+    };
+    for (thinks, wanted) in [(true, 14), (false, 0)] {
+        let body = chat(json!({"max_tokens": 7, "n": 2, "ignore_eos": true, "temperature": 0,
+            "chat_template_kwargs": {"enable_thinking": thinks}}));
+        let whole = live.ok("/v1/chat/completions", &body);
+        assert_eq!(whole["choices"][0]["message"]["reasoning_content"].is_string(), thinks, "{whole}");
+        assert_eq!(usage(&whole["usage"]), (json!(14), json!(wanted)));
+        let options = json!({"include_usage": true, "continuous_usage_stats": true});
+        let events =
+            live.post("/v1/chat/completions", &with(with(body, "stream", json!(true)), "stream_options", options));
+        let events = events.events();
+        assert_eq!(usage(&events.last().unwrap()["usage"]), (json!(14), json!(wanted)));
+        let so_far = &events[events.len() - 2]["usage"];
+        assert_eq!(usage(so_far), (json!(7), json!(wanted / 2)), "of one choice");
+    }
+    let text = live.ok("/v1/completions", &json!({"prompt": "Hi", "max_tokens": 3, "ignore_eos": true}));
+    assert_eq!(usage(&text["usage"]), (json!(3), json!(0)));
+}
+
+#[test]
+fn offsets_of_an_echo_are_those_of_its_text() {
+    let live = plain();
+    let hi = live.tokenizer.encode_plain("Hi").unwrap();
+    let ids = [vec![3], hi.clone(), vec![4], hi].concat();
+    for (prompt, skip) in [(json!(ids), true), (json!(ids), false), (json!("<|im_start|>Hi<|im_end|>Hi"), true)] {
+        let body = json!({"prompt": prompt, "skip_special_tokens": skip, "max_tokens": 3, "echo": true, "logprobs": 0,
+            "temperature": 0, "ignore_eos": true});
+        let choice = live.ok("/v1/completions", &body)["choices"][0].clone();
+        let (text, logprobs) = (choice["text"].as_str().unwrap(), &choice["logprobs"]);
+        let tokens = logprobs["tokens"].as_array().unwrap();
+        assert_eq!(tokens[0], "<|im_start|>");
+        let text: Vec<char> = text.chars().collect();
+        for (token, at) in tokens.iter().zip(logprobs["text_offset"].as_array().unwrap()) {
+            let token = token.as_str().unwrap();
+            let at = usize::try_from(at.as_u64().unwrap()).unwrap();
+            let stands_there = text[at..].iter().collect::<String>().starts_with(token);
+            let hidden = token.starts_with("<|") && skip && !prompt.is_string();
+            assert!(stands_there || hidden || token.contains('\u{fffd}'), "{token} at {at} of {choice}");
+        }
+    }
+}
+
+#[test]
+fn ids_of_tokens_are_told_where_they_are_asked_for() {
+    let live = plain();
+    let ask = json!({"max_tokens": 5, "ignore_eos": true, "temperature": 0, "return_token_ids": true, "logprobs": 1});
+    let mut body = ask.clone();
+    body["prompt"] = json!("Hello");
+    let whole = live.ok("/v1/completions", &body)["choices"][0].clone();
+    let prompt = live.tokenizer.encode("Hello", true).unwrap();
+    assert_eq!(whole["prompt_token_ids"], json!(prompt));
+    let ids = whole["token_ids"].as_array().unwrap().clone();
+    assert_eq!(ids.len(), 5);
+    let gathered = |events: &[Value], name: &str| -> Vec<Value> {
+        let choices = events.iter().flat_map(|event| event["choices"].as_array().unwrap());
+        choices.flat_map(|choice| choice[name].as_array().cloned().unwrap_or_default()).collect()
+    };
+    let events = live.post("/v1/completions", &with(body.clone(), "stream", json!(true))).events();
+    assert_eq!(
+        (gathered(&events, "token_ids"), json!(gathered(&events, "prompt_token_ids"))),
+        (ids.clone(), json!(prompt))
+    );
+    body["return_tokens_as_token_ids"] = json!(true);
+    let named = live.ok("/v1/completions", &body)["choices"][0]["logprobs"].clone();
+    let wanted: Vec<String> = ids.iter().map(|id| format!("token_id:{id}")).collect();
+    assert_eq!(named["tokens"], json!(wanted));
+    assert!(named["top_logprobs"][0].as_object().unwrap().contains_key(&wanted[0]), "{named}");
+
+    let mut body = chat(ask);
+    (body["logprobs"], body["return_tokens_as_token_ids"]) = (json!(true), json!(true));
+    let whole = live.ok("/v1/chat/completions", &body);
+    let prompt = &whole["prompt_token_ids"];
+    assert_eq!(json!(prompt.as_array().unwrap().len()), whole["usage"]["prompt_tokens"]);
+    let choice = &whole["choices"][0];
+    let named: Vec<Value> =
+        choice["logprobs"]["content"].as_array().unwrap().iter().map(|t| t["token"].clone()).collect();
+    let wanted: Vec<String> =
+        choice["token_ids"].as_array().unwrap().iter().map(|id| format!("token_id:{id}")).collect();
+    assert_eq!(json!(named), json!(wanted));
+    let events = live.post("/v1/chat/completions", &with(body, "stream", json!(true))).events();
+    assert_eq!(
+        (json!(gathered(&events, "token_ids")), &events[0]["prompt_token_ids"]),
+        (choice["token_ids"].clone(), prompt)
     );
 }
 

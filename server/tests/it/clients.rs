@@ -65,7 +65,7 @@ fn a_schema_holds_wherever_a_client_puts_it_and_adds_nothing() {
         json!({"response_format": {"type": "json_schema", "schema": schema}}),
         json!({"response_format": {"type": "json_object", "schema": schema}}),
         json!({"json_schema": schema}),
-        json!({"guided_json": schema.to_string()}),
+        json!({"structured_outputs": {"json": schema.to_string()}}),
     ] {
         for seed in 0..3 {
             let mut more = format.clone();

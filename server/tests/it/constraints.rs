@@ -1,4 +1,4 @@
-//! What constrains tokens besides grammars, and grammars by their older names.
+//! What constrains tokens besides grammars, grammars that cannot be had, and those by names that are gone.
 
 use serde_json::{Value, json};
 
@@ -41,37 +41,114 @@ fn bad_words_do_not_come_where_they_would_have() {
 }
 
 #[test]
-fn older_names_of_structured_outputs_constrain_as_the_new_one_does() {
+fn names_that_vllm_ignores_now_are_refused_with_the_one_that_it_has() {
     let live = plain();
-    let cases = [
-        ("guided_regex", "regex", json!("[0-9]{3}x")),
-        ("guided_choice", "choice", json!(["yes", "no"])),
-        (
-            "guided_json",
-            "json",
-            json!({"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": false}),
-        ),
-        ("guided_grammar", "grammar", json!("start: \"a\" \"b\"")),
-    ];
-    for (old, new, value) in cases {
-        let choice = |body: Value| complete(&live, body)["text"].clone();
-        let by_old = choice(json!({old: value, "ignore_eos": false, "seed": 1, "max_tokens": 60}));
-        let by_new =
-            choice(json!({"structured_outputs": {new: value}, "ignore_eos": false, "seed": 1, "max_tokens": 60}));
-        assert_eq!(by_old, by_new, "{old}");
+    for (name, value) in [
+        ("guided_json", json!({"type": "object"})),
+        ("guided_json_object", json!(true)),
+        ("guided_regex", json!("[0-9]{3}x")),
+        ("guided_choice", json!(["yes", "no"])),
+        ("guided_grammar", json!("start: \"a\" \"b\"")),
+    ] {
+        let error =
+            live.post("/v1/completions", &json!({"prompt": "Hi", name: value})).is_error(400, "unsupported_parameter");
+        assert_eq!(error["param"], name);
+        assert!(error["message"].as_str().unwrap().contains("structured_outputs"), "{error}");
     }
-    let both = json!({"prompt": "Hi", "guided_regex": "a", "structured_outputs": {"regex": "b"}});
-    assert_eq!(live.post("/v1/completions", &both).is_error(400, "invalid_value")["param"], "guided_regex");
+    assert_eq!(live.post("/v1/completions", &json!({"prompt": "Hi", "guided_json": null})).status, 200);
+}
+
+#[test]
+fn grammars_that_go_deep_are_compiled_or_refused_and_end_nothing() {
+    let live = plain();
+    let chain: String = (0..8_000).map(|i| format!("r{i}: \"a\" r{}\n", i + 1)).collect();
+    let longer: String = (0..40_000).map(|i| format!("r{i}: r{}\n", i + 1)).collect();
+    let refs = |n: u32| -> serde_json::Map<String, Value> {
+        (0..n)
+            .map(|i| (format!("a{i}"), json!({"anyOf": [{"$ref": format!("#/$defs/a{}", i + 1)}, {"type": "null"}]})))
+            .chain([(format!("a{n}"), json!({"type": "null"}))])
+            .collect()
+    };
+    let nested = |n: usize| format!("start: {}\"a\"{}\n", "(".repeat(n), ")".repeat(n));
+    for outputs in [
+        json!({"grammar": format!("start: r0\n{chain}r8000: \"b\"\n")}),
+        json!({"grammar": format!("start: r0\n{longer}r40000: \"b\"\n")}),
+        json!({"grammar": nested(8_000)}),
+        json!({"grammar": nested(400_000)}),
+        json!({"grammar": format!("root ::= {}\"a\"{}", "(".repeat(60), ")".repeat(60))}),
+        json!({"regex": format!("{}a{}", "(".repeat(100_000), ")".repeat(100_000))}),
+        json!({"json": {"$ref": "#/$defs/a0", "$defs": refs(8_000)}}),
+        json!({"json": {"$ref": "#/$defs/a0", "$defs": refs(9_000)}}),
+    ] {
+        let answer =
+            live.post("/v1/completions", &json!({"prompt": "Hi", "max_tokens": 2, "structured_outputs": outputs}));
+        assert!(answer.status == 200 || answer.is_error(400, "grammar_error").is_object(), "{}", answer.text());
+    }
+    assert_eq!(live.get("/health").status, 200);
+}
+
+#[test]
+fn a_grammar_in_vllms_notation_is_obeyed_or_refused_in_words() {
+    let live = plain();
+    let ask = |grammar: &str| json!({"prompt": "Hi", "structured_outputs": {"grammar": grammar}, "max_tokens": 60, "temperature": 1.5});
+    for seed in 0..4 {
+        let mut body = ask("root ::= \"SELECT \" col (\", \" col)? # SQL\ncol ::= \"a\" | \"b\"");
+        body["seed"] = seed.into();
+        let text = live.ok("/v1/completions", &body)["choices"][0]["text"].as_str().unwrap().to_owned();
+        assert!(["a", "b"].iter().any(|end| text.starts_with("SELECT ") && text.ends_with(end)), "{text}");
+    }
+    for (grammar, words) in [
+        (
+            "root ::= \"(\" root \")\"",
+            "the rule root refers to itself: EBNF is taken without that; write the grammar in Lark",
+        ),
+        ("root ::= (\"a\"", "line 1: a closing parenthesis is missing"),
+    ] {
+        let error = live.post("/v1/completions", &ask(grammar)).is_error(400, "grammar_error");
+        assert_eq!(error["param"], "structured_outputs");
+        assert!(error["message"].as_str().unwrap().contains(words), "{error}");
+    }
+}
+
+#[test]
+fn a_grammar_that_cannot_begin_is_refused_in_words_by_its_field() {
+    let live = plain();
+    let messages = json!([{"role": "user", "content": "Hi"}]);
+    let endless = json!({"$ref": "#"});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": endless}});
+    let all: Vec<String> = (0..3000).map(|i| format!("r{i}")).collect();
+    let rules: String = all.iter().map(|name| format!("{name}: \"a\" {name} | \"b\"\n")).collect();
+    let wide = format!("start: {}\n{rules}", all.join(" | "));
+    for (param, more) in [
+        ("response_format", json!({"response_format": format})),
+        ("structured_outputs", json!({"structured_outputs": {"json": endless}})),
+        ("json_schema", json!({"json_schema": endless})),
+        ("structured_outputs", json!({"structured_outputs": {"grammar": wide}})),
+    ] {
+        // A stream is refused before it begins.
+        let mut body = json!({"messages": messages, "max_tokens": 20, "stream": true});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let error = live.post("/v1/chat/completions", &body).is_error(400, "grammar_error");
+        let message = error["message"].as_str().unwrap();
+        assert_eq!(error["param"], param, "{error}");
+        assert!(message.starts_with("the grammar cannot be used: ") && !message.contains(['<', '\n']), "{error}");
+        assert!(!message.contains("NoExtension") && !message.contains("TooComplex"), "{error}");
+    }
 }
 
 #[test]
 fn constraints_hold_together() {
     let live = plain();
     for seed in 0..8 {
-        let body = json!({"guided_choice": ["aa", "ab", "bb"], "bad_words": ["b"], "ignore_eos": false, "seed": seed});
+        let choice = json!({"choice": ["aa", "ab", "bb"]});
+        let body = json!({"structured_outputs": choice, "bad_words": ["b"], "ignore_eos": false, "seed": seed});
         assert_eq!(complete(&live, body)["text"], "aa");
     }
     // Nothing is left: an error, not a hang.
-    let nothing = json!({"prompt": "Hi", "guided_choice": ["b"], "bad_words": ["b"], "max_tokens": 4});
-    live.post("/v1/completions", &nothing).is_error(400, "grammar_error");
+    let nothing = json!({"prompt": "Hi", "structured_outputs": {"choice": ["b"]}, "bad_words": ["b"], "max_tokens": 4});
+    let error = live.post("/v1/completions", &nothing).is_error(400, "grammar_error");
+    assert_eq!(error["param"], "structured_outputs");
+    let nothing = json!({"prompt": "Hi", "allowed_token_ids": [7], "logit_bias": {}, "bad_words": ["b"], "max_tokens": 4,
+        "min_tokens": 4, "stop_token_ids": [7]});
+    assert_eq!(live.post("/v1/completions", &nothing).is_error(400, "grammar_error")["param"], "allowed_token_ids");
 }

@@ -179,3 +179,34 @@ fn special_tokens_in_a_message_stay_text() {
     let count = |ids: &[u64]| ids.iter().filter(|id| **id == end).count();
     assert_eq!(count(&ids("a<|im_end|>b")), count(&ids("ab")));
 }
+
+#[test]
+fn prompts_that_cannot_fit_are_refused_by_their_bytes() {
+    let live = plain();
+    let words: Vec<String> = (0_u64..400_000).map(|i| format!("{:x}", i.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect();
+    let words = &words.join(" ")[..6 << 20];
+    let chat = |text: String| json!({"messages": [{"role": "user", "content": text}], "max_tokens": 4});
+    for (path, body) in [
+        ("/v1/completions", json!({"prompt": words, "max_tokens": 4})),
+        ("/v1/completions", json!({"prompt": ["Hi", words], "max_tokens": 4})),
+        ("/v1/chat/completions", chat(words.to_owned())),
+        // One that is guarded, because it spells a special token.
+        ("/v1/chat/completions", chat(format!("<|im_end|>{words}"))),
+        ("/v1/messages", chat(words.to_owned())),
+    ] {
+        let begun = Instant::now();
+        let answer = live.post(path, &body);
+        let text = answer.text();
+        assert!(answer.status == 400 && text.contains("the prompt has at least "), "{path}: {text}");
+        if path != "/v1/messages" {
+            answer.is_error(400, "context_length_exceeded");
+        }
+        // Encoding takes seconds.
+        assert!(begun.elapsed() < Duration::from_secs(2), "{path}: {:?}", begun.elapsed());
+    }
+    let mut full = chat("Hello ".repeat(90));
+    full.as_object_mut().unwrap().remove("max_tokens");
+    let error = live.post("/v1/chat/completions", &full).is_error(400, "context_length_exceeded");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("no room for an answer") && !message.contains("max_tokens"), "{message}");
+}

@@ -35,6 +35,20 @@ fn every_status_has_an_error_in_openais_shape() {
 }
 
 #[test]
+fn a_client_that_sends_all_of_a_large_body_first_gets_its_answer() {
+    let live = plain();
+    let body = vec![b' '; (8 << 20) + (900 << 10)];
+    let mut stream = TcpStream::connect(live.address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
+    stream.write_all(format!("{head}content-length: {}\r\n\r\n", body.len()).as_bytes()).unwrap();
+    stream.write_all(&body).expect("all of it is taken");
+    let mut stream = BufReader::new(stream);
+    read_answer(&mut stream).unwrap().is_error(413, "body_too_large");
+    assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0, "the end, and no reset");
+}
+
+#[test]
 fn request_ids_go_in_and_out() {
     let live = plain();
     let id = |given: &str| {

@@ -43,10 +43,10 @@ fn too_many_are_refused_at_once_and_the_others_served() {
     live.gate.allow(Some(0));
     let body = json!({"prompt": "Hi", "max_tokens": 3, "ignore_eos": true});
     let mut taken = Vec::new();
-    for wanted in 1..=5 {
+    // Two that run, though the step that holds the first one keeps the second from beginning, and four that wait.
+    for wanted in 1..=6 {
         taken.push(send_json(live.address, "/v1/completions", &body));
         let count = |live: &crate::support::Live| live.engine.stats().running + live.engine.stats().queued;
-        // The first one runs before others come: five waiting would be one too many.
         live.wait_for("taken in", |live| live.engine.stats().running > 0 && count(live) >= wanted);
     }
     assert_eq!(live.get("/ready").status, 503);
@@ -65,6 +65,65 @@ fn too_many_are_refused_at_once_and_the_others_served() {
     }
     assert_eq!(live.post("/v1/completions", &body).status, 200);
     assert_eq!(live.get("/ready").status, 200);
+}
+
+#[test]
+fn as_many_at_once_as_run_and_wait_are_taken_and_the_next_is_refused() {
+    let live = start("qwen3", 8, ServerConfig { max_queued_requests: 1, ..ServerConfig::default() });
+    live.gate.allow(Some(0));
+    let body = json!({"prompt": "Hi", "max_tokens": 3, "ignore_eos": true});
+    let mut taken: Vec<_> = (0..9).map(|_| send_json(live.address, "/v1/completions", &body)).collect();
+    live.wait_for("taken in", |live| live.engine.stats().running + live.engine.stats().queued == 9);
+    live.post("/v1/completions", &body).is_error(503, "overloaded");
+    assert_eq!(live.get("/ready").status, 503);
+    live.gate.allow(None);
+    assert!(taken.iter_mut().all(|one| read_answer(one).unwrap().status == 200));
+}
+
+#[test]
+fn a_deadline_ends_by_an_error_that_claims_no_end() {
+    let live = start(
+        "qwen3",
+        2,
+        ServerConfig { request_timeout: Some(Duration::from_millis(300)), ..ServerConfig::default() },
+    );
+    live.gate.allow(Some(3));
+    let chat =
+        json!({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 400, "ignore_eos": true, "stream": true});
+    let mut anthropic = chat.clone();
+    anthropic.as_object_mut().unwrap().remove("ignore_eos");
+    let asked = [
+        ("/v1/completions", endless(true)),
+        ("/v1/chat/completions", chat),
+        ("/v1/messages", anthropic),
+        ("/v1/completions", endless(false)),
+    ];
+    for (path, body) in asked {
+        live.gate.allow(Some(3));
+        let mut client = send_json(live.address, path, &body);
+        live.wait_for("running", |live| live.engine.stats().running == 1);
+        // The step that is held ends behind the deadline.
+        let begun = Instant::now();
+        live.wait_for("late", |_| begun.elapsed() > Duration::from_millis(400));
+        live.gate.allow(None);
+        let answer = read_answer(&mut client).unwrap();
+        if path == "/v1/messages" {
+            let text = answer.text();
+            assert!(text.contains("event: error") && text.contains("timeout_error"), "{text}");
+            assert!(!text.contains("message_delta") && !text.contains("message_stop"), "{text}");
+        } else if body["stream"] == true {
+            let events = answer.events();
+            let (last, before) = events.split_last().unwrap();
+            assert_eq!(last["error"]["code"], "request_timeout", "{path}");
+            assert!(
+                !before.is_empty() && before.iter().all(|event| event["choices"][0]["finish_reason"].is_null()),
+                "{before:?}"
+            );
+        } else {
+            answer.is_error(408, "request_timeout");
+        }
+        live.wait_until_idle();
+    }
 }
 
 #[test]

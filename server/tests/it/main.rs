@@ -10,6 +10,7 @@ mod hostile;
 mod http;
 mod life;
 mod local;
+mod log;
 mod reuse;
 mod support;
 mod tls;

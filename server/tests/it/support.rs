@@ -147,6 +147,28 @@ pub fn start_metered(
     Live { address, engine, tokenizer, gate, stop, ended: Some(ended) }
 }
 
+/// A copy of `testdata/NAME` with another chat template, for [`start`].
+pub fn with_template(name: &str, template: &str) -> String {
+    static COPIES: AtomicUsize = AtomicUsize::new(0);
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata").join(name);
+    let copy = format!("{}-{}", std::process::id(), COPIES.fetch_add(1, Ordering::Relaxed));
+    let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join(copy);
+    std::fs::create_dir_all(&to).expect("a directory");
+    for file in std::fs::read_dir(from).expect("the fixture") {
+        let file = file.expect("a file");
+        std::fs::copy(file.path(), to.join(file.file_name())).expect("a copy");
+    }
+    let config = to.join("tokenizer_config.json");
+    let mut all: Value = serde_json::from_slice(&std::fs::read(&config).expect("it is there")).expect("JSON");
+    all["chat_template"] = template.into();
+    std::fs::write(config, all.to_string()).expect("it is written");
+    to.to_str().expect("UTF-8").to_owned()
+}
+
+/// A template whose prompt begins thoughts unless `enable_thinking` is false.
+pub const THINKS: &str = "{% for m in messages %}{{ m['role'] + ':' + m['content'] + '\n' }}{% endfor %}\
+    {% if enable_thinking is defined and not enable_thinking %}<think></think>{% else %}<think>{% endif %}";
+
 /// A server for tests that need nothing special.
 pub fn plain() -> Live {
     start("qwen3", 8, ServerConfig::default())

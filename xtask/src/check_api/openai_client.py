@@ -72,8 +72,8 @@ schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": [
 named = {"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": schema}}
 for seed in range(4):
     assert json.loads(chat(response_format=named, seed=seed, max_tokens=300).choices[0].message.content)["n"] in (1, 2)
-    guided = chat(extra_body={"guided_choice": ["yes", "no"]}, seed=seed, max_tokens=9)
-    assert guided.choices[0].message.content in ("yes", "no")
+    chosen = chat(extra_body={"structured_outputs": {"choice": ["yes", "no"]}}, seed=seed, max_tokens=9)
+    assert chosen.choices[0].message.content in ("yes", "no")
 free = chat(response_format={"type": "json_object"}, seed=1, max_tokens=400).choices[0]
 assert free.message.content.startswith("{")
 if free.finish_reason == "stop":
