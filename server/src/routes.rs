@@ -399,9 +399,13 @@ impl Drop for Access {
         let trace_id = self.trace.as_deref();
         let failure = self.failure.as_ref().and_then(|failure| failure.get().copied());
         match (status, failure) {
-            (0, _) => tracing::info!(request_id = id, trace_id, method, path, milliseconds, "client gone before the response"),
+            (0, _) => {
+                tracing::info!(request_id = id, trace_id, method, path, milliseconds, "client gone before the response")
+            }
             (_, None) => tracing::info!(request_id = id, trace_id, method, path, status, milliseconds, "request"),
-            (_, Some(error)) => tracing::info!(request_id = id, trace_id, method, path, status, error, milliseconds, "request"),
+            (_, Some(error)) => {
+                tracing::info!(request_id = id, trace_id, method, path, status, error, milliseconds, "request")
+            }
         }
     }
 }
