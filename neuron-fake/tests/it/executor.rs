@@ -43,7 +43,7 @@ fn small_model() -> Checkpoint {
 /// Builds its modules; the weights come from the checkpoint at load.
 fn build(program: &Program, shape: Shape, place: &Path) -> Artifact {
     let class = CacheShape { rows: shape.rows, positions: shape.positions };
-    let spec = |kind| ModuleSpec { class, kind, len: shape.positions, biases: 8, mask: true };
+    let spec = |kind| ModuleSpec { biases: 8, mask: true, ..ModuleSpec::of(class, kind, shape.positions) };
     let prefills = shape.chunks.iter().map(|&tokens| spec(ModuleKind::Prefill { tokens }));
     let layout = Layout {
         instance: "inf2.24xlarge".to_owned(),

@@ -219,8 +219,8 @@ impl<'a> Job<'a> {
     fn finish(&self, chosen: Chosen, tried: Vec<Tried>, lengths: &Lengths, admissible: &[Request]) -> Plan {
         let (instance, wish) = (self.instance, self.wish);
         let Chosen { shard, weights, kv, replicas, candidate } = &chosen;
-        let (modules, module_seconds): (Vec<ModuleSpec>, Vec<f64>) = candidate.modules.iter().copied().unzip();
-        let mut classes: Vec<CacheShape> = modules.iter().map(|m| m.class).collect();
+        let (modules, module_seconds): (Vec<ModuleSpec>, Vec<f64>) = candidate.modules.iter().cloned().unzip();
+        let mut classes: Vec<CacheShape> = modules.iter().flat_map(|m| &m.parts).map(|part| part.class).collect();
         classes.sort_unstable_by_key(|c| c.positions);
         classes.dedup();
         let mut plan = Plan {
@@ -299,7 +299,8 @@ impl<'a> Job<'a> {
 
 impl Chosen {
     fn rows(&self) -> usize {
-        let mut classes: Vec<CacheShape> = self.candidate.modules.iter().map(|(m, _)| m.class).collect();
+        let parts = self.candidate.modules.iter().flat_map(|(m, _)| &m.parts);
+        let mut classes: Vec<CacheShape> = parts.map(|part| part.class).collect();
         classes.sort_unstable();
         classes.dedup();
         classes.iter().map(|c| c.rows).sum()

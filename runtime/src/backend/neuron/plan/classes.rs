@@ -1,18 +1,23 @@
 //! Classes of rows and their buckets, for one way to store a model on some cores.
 //!
-//! A class is a range of sequence lengths; cutting finer wastes fewer positions, but every class is a decode step of its
-//! own that reads the weights again. The search tries numbers of classes, chunks and buckets, fits each by dynamic
-//! programming to what a replay of the lengths needs, and keeps the ones that fit in memory.
+//! A class is a range of sequence lengths; cutting finer wastes fewer positions, but every class has chunks of its own, and
+//! decodes either by itself, which reads the weights again, or at the [levels](super::levels) of all. The search tries numbers
+//! of classes, chunks and buckets in both forms, fits each to what a replay of the lengths needs, and keeps the ones that fit
+//! in memory.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use super::buckets::{coarse, fit};
 use super::lengths::Request;
+use super::levels::{Level, levels};
 use super::memory::{Assumptions, Hbm, Stored};
 use super::replay::{Lane, LaneUse, Replay, replay};
 use super::roofline::Roofline;
 use super::simulate::{Simulation, cost};
-use super::{CacheShape, Instance, ModuleKind, ModuleSpec};
+use super::{CacheShape, Instance, ModuleKind, ModuleSpec, Part};
+use crate::backend::neuron::decodes::Need;
 
 /// What the search is given.
 #[derive(Clone, Copy)]
@@ -68,7 +73,7 @@ impl Problem<'_> {
     pub fn solve(&self) -> Result<Candidate, Nothing> {
         let roofline = Roofline::new(&self.stored, self.instance, self.assumed);
         let chunk = roofline.ridge().div_ceil(CHUNK_GRAIN).saturating_mul(CHUNK_GRAIN);
-        let grain = self.context.div_ceil(LEVELS);
+        let grain = self.context.div_ceil(STEPS);
         let totals: Vec<(usize, u64)> =
             self.requests.iter().map(|r| (coarse(r.total(), grain, self.context), r.output as u64)).collect();
         let most = if self.latency { 1 } else { MAX_CLASSES.min(self.batch.unwrap_or(MAX_ROWS)) };
@@ -76,16 +81,12 @@ impl Problem<'_> {
         let mut search =
             Search { problem: self, roofline, grain, requests, turns: LOOK_TURNS, replays: BTreeMap::new() };
         let (mut looks, mut nothing) = (Vec::new(), Nothing::Memory(u64::MAX));
-        for set in fit(&totals, most.min(self.max_neffs / 2).max(1), self.context) {
+        for set in fit(&totals, most.min(self.max_neffs.max(2) - 1).max(1), self.context) {
             for (chunks, starts) in PREFILLS {
                 let lanes = self.lanes(&set.buckets, chunk, chunks);
                 let room = self.max_neffs.max(2).saturating_sub(lanes.len() * chunks * starts);
-                let mut totals = DECODES.map(|each| each * lanes.len()).to_vec();
-                totals.push(room.min(MAX_DECODES * lanes.len()));
-                totals.sort_unstable();
-                totals.dedup();
-                for decodes in totals.into_iter().filter(|n| (lanes.len()..=room).contains(n)) {
-                    match search.look(lanes.clone(), (chunks, starts, decodes)) {
+                for decodes in decodes(lanes.len(), room) {
+                    match search.look(lanes.clone(), Counts { chunks, starts, decodes }) {
                         Ok(look) => looks.push(look),
                         Err(why) => nothing = nearer(nothing, why),
                     }
@@ -161,6 +162,40 @@ fn nearer(a: Nothing, b: Nothing) -> Nothing {
     }
 }
 
+/// Modules of a candidate.
+#[derive(Clone, Copy)]
+struct Counts {
+    /// Sizes of chunks of each class.
+    chunks: usize,
+    /// Lengths before them.
+    starts: usize,
+    decodes: Decoding,
+}
+
+/// How classes decode.
+#[derive(Clone, Copy)]
+enum Decoding {
+    /// Each by itself, with so many modules in all.
+    Alone(usize),
+    /// Together, at so many levels.
+    Together(usize),
+}
+
+/// What is tried for so many classes, where there is room for so many modules.
+fn decodes(classes: usize, room: usize) -> Vec<Decoding> {
+    let tried = |counts: &[usize], each: usize, most: usize| {
+        let mut totals: Vec<usize> = counts.iter().map(|n| n * each).collect();
+        totals.push(room.min(most * each));
+        totals.sort_unstable();
+        totals.dedup();
+        totals.retain(|n| (each..=room).contains(n));
+        totals
+    };
+    let alone = tried(&DECODES, classes, MAX_DECODES).into_iter().map(Decoding::Alone);
+    let together = if classes > 1 { tried(&LEVELS_TRIED, 1, MAX_LEVELS) } else { vec![] };
+    alone.chain(together.into_iter().map(Decoding::Together)).collect()
+}
+
 struct Search<'a> {
     problem: &'a Problem<'a>,
     roofline: Roofline,
@@ -169,14 +204,20 @@ struct Search<'a> {
     requests: Vec<Request>,
     turns: usize,
     /// By lanes: chunks and rows.
-    replays: BTreeMap<Vec<(usize, Vec<usize>)>, Replay>,
+    replays: BTreeMap<Vec<(usize, Vec<usize>)>, Rc<Replayed>>,
+}
+
+/// What requests did, and levels of 1, 2, ... modules for their decode steps, where they were asked for.
+struct Replayed {
+    replay: Replay,
+    levels: OnceCell<Vec<Vec<Level>>>,
 }
 
 /// A candidate with as many rows as fit.
 struct Look {
     /// Lanes without rows.
     lanes: Vec<Lane>,
-    counts: (usize, usize, usize),
+    counts: Counts,
     shares: Vec<f64>,
     rows: usize,
     candidate: Candidate,
@@ -184,7 +225,7 @@ struct Look {
 
 impl Search<'_> {
     /// As many rows as fit in memory, and buckets for them.
-    fn look(&mut self, lanes: Vec<Lane>, counts: (usize, usize, usize)) -> Result<Look, Nothing> {
+    fn look(&mut self, lanes: Vec<Lane>, counts: Counts) -> Result<Look, Nothing> {
         let problem = self.problem;
         let shares = self.shares(&lanes);
         let least = lanes.len();
@@ -254,37 +295,62 @@ impl Search<'_> {
     }
 
     /// Memory of the largest modules that these counts can give.
-    fn bound(&self, lanes: &[Lane], (chunks, starts, decodes): (usize, usize, usize)) -> Hbm {
+    fn bound(&self, lanes: &[Lane], Counts { chunks, starts, decodes }: Counts) -> Hbm {
         let mut modules = Vec::new();
+        if let Decoding::Together(levels) = decodes {
+            let whole: Level = lanes.iter().map(|lane| Need { rows: lane.rows, len: lane.longest }).collect();
+            modules.extend(std::iter::repeat_n(self.level(lanes, &whole), levels));
+        }
         for lane in lanes {
             let chunk = lane.chunks.last().copied().unwrap_or(1);
             let prefill = self.spec(lane, ModuleKind::Prefill { tokens: chunk }, lane.longest);
             let decode = self.spec(lane, ModuleKind::Decode { batch: lane.rows }, lane.longest);
             modules.extend(std::iter::repeat_n(prefill, chunks * starts));
-            modules.extend(std::iter::repeat_n(decode, decodes.div_ceil(lanes.len().max(1))));
+            if let Decoding::Alone(all) = decodes {
+                modules.extend(std::iter::repeat_n(decode, all.div_ceil(lanes.len().max(1))));
+            }
         }
         self.problem.stored.hbm(self.problem.instance, &modules, self.problem.assumed)
     }
 
     fn spec(&self, lane: &Lane, kind: ModuleKind, len: usize) -> ModuleSpec {
-        let spare = lane.chunks.last().copied().unwrap_or(1);
-        let class = CacheShape { rows: lane.rows, positions: lane.longest + spare };
         let (biases, mask) = self.problem.inputs;
-        ModuleSpec { class, kind, len, biases, mask }
+        ModuleSpec { biases, mask, ..ModuleSpec::of(class(lane), kind, len) }
     }
 
-    fn build(&mut self, lanes: &[Lane], (_, starts, decodes): (usize, usize, usize)) -> Candidate {
+    /// The decode module of a level.
+    fn level(&self, lanes: &[Lane], level: &[Need]) -> ModuleSpec {
+        let needed = lanes.iter().zip(level).filter(|(_, need)| need.rows > 0);
+        let part = |(lane, need): (&Lane, &Need)| Part { class: class(lane), rows: need.rows, len: need.len };
+        let (biases, mask) = self.problem.inputs;
+        ModuleSpec { biases, mask, ..ModuleSpec::decode(needed.map(part).collect()) }
+    }
+
+    fn replayed(&mut self, lanes: &[Lane]) -> Rc<Replayed> {
         let key: Vec<_> = lanes.iter().map(|l| (l.rows, [&[l.longest], l.chunks.as_slice()].concat())).collect();
-        let problem = self.problem;
         let done = self.replays.entry(key).or_insert_with(|| {
             let rows: usize = lanes.iter().map(|l| l.rows).sum();
             let times = (self.turns * rows).div_ceil(self.requests.len().max(1)).max(1);
-            replay(lanes, &self.requests.repeat(times), None, true, self.grain)
+            let replay = replay(lanes, &self.requests.repeat(times), None, true, self.grain);
+            Rc::new(Replayed { replay, levels: OnceCell::new() })
         });
-        let done = done.clone();
-        let grids = decode_grids(lanes, &done.lanes, decodes, self.grain);
-        let mut modules: Vec<Vec<(ModuleSpec, f64)>> = Vec::new();
-        for ((lane, done), (batches, lens)) in lanes.iter().zip(&done.lanes).zip(grids) {
+        Rc::clone(done)
+    }
+
+    fn build(&mut self, lanes: &[Lane], Counts { starts, decodes, .. }: Counts) -> Candidate {
+        let done = self.replayed(lanes);
+        let replay = &done.replay;
+        // Of each class its own, then those of all.
+        let (grids, together) = match decodes {
+            Decoding::Alone(all) => (decode_grids(lanes, &replay.lanes, all, self.grain), vec![]),
+            Decoding::Together(most) => {
+                let sets = done.levels.get_or_init(|| levels(lanes, replay, MAX_LEVELS));
+                let levels = sets[most.min(sets.len()) - 1].iter().map(|level| self.level(lanes, level));
+                (vec![Grid::default(); lanes.len()], levels.collect())
+            }
+        };
+        let mut specs: Vec<ModuleSpec> = Vec::new();
+        for ((lane, done), (batches, lens)) in lanes.iter().zip(&replay.lanes).zip(grids) {
             let before: Vec<_> = done
                 .prefill
                 .iter()
@@ -298,14 +364,24 @@ impl Search<'_> {
             let decodes = batches.iter().flat_map(|batch| {
                 lens.iter().map(|len| self.spec(lane, ModuleKind::Decode { batch: *batch }, *len)).collect::<Vec<_>>()
             });
-            modules.push(prefills.chain(decodes).map(|m| (m, self.roofline.step(&m))).collect());
+            specs.extend(prefills.chain(decodes));
         }
-        let simulation = cost(lanes, &done, &modules);
-        let modules = modules.concat();
-        let specs: Vec<ModuleSpec> = modules.iter().map(|(m, _)| *m).collect();
-        let hbm = problem.stored.hbm(problem.instance, &specs, problem.assumed);
+        specs.extend(together);
+        let hbm = self.problem.stored.hbm(self.problem.instance, &specs, self.problem.assumed);
+        let timed = |spec: ModuleSpec| {
+            let seconds = self.roofline.step(&spec);
+            (spec, seconds)
+        };
+        let modules: Vec<(ModuleSpec, f64)> = specs.into_iter().map(timed).collect();
+        let classes: Vec<CacheShape> = lanes.iter().map(class).collect();
+        let simulation = cost(lanes, replay, &classes, &modules);
         Candidate { modules, hbm, simulation }
     }
+}
+
+/// A lane's rows, with room for the padding of its chunks.
+fn class(lane: &Lane) -> CacheShape {
+    CacheShape { rows: lane.rows, positions: lane.longest + lane.chunks.last().copied().unwrap_or(1) }
 }
 
 /// Buckets of a lane's decode steps: batches and lengths, of which every pair is a module.
@@ -410,8 +486,11 @@ const MAX_DECODES: usize = 16;
 const PREFILLS: [(usize, usize); 3] = [(1, 1), (2, 1), (2, 2)];
 /// Decode modules per class that are tried, beside as many as there may be.
 const DECODES: [usize; 3] = [1, 2, 4];
+/// Levels that are tried, beside as many as there may be.
+const LEVELS_TRIED: [usize; 4] = [1, 2, 4, 8];
+const MAX_LEVELS: usize = 16;
 /// Distinct lengths that buckets are fitted to.
-const LEVELS: usize = 256;
+const STEPS: usize = 256;
 /// Chunks are multiples of it, TensorE's moving dimension being a multiple of 64 at its fastest.
 const CHUNK_GRAIN: usize = 64;
 const TAIL_GRAIN: usize = 16;

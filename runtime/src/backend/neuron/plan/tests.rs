@@ -34,13 +34,17 @@ fn check(plan: &Plan, instance: &Instance, wish: &Wish, lengths: &Lengths) {
     // Every admissible sequence has a class, and every step of it a bucket.
     assert_eq!(lanes.last().unwrap().longest, wish.context);
     for (class, lane) in plan.classes.iter().zip(&lanes) {
-        let modules = || plan.modules.iter().filter(|m| m.class == *class);
+        let parts = || plan.modules.iter().filter_map(|m| Some((m, *m.part(*class)?)));
         assert!(class.rows >= 1 && class.positions >= lane.longest + lane.chunks.last().unwrap());
-        assert!(modules().any(|m| m.kind == ModuleKind::Decode { batch: class.rows } && m.len == lane.longest));
+        let whole = |m: &ModuleSpec, part: Part| {
+            matches!(m.kind, ModuleKind::Decode { .. }) && part.rows == class.rows && part.len == lane.longest
+        };
+        assert!(parts().any(|(m, part)| whole(m, part)));
         for chunk in &lane.chunks {
-            assert!(modules().any(|m| m.kind == ModuleKind::Prefill { tokens: *chunk } && m.len == lane.longest));
+            let prefill = ModuleKind::Prefill { tokens: *chunk };
+            assert!(parts().any(|(m, part)| m.kind == prefill && part.len == lane.longest));
         }
-        assert!(modules().all(|m| m.len >= 1 && m.len <= lane.longest && m.kind.tokens() >= 1));
+        assert!(parts().all(|(m, part)| part.len >= 1 && part.len <= lane.longest && m.kind.tokens() >= 1));
     }
     for limit in [None, Some(64)] {
         let simulation = simulate(plan, &lengths.requests, limit);
@@ -238,8 +242,12 @@ fn a_plan_of_another_model_or_with_impossible_fields_is_refused() {
     assert!(refused(|p| p.classes.clear()).contains("`classes` is a list of 0"));
     assert!(refused(|p| p.classes[0].rows = usize::MAX).contains("`classes[0]`"));
     assert!(refused(|p| p.classes.insert(0, p.classes[0])).contains("`classes[1]`"));
-    assert!(refused(|p| p.modules = vec![p.modules[0]; 1025]).contains("`modules` is a list of 1025"));
-    assert!(refused(|p| p.modules[0].len = usize::MAX).contains("`modules[0]`"));
+    assert!(refused(|p| p.modules = vec![p.modules[0].clone(); 1025]).contains("`modules` is a list of 1025"));
+    assert!(refused(|p| p.modules[0].parts[0].len = usize::MAX).contains("`modules[0]`: field `parts[0]`"));
+    assert!(refused(|p| p.modules[0].parts.clear()).contains("`modules[0]`: field `parts` is an empty list"));
+    assert!(
+        refused(|p| p.modules[0].parts[0].class.rows += 1).contains("`parts[0]`: its class is not among `classes`")
+    );
     assert!(refused(|p| p.modules.clear()).contains("`modules`"));
 }
 
