@@ -15,6 +15,7 @@ use super::levels::{Level, levels};
 use super::memory::{Assumptions, Hbm, Stored};
 use super::replay::{Lane, LaneUse, Replay, replay};
 use super::roofline::Roofline;
+use super::rows::{Held, slacks, with_rows};
 use super::simulate::{Simulation, cost};
 use super::{CacheShape, Instance, ModuleKind, ModuleSpec, Part};
 use crate::backend::neuron::decodes::Need;
@@ -78,14 +79,15 @@ impl Problem<'_> {
             self.requests.iter().map(|r| (coarse(r.total(), grain, self.context), r.output as u64)).collect();
         let most = if self.latency { 1 } else { MAX_CLASSES.min(self.batch.unwrap_or(MAX_ROWS)) };
         let requests = spread(self.requests, LOOK);
+        let held = Held::new(self.requests, chunk, self.context);
         let mut search =
-            Search { problem: self, roofline, grain, requests, turns: LOOK_TURNS, replays: BTreeMap::new() };
+            Search { problem: self, roofline, grain, held, requests, turns: LOOK_TURNS, replays: BTreeMap::new() };
         let (mut looks, mut nothing) = (Vec::new(), Nothing::Memory(u64::MAX));
         for set in fit(&totals, most.min(self.max_neffs.max(2) - 1).max(1), self.context) {
             for (chunks, starts) in PREFILLS {
                 let lanes = self.lanes(&set.buckets, chunk, chunks);
                 let room = self.max_neffs.max(2).saturating_sub(lanes.len() * chunks * starts);
-                for decodes in decodes(lanes.len(), room) {
+                for decodes in decodes(lanes.len(), starts, room) {
                     match search.look(lanes.clone(), Counts { chunks, starts, decodes }) {
                         Ok(look) => looks.push(look),
                         Err(why) => nothing = nearer(nothing, why),
@@ -97,9 +99,17 @@ impl Problem<'_> {
         looks.sort_by(|a, b| self.promise(&b.candidate).total_cmp(&self.promise(&a.candidate)));
         (search.requests, search.turns) = (self.requests.to_vec(), TURNS);
         search.replays.clear();
-        let mut found = Vec::new();
-        for look in looks.iter().take(FINALISTS) {
-            match search.settle(look) {
+        let mut found: Vec<Candidate> = Vec::new();
+        let of_form =
+            |form: fn(&Decoding) -> bool| looks.iter().filter(move |l| form(&l.counts.decodes)).take(FINALISTS);
+        let together = of_form(|decodes| matches!(decodes, Decoding::Together(_)));
+        for look in together.chain(of_form(|decodes| matches!(decodes, Decoding::Alone(_)))) {
+            let best = found.iter().map(|c| self.score(c)).fold(0.0, f64::max);
+            // Beginning and end weigh more in a look; fewer rows will not make it faster.
+            if self.score(&look.candidate) * LOOKS_SLOWER < best {
+                continue;
+            }
+            match search.settle(look, best) {
                 Ok(candidate) => found.push(candidate),
                 Err(why) => nothing = nearer(nothing, why),
             }
@@ -182,7 +192,7 @@ enum Decoding {
 }
 
 /// What is tried for so many classes, where there is room for so many modules.
-fn decodes(classes: usize, room: usize) -> Vec<Decoding> {
+fn decodes(classes: usize, starts: usize, room: usize) -> Vec<Decoding> {
     let tried = |counts: &[usize], each: usize, most: usize| {
         let mut totals: Vec<usize> = counts.iter().map(|n| n * each).collect();
         totals.push(room.min(most * each));
@@ -192,7 +202,7 @@ fn decodes(classes: usize, room: usize) -> Vec<Decoding> {
         totals
     };
     let alone = tried(&DECODES, classes, MAX_DECODES).into_iter().map(Decoding::Alone);
-    let together = if classes > 1 { tried(&LEVELS_TRIED, 1, MAX_LEVELS) } else { vec![] };
+    let together = if classes > 1 && starts == 1 { tried(&LEVELS_TRIED, 1, MAX_LEVELS) } else { vec![] };
     alone.chain(together.into_iter().map(Decoding::Together)).collect()
 }
 
@@ -200,6 +210,8 @@ struct Search<'a> {
     problem: &'a Problem<'a>,
     roofline: Roofline,
     grain: usize,
+    /// How long requests hold rows.
+    held: Held,
     /// What is replayed, and how often each row is taken at least.
     requests: Vec<Request>,
     turns: usize,
@@ -229,20 +241,20 @@ impl Search<'_> {
         let problem = self.problem;
         let shares = self.shares(&lanes);
         let least = lanes.len();
-        let fits = |rows: usize| self.bound(&with_rows(&lanes, &shares, rows), counts).fits();
+        let fits = |rows: usize| self.bound(&self.with_rows(&lanes, &shares, rows, counts), counts).fits();
         let mut rows = match problem.batch.or(problem.latency.then_some(1)) {
             Some(batch) => batch.max(least),
             None => largest(least, MAX_ROWS, fits),
         };
         if !fits(rows) {
-            let hbm = self.bound(&with_rows(&lanes, &shares, rows), counts);
+            let hbm = self.bound(&self.with_rows(&lanes, &shares, rows, counts), counts);
             return Err(Nothing::Memory(hbm.total() - hbm.limit));
         }
-        let mut candidate = self.build(&with_rows(&lanes, &shares, rows), counts);
+        let mut candidate = self.build(&self.with_rows(&lanes, &shares, rows, counts), counts);
         // The bound takes every class for one of its share of modules; some get more.
         while !candidate.hbm.fits() && problem.batch.is_none() && rows > least {
             rows = (rows - rows.div_ceil(16)).max(least);
-            candidate = self.build(&with_rows(&lanes, &shares, rows), counts);
+            candidate = self.build(&self.with_rows(&lanes, &shares, rows, counts), counts);
         }
         match candidate.hbm.fits() {
             true => Ok(Look { lanes, counts, shares, rows, candidate }),
@@ -252,11 +264,24 @@ impl Search<'_> {
 
     /// A look's candidate with as many rows as leave steps short enough and padding small enough: fewer rows make shorter
     /// steps, and maxima nearer to the mean.
-    fn settle(&mut self, look: &Look) -> Result<Candidate, Nothing> {
+    fn settle(&mut self, look: &Look, best: f64) -> Result<Candidate, Nothing> {
         let problem = self.problem;
-        let of = |search: &mut Self, rows| search.build(&with_rows(&look.lanes, &look.shares, rows), look.counts);
+        let of = |search: &mut Self, rows| {
+            search.build(&search.with_rows(&look.lanes, &look.shares, rows, look.counts), look.counts)
+        };
         let mut candidate = of(self, look.rows);
-        if problem.flaw(&candidate).is_some() && problem.batch.is_none() && !problem.latency {
+        let together = matches!(look.counts.decodes, Decoding::Together(_));
+        if let (true, Some(Nothing::Useful(_))) = (together, problem.flaw(&candidate)) {
+            // Fewer rows of many classes need not pad less: a step reads all of them, and few are taken less evenly.
+            let mut rows = look.rows;
+            while problem.flaw(&candidate).is_some() && problem.batch.is_none() && rows > look.lanes.len() {
+                rows = (rows - rows.div_ceil(FEWER)).max(look.lanes.len());
+                candidate = of(self, rows);
+                if problem.score(&candidate) <= best {
+                    break;
+                }
+            }
+        } else if problem.flaw(&candidate).is_some() && problem.batch.is_none() && !problem.latency {
             let (mut good, mut bad) = (look.lanes.len(), look.rows);
             let mut best = None;
             while bad - good > bad / 8 + 1 {
@@ -286,12 +311,19 @@ impl Search<'_> {
                 rounds[i] += (request.prompt.div_ceil(chunk) + request.output - 1) as f64;
             }
         }
-        let steps = lanes.len().saturating_sub(1).max(1) as f64;
-        for (i, rounds) in rounds.iter_mut().enumerate().skip(1) {
-            *rounds *= 1.0 + SLACK * (i as f64 / steps).powi(2);
-        }
+        rounds.iter_mut().zip(slacks(lanes.len())).for_each(|(rounds, slack)| *rounds *= slack);
         let all: f64 = rounds.iter().sum();
         rounds.iter().map(|r| r / all.max(1.0)).collect()
+    }
+
+    /// `rows` rows shared out. Where classes decode together, their lengths follow: rows are whole, and a class that has too
+    /// few of them would fill the rows of longer ones, which every step reads.
+    fn with_rows(&self, lanes: &[Lane], shares: &[f64], rows: usize, counts: Counts) -> Vec<Lane> {
+        let lanes = with_rows(lanes, shares, rows);
+        match counts.decodes {
+            Decoding::Alone(_) => lanes,
+            Decoding::Together(_) => self.held.balanced(&lanes, self.grain).unwrap_or(lanes),
+        }
     }
 
     /// Memory of the largest modules that these counts can give.
@@ -436,24 +468,6 @@ fn spread(requests: &[Request], n: usize) -> Vec<Request> {
     if len <= n { requests.to_vec() } else { (0..n).map(|i| requests[i * len / n]).collect() }
 }
 
-/// `rows` rows shared out, at least one to each lane.
-fn with_rows(lanes: &[Lane], shares: &[f64], rows: usize) -> Vec<Lane> {
-    let spare = rows.saturating_sub(lanes.len()) as f64;
-    let mut lanes: Vec<Lane> = lanes
-        .iter()
-        .zip(shares)
-        .map(|(lane, share)| Lane { rows: 1 + (spare * share) as usize, ..lane.clone() })
-        .collect();
-    let given: usize = lanes.iter().map(|l| l.rows).sum();
-    let mut order: Vec<usize> = (0..lanes.len()).collect();
-    let rest = |i: &usize| (spare * shares[*i]).fract();
-    order.sort_by(|a, b| rest(b).total_cmp(&rest(a)));
-    for i in order.into_iter().cycle().take(rows.saturating_sub(given)) {
-        lanes[i].rows += 1;
-    }
-    lanes
-}
-
 /// The largest number in `least..=most` that fits, if smaller ones do; `least` where none does.
 fn largest(least: usize, most: usize, fits: impl Fn(usize) -> bool) -> usize {
     let (mut good, mut bad) = (least, most.max(least) + 1);
@@ -487,7 +501,7 @@ const PREFILLS: [(usize, usize); 3] = [(1, 1), (2, 1), (2, 2)];
 /// Decode modules per class that are tried, beside as many as there may be.
 const DECODES: [usize; 3] = [1, 2, 4];
 /// Levels that are tried, beside as many as there may be.
-const LEVELS_TRIED: [usize; 4] = [1, 2, 4, 8];
+const LEVELS_TRIED: [usize; 6] = [1, 2, 3, 4, 6, 8];
 const MAX_LEVELS: usize = 16;
 /// Distinct lengths that buckets are fitted to.
 const STEPS: usize = 256;
@@ -499,10 +513,11 @@ const TURNS: usize = 16;
 /// The same in a first look, and the requests that it replays.
 const LOOK_TURNS: usize = 6;
 const LOOK: usize = 1000;
-/// Candidates that are held against all requests.
+/// Candidates of each form that are held against all requests.
 const FINALISTS: usize = 8;
-/// How many more rows the longest class gets than its requests need, as a share; classes below it get less. On the halves
-/// of the Azure trace, the one planned for and the other, more of it pads more and less of it leaves rows idle.
-const SLACK: f64 = 0.1;
+/// How much faster than its look a candidate may be.
+const LOOKS_SLOWER: f64 = 1.25;
+/// Of rows, the part that is taken away at a time.
+const FEWER: usize = 6;
 /// Of two candidates this near, the one with fewer modules.
 const WORTH: f64 = 0.99;

@@ -22,35 +22,69 @@ pub fn levels(lanes: &[Lane], replay: &Replay, most: usize) -> Vec<Vec<Level>> {
     let of_whole = steps.remove(&whole).unwrap_or(0);
     let mut groups: Vec<Group> = sample(steps).into_iter().map(|(level, n)| Group::new(level, n)).collect();
     groups.push(Group::new(whole, of_whole));
-    // What joining two of them pads, of each with those before it.
-    let mut joined: Vec<Vec<u128>> =
-        (0..groups.len()).map(|i| groups[..i].iter().map(|other| groups[i].pads_with(other)).collect()).collect();
+    let mut pairs = Pairs::new(&groups);
     let mut sets = vec![];
     loop {
         if groups.len() <= most.max(1) {
             sets.push(groups.iter().map(|group| group.level.clone()).collect());
         }
-        let pairs =
-            joined.iter().enumerate().flat_map(|(i, row)| row.iter().enumerate().map(move |(j, by)| (*by, i, j)));
-        let Some((_, i, j)) = pairs.min() else { break };
-        // The later one leaves; the last takes its place.
-        let gone = groups.swap_remove(i);
-        let last = joined.len() - 1;
-        joined.truncate(last);
-        if i < last {
-            joined[i] = groups[..i].iter().map(|other| groups[i].pads_with(other)).collect();
-            for k in i + 1..last {
-                joined[k][i] = groups[k].pads_with(&groups[i]);
-            }
-        }
-        groups[j] = groups[j].with(&gone);
-        joined[j] = groups[..j].iter().map(|other| groups[j].pads_with(other)).collect();
-        for k in j + 1..last {
-            joined[k][j] = groups[k].pads_with(&groups[j]);
-        }
+        let Some((one, other)) = pairs.least() else { break };
+        // The later one leaves, and the last takes its place.
+        let gone = groups.swap_remove(other);
+        groups[one] = groups[one].with(&gone);
+        pairs.shrink(&groups, [one, other]);
     }
     sets.reverse();
     sets
+}
+
+/// What joining two groups pads, of each with those before it, and with which of them least.
+struct Pairs {
+    pads: Vec<Vec<u128>>,
+    least: Vec<Option<(u128, usize)>>,
+}
+
+impl Pairs {
+    fn new(groups: &[Group]) -> Pairs {
+        let pads: Vec<Vec<u128>> = (0..groups.len()).map(|i| row(groups, i)).collect();
+        let least = pads.iter().map(|row| least_of(row)).collect();
+        Pairs { pads, least }
+    }
+
+    /// The two that pad least, the earlier one first.
+    fn least(&self) -> Option<(usize, usize)> {
+        let rows = self.least.iter().enumerate().filter_map(|(i, least)| least.map(|(pads, j)| (pads, j, i)));
+        rows.min().map(|(_, j, i)| (j, i))
+    }
+
+    /// There is one group less, and `changed` are others now, where there are so many.
+    fn shrink(&mut self, groups: &[Group], changed: [usize; 2]) {
+        self.pads.truncate(groups.len());
+        self.least.truncate(groups.len());
+        for i in 0..groups.len() {
+            if changed.contains(&i) {
+                self.pads[i] = row(groups, i);
+                self.least[i] = least_of(&self.pads[i]);
+                continue;
+            }
+            for j in changed.into_iter().filter(|j| *j < i) {
+                self.pads[i][j] = groups[i].pads_with(&groups[j]);
+            }
+            self.least[i] = match self.least[i] {
+                // It was with one that is another now.
+                Some((_, j)) if changed.contains(&j) => least_of(&self.pads[i]),
+                least => changed.into_iter().filter(|j| *j < i).map(|j| (self.pads[i][j], j)).chain(least).min(),
+            };
+        }
+    }
+}
+
+fn row(groups: &[Group], i: usize) -> Vec<u128> {
+    groups[..i].iter().map(|other| groups[i].pads_with(other)).collect()
+}
+
+fn least_of(row: &[u128]) -> Option<(u128, usize)> {
+    row.iter().copied().zip(0..).min()
 }
 
 /// Rows and lengths that steps are rounded to, so that many have the same.
@@ -114,9 +148,9 @@ impl Group {
 
 /// Rows and lengths of a class that levels end at, at most.
 const ROWS: usize = 3;
-const LENS: usize = 12;
+const LENS: usize = 8;
 /// Steps that levels are made of.
-const MOST_STEPS: usize = 192;
+const MOST_STEPS: usize = 160;
 
 #[cfg(test)]
 mod tests {
