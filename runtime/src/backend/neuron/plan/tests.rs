@@ -215,6 +215,37 @@ fn a_plan_keeps_most_of_its_useful_positions_on_requests_that_it_was_not_made_fo
     assert!(held_out.decode >= 0.75 && held_out.prefill >= 0.8, "{held_out:?}");
 }
 
+/// Where weights are large beside the caches; with so few modules that there is one class, nothing is decoded together.
+#[test]
+fn classes_decode_together_where_reading_the_weights_again_is_dear() {
+    let (trace, instance) = (azure(), on("inf2.xlarge"));
+    let of = |max_neffs| {
+        let wish = Wish { max_neffs, ..Wish::default() };
+        let made = plan(&preset("llama-3.1-8b"), &instance, &trace, &wish).unwrap();
+        check(&made, &instance, &wish, &trace);
+        made
+    };
+    let (one, several) = (of(2), of(32));
+    assert_eq!((one.classes.len(), one.modules.len()), (1, 2));
+    let decodes = |m: &&ModuleSpec| matches!(m.kind, ModuleKind::Decode { .. });
+    assert!(several.classes.len() > 1);
+    assert!(several.modules.iter().filter(decodes).any(|m| m.parts.len() == several.classes.len()));
+    let (few, many) = (&one.figures, &several.figures);
+    assert!(many.tokens_per_s > 1.4 * few.tokens_per_s, "{} and {}", many.tokens_per_s, few.tokens_per_s);
+    assert!(many.useful.decode > 1.8 * few.useful.decode, "{:?} and {:?}", many.useful, few.useful);
+    // As a step reads them: the weights once, and each class as far as its rows are long.
+    let (module, seconds) = several.modules.iter().zip(&several.module_seconds).find(|(m, _)| m.parts.len() > 1).unwrap();
+    let alone: Vec<f64> = {
+        let shard = Shard::new(&preset("llama-3.1-8b"), several.tp);
+        let stored = Stored { shard: &shard, weights: several.weights, kv: several.kv };
+        let roofline = Roofline::new(&stored, &instance, &several.assumptions);
+        let empty = roofline.decode(0.0, 0.0);
+        let of = |part: &Part| roofline.decode(part.rows as f64, part.len as f64) - empty;
+        [empty].into_iter().chain(module.parts.iter().map(of)).collect()
+    };
+    assert!((alone.iter().sum::<f64>() - seconds).abs() < 1e-9 + 1e-3 * seconds, "{alone:?} {seconds}");
+}
+
 fn azure() -> Lengths {
     let trace = include_str!("../../../../../testdata/lengths/azure_conv_2023.csv");
     Lengths::parse(trace, "Azure conversation trace 2023").unwrap()
