@@ -2,7 +2,7 @@
 //!
 //! * [`instances`]: machines; * [`lengths`]: what requests look like; * [`shard`]: one core's part of a program;
 //! * [`memory`]: what a core holds; * [`roofline`]: the least time of a step; * [`buckets`]: few buckets for many lengths;
-//! * `choose` and `classes`: the search; `levels`: decode modules over all classes; `rows`: who gets how many; * [`mod@replay`]: a trace of requests through rows;
+//! * `choose` and `classes`: the search; `levels`: decode modules over all classes; * [`mod@replay`]: a trace of requests through rows;
 //! * [`mod@simulate`]: a trace through a plan's buckets.
 //!
 //! Pure arithmetic over a [`Program`]: nothing is read, run or measured. A plan fits in memory by its own table, and every
@@ -19,7 +19,6 @@ pub mod memory;
 mod reasons;
 pub mod replay;
 pub mod roofline;
-mod rows;
 pub mod shard;
 pub mod simulate;
 

@@ -317,7 +317,7 @@ fn first_token(plan: &Plan, requests: &[Request]) -> (f64, usize) {
 }
 
 /// Requests that the search replays, in order; figures are of all.
-const SAMPLE: usize = 20_000;
+const SAMPLE: usize = 6000;
 /// Requests per row in the figures' simulation, at least.
 const TURNS: usize = 24;
 /// How often the search aims higher than asked when all requests pad more than the sample, and by how much more.

@@ -227,6 +227,9 @@ fn classes_decode_together_where_reading_the_weights_again_is_dear() {
     };
     let (one, several) = (of(2), of(32));
     assert_eq!((one.classes.len(), one.modules.len()), (1, 2));
+    // As a build takes it.
+    let read: Plan = serde_json::from_str(&serde_json::to_string(&several).unwrap()).unwrap();
+    assert_eq!(read.check(&preset("llama-3.1-8b")), Ok(()));
     let decodes = |m: &&ModuleSpec| matches!(m.kind, ModuleKind::Decode { .. });
     assert!(several.classes.len() > 1);
     assert!(several.modules.iter().filter(decodes).any(|m| m.parts.len() == several.classes.len()));
@@ -234,7 +237,8 @@ fn classes_decode_together_where_reading_the_weights_again_is_dear() {
     assert!(many.tokens_per_s > 1.4 * few.tokens_per_s, "{} and {}", many.tokens_per_s, few.tokens_per_s);
     assert!(many.useful.decode > 1.8 * few.useful.decode, "{:?} and {:?}", many.useful, few.useful);
     // As a step reads them: the weights once, and each class as far as its rows are long.
-    let (module, seconds) = several.modules.iter().zip(&several.module_seconds).find(|(m, _)| m.parts.len() > 1).unwrap();
+    let (module, seconds) =
+        several.modules.iter().zip(&several.module_seconds).find(|(m, _)| m.parts.len() > 1).unwrap();
     let alone: Vec<f64> = {
         let shard = Shard::new(&preset("llama-3.1-8b"), several.tp);
         let stored = Stored { shard: &shard, weights: several.weights, kv: several.kv };
