@@ -42,6 +42,8 @@ pub struct Problem<'a> {
     pub min_useful: f64,
     /// One class, for the shortest steps.
     pub latency: bool,
+    /// Whether classes may decode together.
+    pub together: bool,
     /// Biases and mask of every module.
     pub inputs: (usize, bool),
 }
@@ -91,7 +93,7 @@ impl Problem<'_> {
             for (chunks, starts) in PREFILLS {
                 let lanes = self.lanes(&set.buckets, chunk, chunks);
                 let room = self.max_neffs.max(2).saturating_sub(lanes.len() * chunks * starts);
-                for decodes in decodes(lanes.len(), starts, room) {
+                for decodes in decodes(lanes.len(), self.together && starts == 1, room) {
                     match search.look(lanes.clone(), Counts { chunks, starts, decodes }) {
                         Ok(look) => looks.push(look),
                         Err(why) => nothing = nearer(nothing, why),
@@ -104,10 +106,9 @@ impl Problem<'_> {
         (search.requests, search.turns) = (self.requests.to_vec(), TURNS);
         search.replays.clear();
         let mut found: Vec<Candidate> = Vec::new();
-        let of_form =
-            |form: fn(&Decoding) -> bool| looks.iter().filter(move |l| form(&l.counts.decodes)).take(FINALISTS);
-        let together = of_form(|decodes| matches!(decodes, Decoding::Together(_)));
-        for look in together.chain(of_form(|decodes| matches!(decodes, Decoding::Alone(_)))) {
+        let joins = |look: &&Look| matches!(look.counts.decodes, Decoding::Together(_));
+        let (together, alone): (Vec<&Look>, Vec<&Look>) = looks.iter().partition(joins);
+        for look in together.into_iter().take(FINALISTS).chain(alone.into_iter().take(FINALISTS)) {
             let best = found.iter().map(|c| self.score(c)).fold(0.0, f64::max);
             // Beginning and end weigh more in a look; fewer rows will not make it faster.
             if self.score(&look.candidate) * LOOKS_SLOWER < best {
@@ -199,7 +200,7 @@ enum Decoding {
 }
 
 /// What is tried for so many classes, where there is room for so many modules.
-fn decodes(classes: usize, starts: usize, room: usize) -> Vec<Decoding> {
+fn decodes(classes: usize, may_join: bool, room: usize) -> Vec<Decoding> {
     let tried = |counts: &[usize], each: usize, most: usize| {
         let mut totals: Vec<usize> = counts.iter().map(|n| n * each).collect();
         totals.push(room.min(most * each));
@@ -209,7 +210,7 @@ fn decodes(classes: usize, starts: usize, room: usize) -> Vec<Decoding> {
         totals
     };
     let alone = tried(&DECODES, classes, MAX_DECODES).into_iter().map(Decoding::Alone);
-    let together = if classes > 1 && starts == 1 { tried(&LEVELS_TRIED, 1, MAX_LEVELS) } else { vec![] };
+    let together = if classes > 1 && may_join { tried(&LEVELS_TRIED, 1, MAX_LEVELS) } else { vec![] };
     alone.chain(together.into_iter().map(Decoding::Together)).collect()
 }
 
@@ -277,7 +278,10 @@ impl Search<'_> {
         if let (true, Some(Nothing::Useful(_))) = (together, problem.flaw(&candidate)) {
             // Fewer rows of many classes need not pad less: a step reads all of them, and few are taken less evenly.
             let mut rows = look.rows;
-            while problem.flaw(&candidate).is_some() && problem.batch.is_none() && rows > look.lanes.len() {
+            for _ in 0..TRIED {
+                if problem.flaw(&candidate).is_none() || problem.batch.is_some() || rows <= look.lanes.len() {
+                    break;
+                }
                 rows = (rows - rows.div_ceil(FEWER)).max(look.lanes.len());
                 candidate = of(self, rows);
                 if problem.score(&candidate) <= best {
@@ -534,10 +538,11 @@ const LOOKS_SLOWER: f64 = 1.25;
 /// How many more rows the longest class gets than its requests need, as a share; classes below it get less. On the halves
 /// of the Azure trace, the one planned for and the other, more of it pads more and less of it leaves rows idle.
 const SLACK: f64 = 0.1;
-/// Of rows, the part that is taken away at a time.
-const FEWER: usize = 6;
+/// Of rows, the part that is taken away at a time, and how often.
+const FEWER: usize = 3;
+const TRIED: usize = 4;
 /// How much faster classes must be that decode together. On the halves of the Azure trace they lose more useful positions
 /// than those that decode alone.
-const CLEARLY: f64 = 1.25;
+pub const CLEARLY: f64 = 1.25;
 /// Of two candidates this near, the one with fewer modules.
 const WORTH: f64 = 0.99;
