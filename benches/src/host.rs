@@ -136,7 +136,7 @@ fn layout(options: &Options) -> Layout {
     let rows = batches.last().copied().unwrap_or(1);
     let positions = (PROMPT + options.tokens + CHUNK + 1).next_multiple_of(128);
     let class = CacheShape { rows, positions };
-    let spec = |kind| ModuleSpec { class, kind, len: positions, biases: 8, mask: true };
+    let spec = |kind| ModuleSpec { biases: 8, mask: true, ..ModuleSpec::of(class, kind, positions) };
     let decodes = batches.iter().map(|&batch| spec(ModuleKind::Decode { batch }));
     Layout {
         instance: "inf2.xlarge".to_owned(),

@@ -150,7 +150,7 @@ fn load(options: &Options) -> Result<()> {
 
 fn layout(options: &Options) -> Layout {
     let class = CacheShape { rows: ROWS, positions: POSITIONS };
-    let spec = |kind| ModuleSpec { class, kind, len: POSITIONS, biases: 8, mask: true };
+    let spec = |kind| ModuleSpec { biases: 8, mask: true, ..ModuleSpec::of(class, kind, POSITIONS) };
     let kinds = [ModuleKind::Prefill { tokens: CHUNK }, ModuleKind::Decode { batch: ROWS }];
     Layout {
         instance: "inf2.48xlarge".to_owned(),

@@ -11,6 +11,8 @@ mod gguf;
 #[path = "neuron/minute.rs"]
 mod minute;
 mod support;
+#[path = "neuron/together.rs"]
+mod together;
 #[path = "neuron/verbs.rs"]
 mod verbs;
 

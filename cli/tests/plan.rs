@@ -18,7 +18,7 @@ fn a_plan_is_one_object_with_its_memory_modules_and_reasons() {
         .sum();
     assert!(sum <= plan["hbm"]["limit"].as_u64().unwrap() && sum > 8_000_000_000);
     let modules = plan["modules"].as_array().unwrap();
-    assert!((2..=6).contains(&modules.len()) && modules.iter().all(|m| m["class"]["rows"].is_u64()));
+    assert!((2..=6).contains(&modules.len()) && modules.iter().all(|m| m["parts"][0]["class"]["rows"].is_u64()));
     assert!(plan["figures"]["tokens_per_joule"].is_null());
     assert!(plan["figures"]["usd_per_million"].as_f64().unwrap() > 0.0);
     assert!(plan["reasons"].as_array().unwrap().len() > 3);

@@ -71,6 +71,22 @@ fn modules_of_int8_weights_and_caches_keep_their_bound() {
     expect_clean([int8(1), int8(2), all(1), all(3), caches].map(|b| report(b, Precision::Int8Rows, &cases)).into());
 }
 
+/// Sequences of two classes decode in one module, which reads each class as far as its own are long.
+#[test]
+fn decodes_of_two_classes_together_keep_their_bounds() {
+    let together = |backend| EvaluatedBackend { classes: 2, ..backend };
+    let run = |backend, precision, cases: &[Answered]| report(together(backend), precision, cases);
+    let cases = answer(some(2));
+    let mut reports: Vec<Report> =
+        [1, 2].map(|tp| run(EvaluatedBackend::f32(tp), Precision::F32, &cases)).into_iter().collect();
+    let cases = answer(some(5));
+    reports.extend([1, 2].map(|tp| run(EvaluatedBackend::bf16(tp), Precision::Bf16, &cases)));
+    let int8 = |tp| EvaluatedBackend { weights: Quant::Int8, kv: KvType::Int8, ..EvaluatedBackend::bf16(tp) };
+    let caches = EvaluatedBackend { kv: KvType::Int8, ..EvaluatedBackend::f32(2) };
+    reports.extend([int8(1), int8(2), caches].map(|backend| run(backend, Precision::Int8Rows, &cases)));
+    expect_clean(reports);
+}
+
 /// The largest difference of rows.
 fn difference(a: &steps::Logits, b: &steps::Logits) -> f32 {
     let each = a.rows().flatten().zip(b.rows().flatten()).map(|(a, b)| (a - b).abs());
@@ -98,15 +114,19 @@ fn each_form_of_an_idiom_gives_what_the_default_gives() {
             (EvaluatedBackend::bf16(1), true),
             (EvaluatedBackend { weights: Quant::Int8, kv: KvType::Int8, ..EvaluatedBackend::bf16(2) }, false),
         ] {
-            let run = |profile: Profile| {
-                let backend = EvaluatedBackend { profile, ..backend };
+            let run_in = |classes, profile: Profile| {
+                let backend = EvaluatedBackend { classes, profile, ..backend };
                 let load =
                     |p: &Program, w: &dyn WeightSource, capacity: Capacity| Backend::load(&backend, p, w, capacity);
                 njoule_conformance::run(&load, program).unwrap_or_else(|e| panic!("{name}: {e}"))
             };
+            let run = |profile| run_in(1, profile);
             let want = run(plain);
+            // What a class gives does not depend on those that decode beside it.
+            assert_eq!(difference(&run_in(2, plain), &want), 0.0, "{name}: two classes");
             for profile in exact {
                 assert_eq!(difference(&run(profile), &want), 0.0, "{name}: {profile:?}");
+                assert_eq!(difference(&run_in(2, profile), &want), 0.0, "{name}: two classes, {profile:?}");
             }
             if moves_bits {
                 let narrow = run(rounded);

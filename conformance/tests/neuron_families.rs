@@ -112,7 +112,7 @@ fn vector<T: Element>(dims: &[usize], values: Vec<T>) -> Tensor {
 
 fn run(model: &mut Evaluated, kind: ModuleKind, len: usize, choice: bool, given: &HashMap<Input, Tensor>) -> Outputs {
     let biases = if choice { BIASES } else { 0 };
-    let module = ModuleSpec { class: model.class(), kind, len, biases, mask: choice };
+    let module = ModuleSpec { biases, mask: choice, ..ModuleSpec::of(model.class(), kind, len) };
     model.step(&module, given).unwrap()
 }
 

@@ -37,6 +37,8 @@ struct Check {
     fixture: Option<String>,
     bf16: bool,
     tp: usize,
+    /// Classes of rows that decode together.
+    classes: usize,
 }
 
 /// What became of one.
@@ -156,14 +158,15 @@ fn checks(all: bool, testdata: &Path) -> anyhow::Result<VecDeque<Check>> {
     let every = || [false, true].into_iter().flat_map(|bf16| [1, 2, 4].map(|tp| (bf16, tp)));
     let mut checks = VecDeque::new();
     let large: Vec<(bool, usize)> = if all { every().collect() } else { large::FORMS.into() };
-    checks.extend(large.into_iter().map(|(bf16, tp)| Check { fixture: None, bf16, tp }));
-    let fixture = |name: &str, (bf16, tp)| Check { fixture: Some(name.to_owned()), bf16, tp };
+    checks.extend(large.into_iter().map(|(bf16, tp)| Check { fixture: None, bf16, tp, classes: 1 }));
+    let fixture = |name: &str, (bf16, tp)| Check { fixture: Some(name.to_owned()), bf16, tp, classes: 1 };
     if all {
         let names = fixtures(testdata)?;
         checks.extend(names.iter().flat_map(|name| every().map(move |form| fixture(name, form))));
     } else {
         checks.extend(SOME.map(|(name, bf16, tp)| fixture(name, (bf16, tp))));
     }
+    checks.extend(TOGETHER.map(|(name, bf16, tp)| Check { classes: 2, ..fixture(name, (bf16, tp)) }));
     Ok(checks)
 }
 
@@ -194,19 +197,21 @@ impl Check {
     }
 
     fn name(&self) -> String {
-        format!("{} in {} on {}", self.model(), if self.bf16 { "bf16" } else { "f32" }, self.tp)
+        let together = if self.classes > 1 { format!(", {} classes together", self.classes) } else { String::new() };
+        format!("{} in {} on {}{together}", self.model(), if self.bf16 { "bf16" } else { "f32" }, self.tp)
     }
 
     fn run(&self, testdata: &Path, xla: &Xla) -> anyhow::Result<Outcome> {
         match &self.fixture {
-            Some(name) => family(&testdata.join(name), self.bf16, self.tp, xla),
+            Some(name) => family(&testdata.join(name), self, xla),
             None => large::check(self.bf16, self.tp, xla).map(Outcome::Passed),
         }
     }
 }
 
 /// A fixture through the steps of the conformance suite: prefill, decode and score.
-fn family(dir: &Path, bf16: bool, tp: usize, xla: &Xla) -> anyhow::Result<Outcome> {
+fn family(dir: &Path, check: &Check, xla: &Xla) -> anyhow::Result<Outcome> {
+    let Check { bf16, tp, classes, .. } = *check;
     let checkpoint = Checkpoint::open(dir)?;
     let (program, source) = (checkpoint.config.program(), checkpoint.weights.as_ref());
     if let Err(refusal) = shard(&program, tp) {
@@ -227,6 +232,7 @@ fn family(dir: &Path, bf16: bool, tp: usize, xla: &Xla) -> anyhow::Result<Outcom
     let want: Vec<&[f32]> = want.rows().collect();
 
     let backend = if bf16 { EvaluatedBackend::bf16(tp) } else { EvaluatedBackend::f32(tp) };
+    let backend = EvaluatedBackend { classes, ..backend };
     let mut model = backend.load_evaluated(&program, source, CAPACITY)?;
     (model.spec_mut().candidates, model.spec_mut().shares) = (CANDIDATES, routed);
     model.run_by(Box::new(xla.clone()));
@@ -307,6 +313,9 @@ const SOME: [(&str, bool, usize); 9] = [
     ("qwen2_moe", false, 2),
     ("mistral", true, 1),
 ];
+
+/// And those whose sequences are of two classes, decoded together: windows and sinks beside plain attention.
+const TOGETHER: [(&str, bool, usize); 3] = [("llama_tied", false, 2), ("gemma2", true, 1), ("gpt_oss", false, 1)];
 
 #[cfg(test)]
 mod tests {

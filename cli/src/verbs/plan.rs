@@ -1,7 +1,7 @@
 //! `njoule plan`: how to serve a model on a Neuron instance, by arithmetic alone: no weight is loaded, no device is asked.
 
-use njoule_runtime::backend::neuron::ModuleKind;
 use njoule_runtime::backend::neuron::plan::{Instance, Instances, Lengths, Plan, PlanError, plan, smallest_instance};
+use njoule_runtime::backend::neuron::{CacheShape, ModuleKind, ModuleSpec};
 use serde::Serialize;
 
 use super::Context;
@@ -98,17 +98,21 @@ fn print(
     line("lengths", format!("{} ({} requests){refused}", figures.lengths, lengths.requests.len()))?;
     for class in &plan.classes {
         let lane = plan.lane(*class);
-        let of = |m: &&njoule_runtime::backend::neuron::ModuleSpec| m.class == *class;
         let (mut chunks, mut decodes) = (vec![], vec![]);
-        for m in plan.modules.iter().filter(of) {
+        for m in plan.modules.iter().filter(|m| m.parts.len() == 1) {
+            let Some(part) = m.part(*class) else { continue };
             match m.kind {
-                ModuleKind::Prefill { tokens } => chunks.push(format!("{tokens}@{}", m.len)),
-                ModuleKind::Decode { batch } => decodes.push(format!("{batch}x{}", m.len)),
+                ModuleKind::Prefill { tokens } => chunks.push(format!("{tokens}@{}", part.len)),
+                ModuleKind::Decode { batch } => decodes.push(format!("{batch}x{}", part.len)),
                 ModuleKind::Score { .. } => {}
             }
         }
+        let decodes = if decodes.is_empty() { String::new() } else { format!("; decode {}", decodes.join(" ")) };
         line("class", format!("{} rows to {} tokens ({} positions)", lane.rows, lane.longest, class.positions))?;
-        line("", format!("prefill {}; decode {}", chunks.join(" "), decodes.join(" ")))?;
+        line("", format!("prefill {}{decodes}", chunks.join(" ")))?;
+    }
+    for m in plan.modules.iter().filter(|m| m.parts.len() > 1) {
+        line("decode", together(m, &plan.classes))?;
     }
     line("modules", plan.modules.len().to_string())?;
     let hbm = &plan.hbm;
@@ -187,6 +191,12 @@ fn print(
         line("because", reason.clone())?;
     }
     Ok(())
+}
+
+/// What a decode module of several classes reads of each, in the order of the classes.
+pub fn together(module: &ModuleSpec, classes: &[CacheShape]) -> String {
+    let of = |class: &CacheShape| module.part(*class).map_or("-".to_owned(), |p| format!("{}x{}", p.rows, p.len));
+    classes.iter().map(of).collect::<Vec<_>>().join(" + ")
 }
 
 /// A stored type as it is typed.

@@ -15,7 +15,7 @@ use njoule_runtime::backend::neuron::artifact::{Artifact, Layout, ModelRecord, O
 use njoule_runtime::backend::neuron::build::Job;
 use njoule_runtime::backend::neuron::compiler::{Compiler, NeffCache};
 use njoule_runtime::backend::neuron::executor::NeuronExecutor;
-use njoule_runtime::backend::neuron::{CacheShape, ModuleKind, ModuleSpec, NeuronBackend, Profile};
+use njoule_runtime::backend::neuron::{CacheShape, ModuleKind, ModuleSpec, NeuronBackend, Part, Profile};
 use njoule_runtime::backend::{Backend, KvType, Quant};
 use njoule_runtime::request::{MaskError, MaskStream, TokenMask};
 use njoule_runtime::{Engine, EngineConfig};
@@ -26,13 +26,18 @@ struct Shape {
     tp: usize,
     rows: usize,
     positions: usize,
+    /// Rows of a second, longer class, which decode together with those of the first.
+    longer: usize,
     /// Of prefill chunks.
     chunks: &'static [usize],
     candidates: usize,
 }
 
 /// Rows in one decode bucket: each request runs in the same NEFF whatever runs beside it.
-const SMALL: Shape = Shape { tp: 1, rows: 4, positions: 80, chunks: &[16], candidates: 16 };
+const SMALL: Shape = Shape { tp: 1, rows: 4, positions: 80, longer: 0, chunks: &[16], candidates: 16 };
+
+/// As many rows, of two classes.
+const TOGETHER: Shape = Shape { rows: 2, longer: 2, ..SMALL };
 
 /// A fixture with a tied head and grouped heads.
 fn small_model() -> Checkpoint {
@@ -42,9 +47,13 @@ fn small_model() -> Checkpoint {
 
 /// Builds its modules; the weights come from the checkpoint at load.
 fn build(program: &Program, shape: Shape, place: &Path) -> Artifact {
-    let class = CacheShape { rows: shape.rows, positions: shape.positions };
-    let spec = |kind| ModuleSpec { class, kind, len: shape.positions, biases: 8, mask: true };
-    let prefills = shape.chunks.iter().map(|&tokens| spec(ModuleKind::Prefill { tokens }));
+    let mut classes = vec![CacheShape { rows: shape.rows, positions: shape.positions }];
+    classes.extend((shape.longer > 0).then_some(CacheShape { rows: shape.longer, positions: shape.positions + 16 }));
+    let whole = |class: &CacheShape| Part { class: *class, rows: class.rows, len: class.positions };
+    let prefill = |class: &CacheShape, tokens| ModuleSpec::of(*class, ModuleKind::Prefill { tokens }, class.positions);
+    let prefills = classes.iter().flat_map(|class| shape.chunks.iter().map(move |&tokens| prefill(class, tokens)));
+    let modules = prefills.chain([ModuleSpec::decode(classes.iter().map(whole).collect())]);
+    let modules = modules.map(|module| ModuleSpec { biases: 8, mask: true, ..module }).collect();
     let layout = Layout {
         instance: "inf2.24xlarge".to_owned(),
         target: njoule_hlo::Target::Inf2,
@@ -54,10 +63,10 @@ fn build(program: &Program, shape: Shape, place: &Path) -> Artifact {
         weights: Quant::None,
         kv: KvType::F32,
         candidates: shape.candidates,
-        context: shape.positions,
+        context: classes[classes.len() - 1].positions,
         profile: Profile::default(),
-        classes: vec![class],
-        modules: prefills.chain([spec(ModuleKind::Decode { batch: shape.rows })]).collect(),
+        classes,
+        modules,
     };
     let model = ModelRecord {
         name: "small".to_owned(),

@@ -10,7 +10,7 @@
 //! * [`probe`]: finds that out on a device;
 //! * `compiler`: modules become NEFFs, each once; [`neff`]: what such a file says of itself;
 //! * [`artifact`]: all that serves a model, in a directory; `build`: how one is made;
-//! * `executor`: an artifact on cores.
+//! * `decodes`: which decode modules a step runs; `executor`: an artifact on cores.
 //!
 //! Nothing here has run on Neuron hardware.
 
@@ -19,6 +19,7 @@ pub mod artifact;
 pub mod build;
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 pub mod compiler;
+mod decodes;
 mod digest;
 pub mod evaluated;
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
@@ -34,7 +35,7 @@ pub mod weights;
 
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 pub use executor::NeuronBackend;
-pub use interface::{CachePart, CacheShape, Input, ModelSpec, ModuleKind, ModuleSpec, Output, Port, WeightPart};
+pub use interface::{CachePart, CacheShape, Input, ModelSpec, ModuleKind, ModuleSpec, Output, Part, Port, WeightPart};
 pub use lower::{LowerError, Lowered, lower};
 pub use profile::Profile;
 pub use shard::{ShardError, Sharded, shard};

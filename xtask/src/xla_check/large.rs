@@ -49,7 +49,7 @@ pub fn check(bf16: bool, tp: usize, xla: &Xla) -> anyhow::Result<String> {
     model.spec_mut().candidates = CANDIDATES;
     model.run_by(Box::new(xla.clone()));
     let (class, biases) = (model.class(), BIASES.len());
-    let module = |kind, len, biases, mask| ModuleSpec { class, kind, len, biases, mask };
+    let module = |kind, len, biases, mask| ModuleSpec { biases, mask, ..ModuleSpec::of(class, kind, len) };
     let modules = [
         module(ModuleKind::Prefill { tokens: TOKENS }, 0, biases, true),
         module(ModuleKind::Decode { batch: 1 }, 32, biases, true),

@@ -187,7 +187,7 @@ fn few_modules(layout: &mut Layout) {
     let context = layout.context;
     let chunk = CHUNK.min(context.div_ceil(2));
     let class = CacheShape { rows, positions: context + chunk };
-    let module = |kind, len| ModuleSpec { class, kind, len, biases: 0, mask: false };
+    let module = |kind, len| ModuleSpec::of(class, kind, len);
     let mut modules = vec![];
     for len in [SHORT.min(context), context] {
         modules.extend([1, rows].map(|batch| module(ModuleKind::Decode { batch }, len)));

@@ -7,6 +7,8 @@ use njoule_runtime::backend::neuron::artifact::{Artifact, FileRecord};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::verbs::plan::together;
+
 /// All of it for programs; `verified` says whether every byte was compared.
 pub fn object(artifact: &Artifact, verified: bool) -> Value {
     let m = &artifact.manifest;
@@ -36,14 +38,20 @@ pub fn print(artifact: &Artifact, verified: bool, out: &mut dyn Write) -> std::i
     line("replicas", format!("{} of {} core(s), sequences to {} tokens", layout.replicas, layout.tp, layout.context))?;
     line("stored", format!("weights {}, caches {}", word(&layout.weights), word(&layout.kv)))?;
     for class in &layout.classes {
-        let of = |module: &&njoule_runtime::backend::neuron::ModuleSpec| module.class == *class;
-        let names = layout.modules.iter().filter(of).map(|module| match module.kind {
-            ModuleKind::Decode { batch } => format!("decode {batch}x{}", module.len),
-            ModuleKind::Prefill { tokens } => format!("prefill {tokens}@{}", module.len),
-            ModuleKind::Score { tokens } => format!("score {tokens}@{}", module.len),
+        let alone = layout.modules.iter().filter(|module| module.parts.len() == 1);
+        let names = alone.filter_map(|module| {
+            let len = module.part(*class)?.len;
+            Some(match module.kind {
+                ModuleKind::Decode { batch } => format!("decode {batch}x{len}"),
+                ModuleKind::Prefill { tokens } => format!("prefill {tokens}@{len}"),
+                ModuleKind::Score { tokens } => format!("score {tokens}@{len}"),
+            })
         });
         line("class", format!("{} rows of {} positions", class.rows, class.positions))?;
         line("", names.collect::<Vec<_>>().join(", "))?;
+    }
+    for module in layout.modules.iter().filter(|module| module.parts.len() > 1) {
+        line("decode", together(module, &layout.classes))?;
     }
     let gb = |bytes: u64| format!("{:.3} GB", bytes as f64 / 1e9);
     let neffs = bytes(m.modules.iter().map(|module| &module.neff));

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use njoule_runtime::backend::{Batch, Bias, BlockId, Executor, Masks, SeqSpan, StepOutput, Wants};
 
-use super::{SMALL, Shape, backend, build, environment, load, place, small_model};
+use super::{SMALL, Shape, TOGETHER, backend, build, environment, load, place, small_model};
 use crate::child::{child, faults, is_child};
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
@@ -92,9 +92,9 @@ fn a_warm_step_allocates_nothing() {
     if is_child() {
         return run(&[]);
     }
-    for tp in [1, 2] {
+    for shape in [SMALL, Shape { tp: 2, ..SMALL }, TOGETHER] {
         let dir = tempfile::tempdir().unwrap();
-        build(&small_model().config.program(), Shape { tp, ..SMALL }, dir.path());
+        build(&small_model().config.program(), shape, dir.path());
         // Scheduled runs and, of a library without them, executed ones.
         for version in ["2.34.10", "2.30.0"] {
             run(&[environment(dir.path()), vec![("NJOULE_FAKE_VERSION", version)]].concat());

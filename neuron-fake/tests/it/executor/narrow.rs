@@ -7,7 +7,7 @@ use std::time::Duration;
 use njoule_runtime::request::{Event, MaskError, MaskStream, RequestError, TokenMask};
 use njoule_runtime::{Engine, Request, RequestHandle};
 
-use super::{SMALL, Shape, backend, build, engine, environment, load, place, small_model};
+use super::{SMALL, Shape, TOGETHER, backend, build, engine, environment, load, place, small_model};
 use crate::child::{child, is_child, order};
 
 fn serve() -> Engine {
@@ -53,9 +53,9 @@ fn of_a_runs_rows_the_one_that_fails_alone_is_refused() {
     if is_child() {
         return run(&[]);
     }
-    for tp in [1, 2] {
+    for shape in [SMALL, Shape { tp: 2, ..SMALL }, TOGETHER] {
         let dir = tempfile::tempdir().unwrap();
-        build(&small_model().config.program(), Shape { tp, ..SMALL }, dir.path());
+        build(&small_model().config.program(), shape, dir.path());
         run(&environment(dir.path()));
     }
 }

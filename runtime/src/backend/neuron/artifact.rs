@@ -392,7 +392,7 @@ fn port_bytes(dtype: DType, dims: &[usize]) -> Option<u64> {
 }
 
 /// Of the manifest. Another number is refused: what a field means never changes silently.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 /// The manifest's name.
 pub const MANIFEST: &str = "manifest.json";
 /// Far above any: a port takes some 70 bytes.

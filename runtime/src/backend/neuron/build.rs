@@ -14,7 +14,7 @@ use njoule_models::weights::WeightSource;
 
 use super::artifact::{Artifact, ArtifactError, Layout, ModelRecord, Module, Put, Source, WriteError, Writer, lay_out};
 use super::compiler::{CompileError, Compiled, Compiler, Event, Limits, NeffCache, Settings, Unit};
-use super::interface::{Input, ModuleKind, ModuleSpec};
+use super::interface::{CacheShape, Input, ModuleKind, ModuleSpec, Part};
 use super::lower::{LowerError, Lowered, lower};
 use super::plan::Plan;
 use super::profile::Profile;
@@ -116,7 +116,7 @@ impl Job<'_> {
         let (mut modules, mut units) = (vec![], vec![]);
         for (i, module) in layout.modules.iter().enumerate() {
             self.go_on()?;
-            let name = module_name(module);
+            let name = module_name(i, module);
             let lowered = lower(&sharded, &spec, module)
                 .map_err(|source| BuildError::Lower { module: name.clone(), source: Box::new(source) })?;
             units.push(Unit { name, hlo: encode(&lowered.module), settings: self.settings(module) });
@@ -172,10 +172,10 @@ impl Job<'_> {
             },
         )?;
         for ((unit, lowered), compiled) in lowering.units.iter().zip(&lowering.modules).zip(compiled) {
-            let at = self.layout.modules[writer.modules()];
+            let spec = self.layout.modules[writer.modules()].clone();
             writer.module(&Module {
                 name: unit.name.clone(),
-                spec: at,
+                spec,
                 inputs: lowered.inputs.clone(),
                 outputs: lowered.outputs.clone(),
                 hlo: unit.hlo.clone(),
@@ -257,7 +257,7 @@ impl Layout {
             let chunks = plan.lane(*class).chunks;
             let Some(&tokens) = chunks.first() else { continue };
             let kind = ModuleKind::Score { tokens };
-            modules.push(ModuleSpec { class: *class, kind, len: class.positions, biases: 0, mask: false });
+            modules.push(ModuleSpec::of(*class, kind, class.positions));
         }
         Layout {
             instance: plan.instance.clone(),
@@ -276,13 +276,16 @@ impl Layout {
     }
 }
 
-/// Unique among the modules of a layout.
-fn module_name(module: &ModuleSpec) -> String {
-    let (rows, positions) = (module.class.rows, module.class.positions);
+/// Unique among the modules of a layout; one of several classes by its number there.
+fn module_name(number: usize, module: &ModuleSpec) -> String {
+    let len = module.longest();
     let kind = match module.kind {
         ModuleKind::Decode { batch } => format!("decode{batch}"),
         ModuleKind::Prefill { tokens } => format!("prefill{tokens}"),
         ModuleKind::Score { tokens } => format!("score{tokens}"),
     };
-    format!("{kind}-len{}-class{rows}x{positions}", module.len)
+    match module.parts[..] {
+        [Part { class: CacheShape { rows, positions }, .. }] => format!("{kind}-len{len}-class{rows}x{positions}"),
+        ref parts => format!("{kind}-len{len}-classes{}-no{number}", parts.len()),
+    }
 }

@@ -1,7 +1,8 @@
 //! Modules run by the evaluator of `hlo` in this process: what stands for the device where lowering is tested.
 //!
-//! One class of rows and a few buckets; a module is lowered when it is first needed. Sequences of one row run as decode
-//! steps, those whose last logits alone are wanted as prefill steps, the others as score steps. Every token is a candidate
+//! One class of rows or several, and a few buckets; a module is lowered when it is first needed. Sequences of one row run as
+//! one decode step over all their classes, those whose last logits alone are wanted as prefill steps, the others as score
+//! steps. Sequences go to classes in turn. Every token is a candidate
 //! unless [`Evaluated::spec_mut`] says otherwise, so that all three kinds answer with logits; of what is no candidate the
 //! logit is `f32::MIN`.
 //!
@@ -14,7 +15,9 @@ use njoule_hlo::{ArrayShape, DType, Executable, Module, Target, Tensor};
 use njoule_models::program::{CacheId, Op, Program, WeightId};
 use njoule_models::weights::WeightSource;
 
-use super::interface::{CachePart, CacheShape, Input, ModelSpec, ModuleKind, ModuleSpec, Output, Port, WeightPart};
+use super::interface::{
+    CachePart, CacheShape, Input, ModelSpec, ModuleKind, ModuleSpec, Output, Part, Port, WeightPart,
+};
 use super::shard::{Sharded, shard};
 use super::{Profile, lower, weights};
 use crate::backend::{
@@ -27,6 +30,8 @@ use crate::backend::{
 pub struct EvaluatedBackend {
     /// Cores.
     pub tp: usize,
+    /// Classes of rows, each a little longer than the one before it.
+    pub classes: usize,
     /// Stored type of matrices.
     pub weights: Quant,
     /// Stored type of caches.
@@ -41,7 +46,7 @@ impl EvaluatedBackend {
     /// In f32 throughout.
     pub fn f32(tp: usize) -> Self {
         let (weights, kv) = (Quant::None, KvType::F32);
-        EvaluatedBackend { tp, weights, kv, profile: Profile::default(), target: Target::Trn1 }
+        EvaluatedBackend { tp, classes: 1, weights, kv, profile: Profile::default(), target: Target::Trn1 }
     }
 
     /// Matrices and caches in bf16.
@@ -86,7 +91,10 @@ impl EvaluatedBackend {
             }
             of_ranks.push(tensors);
         }
-        let class = CacheShape { rows: capacity.max_seqs, positions: capacity.max_len + TOKENS[TOKENS.len() - 1] };
+        let class = |i| CacheShape {
+            rows: capacity.max_seqs.div_ceil(self.classes.max(1)),
+            positions: capacity.max_len + TOKENS[TOKENS.len() - 1] + i * LONGER,
+        };
         let memory = MemoryUse {
             weights: of_ranks.iter().flat_map(HashMap::values).map(|t: &Tensor| t.shape().bytes()).sum(),
             ..MemoryUse::default()
@@ -94,7 +102,7 @@ impl EvaluatedBackend {
         Ok(Evaluated {
             sharded,
             spec,
-            class,
+            classes: (0..self.classes.max(1)).map(class).collect(),
             capacity,
             weights: of_ranks,
             caches: vec![HashMap::new(); self.tp],
@@ -128,15 +136,15 @@ impl Backend for EvaluatedBackend {
 pub struct Evaluated {
     sharded: Sharded,
     spec: ModelSpec,
-    class: CacheShape,
+    classes: Vec<CacheShape>,
     capacity: Capacity,
     /// By core.
     weights: Vec<HashMap<Input, Tensor>>,
     /// By core.
     caches: Vec<HashMap<Input, Tensor>>,
     modules: HashMap<ModuleSpec, Runnable>,
-    /// Whose cache row a sequence has, by its first block.
-    rows: HashMap<BlockId, usize>,
+    /// Which class's cache row a sequence has, by its first block.
+    rows: HashMap<BlockId, (usize, usize)>,
     logits: Vec<f32>,
     routes: Routes,
     memory: MemoryUse,
@@ -175,9 +183,9 @@ impl Evaluated {
         self.engine = Some(engine);
     }
 
-    /// Class of the rows.
+    /// The shortest class of rows.
     pub fn class(&self) -> CacheShape {
-        self.class
+        self.classes[0]
     }
 
     /// What all modules have in common; a change takes effect in modules that were not lowered before.
@@ -194,7 +202,7 @@ impl Evaluated {
             let lowered = lower(&self.sharded, &self.spec, module).map_err(|e| failed(&e))?;
             let executable = Executable::new(lowered.module, self.spec.target).map_err(|e| failed(&e))?;
             let runnable = Runnable { executable, inputs: lowered.inputs, outputs: lowered.outputs };
-            self.modules.insert(*module, runnable);
+            self.modules.insert(module.clone(), runnable);
         }
         let Runnable { executable, inputs, outputs } = &self.modules[module];
         let mut of_ranks = vec![];
@@ -221,7 +229,9 @@ impl Evaluated {
             let mut found = HashMap::new();
             for (port, tensor) in outputs.iter().zip(results) {
                 match port.role {
-                    Output::Cache(cache, part) => drop(caches.insert(Input::Cache(cache, part), tensor)),
+                    Output::Cache(class, cache, part) => {
+                        caches.insert(Input::Cache(class, cache, part), tensor);
+                    }
                     role => drop(found.insert(role, tensor)),
                 }
             }
@@ -251,10 +261,12 @@ impl Evaluated {
         let attends = |op: &&Op| matches!(op, Op::Attend { cache: c, .. } if *c == cache);
         let Some(Op::Attend { k, v, .. }) = self.sharded.program.ops.iter().find(attends) else { return vec![] };
         let val = if part == CachePart::Keys { *k } else { *v };
-        let tensor = self.caches[rank].get(&Input::Cache(cache, part));
-        let (Some(values), Some(row)) = (tensor.and_then(widened), self.rows.get(&first)) else { return vec![] };
+        let Some(&(class, row)) = self.rows.get(&first) else { return vec![] };
+        let class = self.classes[class];
+        let tensor = self.caches[rank].get(&Input::Cache(class, cache, part));
+        let Some(values) = tensor.and_then(widened) else { return vec![] };
         let local = self.sharded.program.info(val).cols;
-        let of_row = &values[row * self.class.positions * local..];
+        let of_row = &values[row * class.positions * local..];
         let whole: Vec<Option<usize>> = match self.sharded.layout(val) {
             None => (0..local).map(Some).collect(),
             Some(split) => {
@@ -306,7 +318,8 @@ impl Evaluated {
         for seq in several {
             let outputs = batch.outputs.iter().filter(|o| wanted(&seq.rows)(o)).count();
             let only_last = outputs == 0 || (outputs == 1 && batch.outputs.contains(&(seq.rows.end as u32 - 1)));
-            let row = self.row_of(batch, seq)?;
+            let (class, row) = self.row_of(batch, seq)?;
+            let class = self.classes[class];
             let mut at = seq.rows.start;
             while at < seq.rows.end {
                 let tokens = *TOKENS.iter().find(|t| **t >= seq.rows.end - at).unwrap_or(&TOKENS[TOKENS.len() - 1]);
@@ -323,7 +336,7 @@ impl Evaluated {
                     (Input::Last, Tensor::scalar((end - at - 1) as i32)),
                     (Input::RopeLen, Tensor::scalar(seq.rope_len as i32)),
                 ]);
-                let module = ModuleSpec { len: self.len(start as usize), ..self.module(kind) };
+                let module = ModuleSpec::of(class, kind, bucket(class, start as usize));
                 let results = self.step(&module, &given)?;
                 let first = batch.tables[seq.table.start];
                 self.note(&results, first, (at..end).map(|i| (i - at, batch.positions[i])));
@@ -347,25 +360,33 @@ impl Evaluated {
 
     /// One decode step of all sequences of one row; idle rows beside them.
     fn decode(&mut self, batch: &Batch, seqs: &[&SeqSpan]) -> Result<Vec<(usize, Vec<f32>)>, StepError> {
-        let rows: Vec<usize> = seqs.iter().map(|seq| self.row_of(batch, seq)).collect::<Result<_, _>>()?;
-        let n = rows.iter().max().map_or(0, |row| row + 1);
+        let places: Vec<(usize, usize)> = seqs.iter().map(|seq| self.row_of(batch, seq)).collect::<Result<_, _>>()?;
+        // Of each class the rows up to the last that has a sequence, idle ones among them, and the longest of those.
+        let (mut parts, mut firsts, mut slots) = (vec![], vec![0; self.classes.len()], vec![]);
+        for (number, class) in self.classes.iter().enumerate() {
+            let mine = || places.iter().zip(seqs).filter(|((c, _), _)| *c == number);
+            let Some(rows) = mine().map(|((_, row), _)| row + 1).max() else { continue };
+            let longest = mine().map(|(_, seq)| batch.positions[seq.rows.start]).max().unwrap_or(0);
+            firsts[number] = slots.len();
+            slots.extend(std::iter::repeat_n(class.positions as i32 - 1, rows));
+            parts.push(Part { class: *class, rows, len: bucket(*class, longest as usize) });
+        }
+        let rows: Vec<usize> = places.iter().map(|(class, row)| firsts[*class] + row).collect();
+        let n = slots.len();
         let (mut tokens, mut positions, mut rope_len) = (vec![0; n], vec![0; n], vec![0; n]);
-        let mut slots = vec![self.class.positions as i32 - 1; n];
         for (row, seq) in rows.iter().zip(seqs) {
             tokens[*row] = batch.tokens[seq.rows.start] as i32;
             positions[*row] = batch.positions[seq.rows.start] as i32;
             slots[*row] = positions[*row];
             rope_len[*row] = seq.rope_len as i32;
         }
-        let longest = positions.iter().max().copied().unwrap_or(0) as usize;
         let given = HashMap::from([
             (Input::Tokens, vector(tokens)?),
             (Input::Positions, vector(positions)?),
             (Input::Slots, vector(slots)?),
             (Input::RopeLen, vector(rope_len)?),
         ]);
-        let module = ModuleSpec { len: self.len(longest), ..self.module(ModuleKind::Decode { batch: n }) };
-        let results = self.step(&module, &given)?;
+        let results = self.step(&ModuleSpec::decode(parts), &given)?;
         for (row, seq) in rows.iter().zip(seqs) {
             self.note(&results, batch.tables[seq.table.start], [(*row, batch.positions[seq.rows.start])].into_iter());
         }
@@ -373,20 +394,15 @@ impl Evaluated {
         Ok(rows.iter().zip(seqs).map(|(row, seq)| (seq.rows.start, std::mem::take(&mut logits[*row]))).collect())
     }
 
-    fn module(&self, kind: ModuleKind) -> ModuleSpec {
-        ModuleSpec { class: self.class, kind, len: 0, biases: 0, mask: false }
-    }
-
-    /// The bucket of a length.
-    fn len(&self, len: usize) -> usize {
-        LENS.iter().copied().find(|bucket| *bucket >= len).unwrap_or(self.class.positions).min(self.class.positions)
-    }
-
-    fn row_of(&mut self, batch: &Batch, seq: &SeqSpan) -> Result<usize, StepError> {
+    /// Class and row of a sequence.
+    fn row_of(&mut self, batch: &Batch, seq: &SeqSpan) -> Result<(usize, usize), StepError> {
         let first = batch.tables[seq.table.start];
-        let next = self.rows.len();
-        let row = *self.rows.entry(first).or_insert(next);
-        if row < self.class.rows { Ok(row) } else { Err(StepError::Batch(format!("{row} sequences have rows"))) }
+        let (next, classes) = (self.rows.len(), self.classes.len());
+        let (class, row) = *self.rows.entry(first).or_insert((next % classes, next / classes));
+        match row < self.classes[class].rows {
+            true => Ok((class, row)),
+            false => Err(StepError::Batch(format!("{row} sequences have rows of class {class}"))),
+        }
     }
 }
 
@@ -502,8 +518,16 @@ fn words_of(mask: &Tensor, port: &Port<Input>, rank: usize) -> Tensor {
     Tensor::new(&port.dims, (0..rows * words).map(word).collect()).expect("as many as the dimensions say")
 }
 
+/// The bucket of a length.
+fn bucket(class: CacheShape, len: usize) -> usize {
+    LENS.iter().copied().find(|bucket| *bucket >= len).unwrap_or(class.positions).min(class.positions)
+}
+
 /// Buckets of tokens of a chunk.
 const TOKENS: [usize; 3] = [2, 8, 40];
+
+/// How much longer than the one before it a class is.
+const LONGER: usize = 8;
 
 /// Buckets of cache lengths.
 const LENS: [usize; 3] = [0, 40, 80];

@@ -235,7 +235,7 @@ pub struct NeuronExecutor {
     streamed: f64,
     costs: CostModel,
     /// What every module computes, filled or not.
-    shapes: Vec<Shape>,
+    shapes: Vec<Vec<Shape>>,
     memory: MemoryUse,
     group: Group,
     cut: Cut,

@@ -1,10 +1,11 @@
 //! What a module is for, what it takes and what it returns: the contract of lowering, build and executor.
 //!
-//! A module serves one class of cache rows, one kind of step and one bucket. Weights and caches are parameters, so one
-//! NEFF serves every checkpoint of the same shapes. Every rank runs the same module; what differs is bound to it.
+//! A module serves one kind of step and one bucket, a chunk of one class of cache rows or decodes of several classes.
+//! Weights and caches are parameters, so one NEFF serves every checkpoint of the same shapes. Every rank runs the same
+//! module; what differs is bound to it.
 //!
 //! Invariant: parameters and results are numbered in the order of [`Port`]s, the NEFF calls them `input{i}` and
-//! `output{j}`; a cache's result is aliased to its parameter.
+//! `output{j}`; a cache's result is aliased to its parameter. A decode step's rows are numbered through its classes.
 
 use njoule_hlo::{DType, Target};
 use njoule_models::program::{CacheId, WeightId};
@@ -48,9 +49,9 @@ pub struct CacheShape {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ModuleKind {
-    /// One token of each of the class's first `batch` rows.
+    /// One token of each of its classes' first rows.
     Decode {
-        /// Rows.
+        /// Rows of all classes.
         batch: usize,
     },
     /// `tokens` consecutive tokens of one row; candidates of one of them.
@@ -84,19 +85,83 @@ impl ModuleKind {
     }
 }
 
-/// One module.
+/// What a module works on of one class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct ModuleSpec {
-    /// Whose caches it works on.
+pub struct Part {
+    /// Whose caches.
     pub class: CacheShape,
+    /// Rows of a step: the class's first of a decode, any one of a chunk.
+    pub rows: usize,
+    /// Cache positions that it reads of each: sequences of up to that many tokens before this step.
+    pub len: usize,
+}
+
+/// One module.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ModuleSpec {
+    /// The classes that it works on, shortest first: a chunk's one, or those that it decodes together.
+    pub parts: Vec<Part>,
     /// What it computes.
     pub kind: ModuleKind,
-    /// Cache positions that it reads: sequences of up to that many tokens before this step.
-    pub len: usize,
     /// Sparse biases it takes per output row; none if 0.
     pub biases: usize,
     /// Whether it takes a mask of allowed tokens per output row.
     pub mask: bool,
+}
+
+impl ModuleSpec {
+    /// Of one class, without biases and mask.
+    pub fn of(class: CacheShape, kind: ModuleKind, len: usize) -> ModuleSpec {
+        let rows = if let ModuleKind::Decode { batch } = kind { batch } else { 1 };
+        ModuleSpec { parts: vec![Part { class, rows, len }], kind, biases: 0, mask: false }
+    }
+
+    /// A decode step over several classes, without biases and mask.
+    pub fn decode(parts: Vec<Part>) -> ModuleSpec {
+        let batch = parts.iter().map(|part| part.rows).sum();
+        ModuleSpec { parts, kind: ModuleKind::Decode { batch }, biases: 0, mask: false }
+    }
+
+    /// What it does of a class, if anything.
+    pub fn part(&self, class: CacheShape) -> Option<&Part> {
+        self.parts.iter().find(|part| part.class == class)
+    }
+
+    /// The longest read of a row.
+    pub fn longest(&self) -> usize {
+        self.parts.iter().map(|part| part.len).max().unwrap_or(0)
+    }
+
+    /// Cache positions that it reads.
+    pub fn positions(&self) -> usize {
+        self.parts.iter().fold(0, |sum: usize, part| sum.saturating_add(part.rows.saturating_mul(part.len)))
+    }
+
+    /// What is wrong with the list of its parts, with the field.
+    pub fn check_parts(&self) -> Result<(), String> {
+        let field = |i: usize, what: String| Err(format!("field `parts[{i}]`: {what}"));
+        let tokens = self.kind.tokens();
+        let decode = matches!(self.kind, ModuleKind::Decode { .. });
+        for (i, Part { class: CacheShape { rows: all, positions }, rows, len }) in self.parts.iter().enumerate() {
+            if !(1..=*all).contains(rows) || len > positions {
+                let what = format!("{rows} rows of {len} positions are no part of {all} rows of {positions}");
+                return field(i, what);
+            }
+            if !decode && !(1..=*positions).contains(&tokens) {
+                return field(i, format!("a step of {tokens} tokens does not fit rows of {positions} positions"));
+            }
+            if i > 0 && self.parts[i - 1].class.positions >= *positions {
+                return field(i, "its class is no longer than that of the part before it".to_owned());
+            }
+        }
+        let rows = self.parts.iter().fold(0, |sum: usize, part| sum.saturating_add(part.rows));
+        match (decode, self.parts.len()) {
+            (_, 0) => Err("field `parts` is an empty list".to_owned()),
+            (true, _) if rows != tokens => Err(format!("field `kind` has {tokens} rows, the `parts` have {rows}")),
+            (false, n) if n > 1 || rows > 1 => Err(format!("field `parts`: a chunk is of one row, not of {rows}")),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Which part of a layer's cache.
@@ -147,8 +212,8 @@ pub enum Input {
     BiasValues,
     /// u32 `[outputs, words]`: bit `i % 32` of word `i / 32` says whether this core's token `i` is allowed.
     Mask,
-    /// A cache.
-    Cache(CacheId, CachePart),
+    /// A cache of a class.
+    Cache(CacheShape, CacheId, CachePart),
     /// A weight.
     Weight(WeightId, WeightPart),
 }
@@ -168,8 +233,8 @@ pub enum Output {
     Logits,
     /// f32 `[tokens, experts]`: the shares that the program's router of this number gave; of [`ModelSpec::shares`] alone.
     Shares(usize),
-    /// A cache, aliased to its parameter.
-    Cache(CacheId, CachePart),
+    /// A cache of a class, aliased to its parameter.
+    Cache(CacheShape, CacheId, CachePart),
 }
 
 /// One parameter or result.

@@ -20,7 +20,9 @@ use njoule_hlo::op::Binary;
 use njoule_hlo::{Builder, DType, Module, Options, Val as Array, VerifyError, verify};
 use njoule_models::program::{CacheId, RopeId, Val, WeightId};
 
-use super::interface::{CachePart, Input, ModelSpec, ModuleKind, ModuleSpec, Output, Port, WeightPart};
+use super::interface::{
+    CachePart, CacheShape, Input, ModelSpec, ModuleKind, ModuleSpec, Output, Part, Port, WeightPart,
+};
 use super::profile::{DotResult, Lookup, Profile, TopK};
 use super::shard::Sharded;
 use super::weights;
@@ -63,20 +65,9 @@ pub enum LowerError {
         /// There are.
         vocab: usize,
     },
-    /// A step that its caches do not hold.
-    #[error(
-        "a step of {tokens} tokens over {len} positions does not fit caches of {rows} rows of {positions} positions"
-    )]
-    Step {
-        /// Tokens of the step.
-        tokens: usize,
-        /// Positions it reads.
-        len: usize,
-        /// Of the caches.
-        rows: usize,
-        /// Of each.
-        positions: usize,
-    },
+    /// A step that its caches do not hold, or a list that is none of classes.
+    #[error("no module has these classes: {0}")]
+    Parts(String),
     /// Places in the caches must be integers that f32 holds.
     #[error("caches of {rows} rows of {positions} positions have more than 2^24 places")]
     Places {
@@ -102,7 +93,7 @@ pub fn lower(sharded: &Sharded, spec: &ModelSpec, module: &ModuleSpec) -> Result
 }
 
 fn check(sharded: &Sharded, spec: &ModelSpec, module: &ModuleSpec) -> Result<(), LowerError> {
-    let (class, len, vocab) = (module.class, module.len, sharded.whole.vocab());
+    let vocab = sharded.whole.vocab();
     if matches!(spec.weights, Quant::Int4 | Quant::Auto) {
         return Err(LowerError::Weights(spec.weights));
     }
@@ -115,13 +106,11 @@ fn check(sharded: &Sharded, spec: &ModelSpec, module: &ModuleSpec) -> Result<(),
     if !(1..=vocab).contains(&spec.candidates) {
         return Err(LowerError::Candidates { candidates: spec.candidates, vocab });
     }
-    let tokens = module.kind.tokens();
-    let most = if matches!(module.kind, ModuleKind::Decode { .. }) { class.rows } else { class.positions };
-    if !(1..=most).contains(&tokens) || class.rows == 0 || len > class.positions {
-        return Err(LowerError::Step { tokens, len, rows: class.rows, positions: class.positions });
-    }
-    if class.rows.checked_mul(class.positions).is_none_or(|places| places > 1 << 24) {
-        return Err(LowerError::Places { rows: class.rows, positions: class.positions });
+    module.check_parts().map_err(LowerError::Parts)?;
+    for CacheShape { rows, positions } in module.parts.iter().map(|part| part.class) {
+        if rows.checked_mul(positions).is_none_or(|places| places > 1 << 24) {
+            return Err(LowerError::Places { rows, positions });
+        }
     }
     Ok(())
 }
@@ -142,7 +131,7 @@ struct Lowering<'a> {
     /// Split activations that some op wanted whole.
     gathered: HashMap<Val, Array>,
     angles: HashMap<RopeId, Angles>,
-    caches: HashMap<(CacheId, CachePart), Array>,
+    caches: HashMap<(CacheShape, CacheId, CachePart), Array>,
     /// All cores, as a collective names them.
     groups: Vec<Vec<u32>>,
     /// What each router chose.
@@ -202,10 +191,11 @@ impl<'a> Lowering<'a> {
                 self.parameter(Input::Mask, "mask".into(), DType::U32, dims);
             }
         }
-        for cache in (0..program.caches.len() as u32).map(CacheId) {
-            for (part, dtype, dims) in self.cache_parts(cache) {
-                let name = format!("cache{}.{}", cache.0, part_name(part));
-                self.parameter(Input::Cache(cache, part), name, dtype, dims);
+        for (class, cache) in self.classes_and_caches() {
+            for (part, dtype, dims) in self.cache_parts(class, cache) {
+                let of = if self.module.parts.len() > 1 { format!(".class{}", class.positions) } else { String::new() };
+                let name = format!("cache{}{of}.{}", cache.0, part_name(part));
+                self.parameter(Input::Cache(class, cache, part), name, dtype, dims);
             }
         }
         for weight in (0..program.weights.len() as u32).map(WeightId) {
@@ -252,12 +242,18 @@ impl<'a> Lowering<'a> {
         !matches!(self.module.kind, ModuleKind::Score { .. })
     }
 
-    /// Rows of the caches that a step works on, and tokens of each.
-    fn rows_and_tokens(&self) -> [usize; 2] {
+    /// Tokens of each row of a step.
+    fn tokens_of_row(&self) -> usize {
         match self.module.kind {
-            ModuleKind::Decode { batch } => [batch, 1],
-            ModuleKind::Prefill { tokens } | ModuleKind::Score { tokens } => [1, tokens],
+            ModuleKind::Decode { .. } => 1,
+            ModuleKind::Prefill { tokens } | ModuleKind::Score { tokens } => tokens,
         }
+    }
+
+    /// All caches, class by class.
+    fn classes_and_caches(&self) -> Vec<(CacheShape, CacheId)> {
+        let caches = || (0..self.sharded.program.caches.len() as u32).map(CacheId);
+        self.module.parts.iter().flat_map(|part| caches().map(|cache| (part.class, cache))).collect()
     }
 
     /// Sum of what all cores have.
@@ -308,13 +304,13 @@ impl<'a> Lowering<'a> {
         if self.spec.shares {
             results.extend(self.shares.iter().enumerate().map(|(i, shares)| (Output::Shares(i), *shares)));
         }
-        for cache in (0..self.sharded.program.caches.len() as u32).map(CacheId) {
-            for (part, ..) in self.cache_parts(cache) {
-                let parameter = self.input(Input::Cache(cache, part));
+        for (class, cache) in self.classes_and_caches() {
+            for (part, ..) in self.cache_parts(class, cache) {
+                let parameter = self.input(Input::Cache(class, cache, part));
                 self.b.alias(results.len(), parameter);
                 // A cache that no op writes comes back as it is.
-                let written = self.caches.get(&(cache, part)).copied().unwrap_or(parameter);
-                results.push((Output::Cache(cache, part), written));
+                let written = self.caches.get(&(class, cache, part)).copied().unwrap_or(parameter);
+                results.push((Output::Cache(class, cache, part), written));
             }
         }
         let port = |(role, val): &(Output, Array)| Port { role: *role, dtype: val.dtype(), dims: val.dims() };
@@ -335,10 +331,12 @@ pub(super) fn options(profile: &Profile) -> Options {
 
 /// What the compiler's messages call a module.
 fn name(module: &ModuleSpec) -> String {
+    let (len, classes) = (module.longest(), module.parts.len());
     match module.kind {
-        ModuleKind::Decode { batch } => format!("decode_{batch}_of_{}", module.len),
-        ModuleKind::Prefill { tokens } => format!("prefill_{tokens}_after_{}", module.len),
-        ModuleKind::Score { tokens } => format!("score_{tokens}_after_{}", module.len),
+        ModuleKind::Decode { batch } if classes > 1 => format!("decode_{batch}_of_{len}_in_{classes}"),
+        ModuleKind::Decode { batch } => format!("decode_{batch}_of_{len}"),
+        ModuleKind::Prefill { tokens } => format!("prefill_{tokens}_after_{len}"),
+        ModuleKind::Score { tokens } => format!("score_{tokens}_after_{len}"),
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! * [`instances`]: machines; * [`lengths`]: what requests look like; * [`shard`]: one core's part of a program;
 //! * [`memory`]: what a core holds; * [`roofline`]: the least time of a step; * [`buckets`]: few buckets for many lengths;
-//! * `choose` and `classes`: the search; * [`mod@replay`]: a trace of requests through rows;
+//! * `choose` and `classes`: the search; `levels`: decode modules over all classes; * [`mod@replay`]: a trace of requests through rows;
 //! * [`mod@simulate`]: a trace through a plan's buckets.
 //!
 //! Pure arithmetic over a [`Program`]: nothing is read, run or measured. A plan fits in memory by its own table, and every
@@ -14,6 +14,7 @@ mod choose;
 mod classes;
 pub mod instances;
 pub mod lengths;
+mod levels;
 pub mod memory;
 mod reasons;
 pub mod replay;
@@ -33,7 +34,7 @@ pub use self::replay::Lane;
 pub use self::roofline::Roofline;
 pub use self::shard::Shard;
 pub use self::simulate::{Simulation, Useful, simulate};
-use super::{CacheShape, ModelSpec, ModuleKind, ModuleSpec, Profile};
+use super::{CacheShape, ModelSpec, ModuleKind, ModuleSpec, Part, Profile};
 use crate::backend::{KvType, Quant};
 
 /// What a plan is to be best at.
@@ -131,7 +132,7 @@ pub struct Plan {
     pub context: usize,
     /// Classes of rows, shortest first.
     pub classes: Vec<CacheShape>,
-    /// Modules, class by class.
+    /// Modules, class by class, then those that decode several.
     pub modules: Vec<ModuleSpec>,
     /// Seconds of a step of each, at least.
     pub module_seconds: Vec<f64>,
@@ -357,16 +358,18 @@ impl Plan {
             return field("modules", format!("a list of {}: there are {MAX_NEFFS} at most", self.modules.len()));
         }
         for (i, m) in self.modules.iter().enumerate() {
-            let decode = matches!(m.kind, ModuleKind::Decode { .. });
-            let most = if decode { m.class.rows } else { m.class.positions };
-            let fits = (1..=most).contains(&m.kind.tokens()) && m.len <= m.class.positions;
-            if !self.classes.contains(&m.class) || !fits || m.biases > program.vocab() {
+            let strange = m.parts.iter().position(|part| !self.classes.contains(&part.class));
+            let strange = strange.map(|part| format!("field `parts[{part}]`: its class is not among `classes`"));
+            if let Some(what) = m.check_parts().err().or(strange) {
+                return Err(format!("field `modules[{i}]`: {what}"));
+            }
+            if m.biases > program.vocab() {
                 return field(&format!("modules[{i}]"), format!("{m:?}"));
             }
         }
         let decodes = |class: &CacheShape| {
-            let all = ModuleKind::Decode { batch: class.rows };
-            self.modules.iter().any(|m| m.class == *class && m.kind == all)
+            let all = |part: &Part| part.class == *class && part.rows == class.rows;
+            self.modules.iter().any(|m| matches!(m.kind, ModuleKind::Decode { .. }) && m.parts.iter().any(all))
         };
         match self.classes.iter().find(|class| !decodes(class)) {
             Some(class) => Err(format!("field `modules`: no decode module takes all rows of {class:?}")),
@@ -377,7 +380,7 @@ impl Plan {
     /// Rows, longest sequence and chunks of a class.
     pub fn lane(&self, class: CacheShape) -> Lane {
         let chunk = |m: &ModuleSpec| match m.kind {
-            ModuleKind::Prefill { tokens } if m.class == class => Some(tokens),
+            ModuleKind::Prefill { tokens } if m.part(class).is_some() => Some(tokens),
             _ => None,
         };
         let mut chunks: Vec<usize> = self.modules.iter().filter_map(chunk).collect();

@@ -30,7 +30,7 @@ use njoule_hlo::{EvalError, EvalOptions, Executable, Module, Target, Tensor, enc
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
 pub use self::device::{Neffs, NeuronDevice};
 pub use self::golden::{Golden, GoldenPrompt};
-pub use self::model::{DecodeBucket, LoadedModel, LogitsFound, ProbeModel, PromptFound, tolerance};
+pub use self::model::{DecodeBucket, DecodeRows, LoadedModel, LogitsFound, ProbeModel, PromptFound, tolerance};
 pub use self::outcome::{FormOutcome, Outcome, State, StepOutcome};
 pub use self::power::{DevicePower, PowerFile, PowerFound};
 pub use self::redaction::Redaction;

@@ -4,11 +4,11 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Component, Path};
 
 use njoule_hlo::DType;
-use njoule_models::program::{CacheId, WeightId};
+use njoule_models::program::WeightId;
 
 use super::parameters::{ALIGN, file_bytes};
 use super::{FileRecord, Manifest, ModuleRecord, Origin, Parameter, port_bytes};
-use crate::backend::neuron::interface::{CachePart, CacheShape, Input, ModuleKind, Output, Port};
+use crate::backend::neuron::interface::{CachePart, Input, ModuleKind, Output, Port};
 
 /// The first thing that is wrong, with its field.
 pub(super) fn check(m: &Manifest) -> Result<(), String> {
@@ -110,7 +110,7 @@ fn check_parameters(m: &Manifest) -> Result<HashMap<Input, &Parameter>, String> 
     Ok(known)
 }
 
-type Caches<'a> = HashMap<(CacheShape, CacheId, CachePart), &'a Port<Input>>;
+type Caches<'a> = HashMap<Input, &'a Port<Input>>;
 
 fn check_module<'a>(
     module: &'a ModuleRecord,
@@ -119,16 +119,15 @@ fn check_module<'a>(
     caches: &mut Caches<'a>,
 ) -> Result<(), String> {
     let (layout, spec) = (&m.layout, &module.spec);
-    let class = spec.class;
-    if !layout.classes.contains(&class) {
-        return Err("its class is not among `layout.classes`".to_owned());
+    spec.check_parts()?;
+    if let Some(i) = spec.parts.iter().position(|part| !layout.classes.contains(&part.class)) {
+        return Err(format!("field `parts[{i}]`: its class is not among `layout.classes`"));
+    }
+    if spec.biases > MOST_BIASES {
+        return Err(format!("field `biases` is {}", spec.biases));
     }
     let (tokens, outputs) = (spec.kind.tokens(), spec.kind.outputs());
     let decode = matches!(spec.kind, ModuleKind::Decode { .. });
-    let most = if decode { class.rows } else { class.positions };
-    if !(1..=most).contains(&tokens) || spec.len > class.positions || spec.biases > MOST_BIASES {
-        return Err(format!("a step of {tokens} tokens over {} positions does not fit its class", spec.len));
-    }
     let mut seen = HashSet::new();
     for (i, port) in module.inputs.iter().enumerate() {
         let at = |what: &str| format!("input {i} {what}");
@@ -153,14 +152,17 @@ fn check_module<'a>(
                 }
                 continue;
             }
-            Input::Cache(id, part) => {
+            Input::Cache(class, _, part) => {
+                if spec.part(class).is_none() {
+                    return Err(at("(cache) is of a class that is not among its `parts`"));
+                }
                 let values = matches!(part, CachePart::Keys | CachePart::Values);
                 let fits =
                     port.dims.len() == if values { 4 } else { 3 } && port.dims[..2] == [class.rows, class.positions];
                 if !fits || port_bytes(port.dtype, &port.dims).is_none_or(|bytes| bytes == 0) {
                     return Err(at("(cache) has another shape than its class"));
                 }
-                let known = caches.entry((class, id, part)).or_insert(port);
+                let known = caches.entry(port.role).or_insert(port);
                 if *known != port {
                     return Err(at("(cache) has another type or shape than in another module"));
                 }
@@ -207,8 +209,8 @@ fn check_outputs(module: &ModuleRecord, m: &Manifest, inputs: &HashSet<Input>) -
             Output::Greedy => (DType::S32, &[rows]),
             Output::Logits => (DType::F32, &[rows, m.model.vocab]),
             Output::Shares(_) => return Err(at("is a router's: no step asks for it")),
-            Output::Cache(id, part) => {
-                let input = module.inputs.iter().find(|i| i.role == Input::Cache(id, part));
+            Output::Cache(class, id, part) => {
+                let input = module.inputs.iter().find(|i| i.role == Input::Cache(class, id, part));
                 if input.is_none_or(|i| i.dtype != port.dtype || i.dims != port.dims) {
                     return Err(at("(cache) has no input of its kind to be aliased to"));
                 }
@@ -224,8 +226,9 @@ fn check_outputs(module: &ModuleRecord, m: &Manifest, inputs: &HashSet<Input>) -
     if let Some(missing) = needed.iter().find(|role| !seen.contains(role)) {
         return Err(format!("it has no output {missing:?}"));
     }
-    let unwritten =
-        inputs.iter().find(|role| matches!(role, Input::Cache(id, part) if !seen.contains(&Output::Cache(*id, *part))));
+    let unwritten = inputs.iter().find(
+        |role| matches!(role, Input::Cache(class, id, part) if !seen.contains(&Output::Cache(*class, *id, *part))),
+    );
     match unwritten {
         Some(role) => Err(format!("{role:?} is no output")),
         None => Ok(()),

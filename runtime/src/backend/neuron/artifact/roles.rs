@@ -1,11 +1,12 @@
-//! Ports as the manifest writes them: `{"role": "cache:3:keys", "dtype": "bf16", "dims": [4, 2048, 8, 128]}`.
+//! Ports as the manifest writes them: `{"role": "cache:4x2048:3:keys", "dtype": "bf16", "dims": [4, 2048, 8, 128]}`, a cache
+//! with rows and positions of its class.
 
 use njoule_hlo::DType;
 use njoule_models::program::{CacheId, WeightId};
 use serde::de::{Deserialize, Deserializer, Error};
 use serde::ser::{Serialize, Serializer};
 
-use crate::backend::neuron::interface::{CachePart, Input, Output, Port, WeightPart};
+use crate::backend::neuron::interface::{CachePart, CacheShape, Input, Output, Port, WeightPart};
 
 /// A role that has a name.
 pub trait Role: Sized {
@@ -49,15 +50,15 @@ const WEIGHT_PARTS: [(&str, WeightPart); 2] = [("values", WeightPart::Values), (
 impl Role for Input {
     fn name(&self) -> String {
         match self {
-            Input::Cache(id, part) => cache_name(*id, *part),
+            Input::Cache(class, id, part) => cache_name(*class, *id, *part),
             Input::Weight(id, part) => format!("weight:{}:{}", id.0, name_in(&WEIGHT_PARTS, part)),
             plain => name_in(&INPUTS, plain).to_owned(),
         }
     }
 
     fn parse(name: &str) -> Option<Input> {
-        if let Some((id, part)) = cache_of(name) {
-            return Some(Input::Cache(id, part));
+        if let Some((class, id, part)) = cache_of(name) {
+            return Some(Input::Cache(class, id, part));
         }
         if let Some(rest) = name.strip_prefix("weight:") {
             let (id, part) = rest.split_once(':')?;
@@ -70,26 +71,29 @@ impl Role for Input {
 impl Role for Output {
     fn name(&self) -> String {
         match self {
-            Output::Cache(id, part) => cache_name(*id, *part),
+            Output::Cache(class, id, part) => cache_name(*class, *id, *part),
             plain => name_in(&OUTPUTS, plain).to_owned(),
         }
     }
 
     fn parse(name: &str) -> Option<Output> {
         match cache_of(name) {
-            Some((id, part)) => Some(Output::Cache(id, part)),
+            Some((class, id, part)) => Some(Output::Cache(class, id, part)),
             None => value_in(&OUTPUTS, name),
         }
     }
 }
 
-fn cache_name(id: CacheId, part: CachePart) -> String {
-    format!("cache:{}:{}", id.0, name_in(&CACHE_PARTS, &part))
+fn cache_name(class: CacheShape, id: CacheId, part: CachePart) -> String {
+    format!("cache:{}x{}:{}:{}", class.rows, class.positions, id.0, name_in(&CACHE_PARTS, &part))
 }
 
-fn cache_of(name: &str) -> Option<(CacheId, CachePart)> {
-    let (id, part) = name.strip_prefix("cache:")?.split_once(':')?;
-    Some((CacheId(id.parse().ok()?), value_in(&CACHE_PARTS, part)?))
+fn cache_of(name: &str) -> Option<(CacheShape, CacheId, CachePart)> {
+    let (class, rest) = name.strip_prefix("cache:")?.split_once(':')?;
+    let (rows, positions) = class.split_once('x')?;
+    let class = CacheShape { rows: rows.parse().ok()?, positions: positions.parse().ok()? };
+    let (id, part) = rest.split_once(':')?;
+    Some((class, CacheId(id.parse().ok()?), value_in(&CACHE_PARTS, part)?))
 }
 
 fn name_in<T: PartialEq>(table: &[(&'static str, T)], value: &T) -> &'static str {

@@ -4,15 +4,18 @@ use serde_json::Value;
 
 use super::write::MARKER;
 use super::*;
-use crate::backend::neuron::interface::{CachePart, ModuleKind, WeightPart};
+use crate::backend::neuron::interface::{CachePart, ModuleKind, Part, WeightPart};
 
 const CLASS: CacheShape = CacheShape { rows: 2, positions: 8 };
+const LONGER: CacheShape = CacheShape { rows: 1, positions: 16 };
 const VOCAB: usize = 40;
 const CANDIDATES: usize = 4;
 
-/// A module of each kind, with one cache and two weights, on two cores.
+/// A module of each kind, and one that decodes two classes, with one cache and two weights, on two cores.
 pub(crate) fn layout() -> Layout {
-    let spec = |kind, len| ModuleSpec { class: CLASS, kind, len, biases: 2, mask: true };
+    let choosing = |spec| ModuleSpec { biases: 2, mask: true, ..spec };
+    let spec = |kind, len| choosing(ModuleSpec::of(CLASS, kind, len));
+    let parts = [Part { class: CLASS, rows: 2, len: 4 }, Part { class: LONGER, rows: 1, len: 16 }];
     Layout {
         instance: "inf2.xlarge".to_owned(),
         target: Target::Inf2,
@@ -24,11 +27,12 @@ pub(crate) fn layout() -> Layout {
         candidates: CANDIDATES,
         context: 5,
         profile: Profile::default(),
-        classes: vec![CLASS],
+        classes: vec![CLASS, LONGER],
         modules: vec![
             spec(ModuleKind::Decode { batch: 2 }, 8),
             spec(ModuleKind::Prefill { tokens: 3 }, 8),
-            ModuleSpec { biases: 0, mask: false, ..spec(ModuleKind::Score { tokens: 3 }, 8) },
+            ModuleSpec::of(CLASS, ModuleKind::Score { tokens: 3 }, 8),
+            choosing(ModuleSpec::decode(parts.into())),
         ],
     }
 }
@@ -50,8 +54,10 @@ fn inputs(spec: &ModuleSpec) -> Vec<Port<Input>> {
         ports.push(Port { role: Input::BiasValues, dtype: DType::F32, dims: vec![outputs, 2] });
         ports.push(Port { role: Input::Mask, dtype: DType::U32, dims: vec![outputs, 1] });
     }
-    let keys = Input::Cache(CacheId(0), CachePart::Keys);
-    ports.push(Port { role: keys, dtype: DType::BF16, dims: vec![CLASS.rows, CLASS.positions, 1, 4] });
+    for class in spec.parts.iter().map(|part| part.class) {
+        let role = Input::Cache(class, CacheId(0), CachePart::Keys);
+        ports.push(Port { role, dtype: DType::BF16, dims: vec![class.rows, class.positions, 1, 4] });
+    }
     let weight = |id, part| Input::Weight(WeightId(id), part);
     ports.push(Port { role: weight(0, WeightPart::Values), dtype: DType::S8, dims: vec![30, 7] });
     ports.push(Port { role: weight(0, WeightPart::Scales), dtype: DType::F32, dims: vec![30] });
@@ -70,7 +76,10 @@ fn outputs(spec: &ModuleSpec) -> Vec<Port<Output>> {
             port(Output::Greedy, DType::S32, &[rows]),
         ],
     };
-    ports.push(port(Output::Cache(CacheId(0), CachePart::Keys), DType::BF16, &[CLASS.rows, CLASS.positions, 1, 4]));
+    for class in spec.parts.iter().map(|part| part.class) {
+        let role = Output::Cache(class, CacheId(0), CachePart::Keys);
+        ports.push(port(role, DType::BF16, &[class.rows, class.positions, 1, 4]));
+    }
     ports
 }
 
@@ -80,7 +89,9 @@ fn module_of(inputs: &[Port<Input>], outputs: &[Port<Output>]) -> Vec<u8> {
     let parameters: Vec<_> =
         inputs.iter().enumerate().map(|(i, p)| b.parameter(&format!("p{i}"), p.dtype, &p.dims)).collect();
     let mut result = |port: &Port<Output>| match port.role {
-        Output::Cache(id, part) => parameters[inputs.iter().position(|p| p.role == Input::Cache(id, part)).unwrap()],
+        Output::Cache(class, id, part) => {
+            parameters[inputs.iter().position(|p| p.role == Input::Cache(class, id, part)).unwrap()]
+        }
         _ if port.dtype == DType::F32 => b.full(&port.dims, 0f32),
         _ => b.full(&port.dims, 0i32),
     };
@@ -113,7 +124,7 @@ fn write(place: &Path) -> String {
     for (i, (spec, inputs)) in layout.modules.iter().zip(all).enumerate() {
         let module = Module {
             name: format!("m{i}"),
-            spec: *spec,
+            spec: spec.clone(),
             inputs: inputs.clone(),
             outputs: outputs(spec),
             hlo: module_of(&inputs, &outputs(spec)),
@@ -370,12 +381,64 @@ fn inconsistent_fields_are_refused_by_name() {
         ("/modules/0/outputs/4/dims/0", 1.into(), "output 4"),
         ("/parameters/1/offset", 100.into(), "`a.weight`"),
         ("/parameters/1/bytes", 100.into(), "`a.weight`"),
-        ("/modules/0/spec/len", 9.into(), "modules[0]"),
+        ("/modules/0/spec/parts/0/len", 9.into(), "modules[0]"),
+        ("/modules/3/inputs/7/role", "cache:2x9:0:keys".into(), "input 7 (cache) is of a class that is not among"),
+        ("/modules/3/inputs/7/role", "cache:0:keys".into(), "\"cache:0:keys\""),
+        ("/modules/3/inputs/8/role", "cache:2x8:0:keys".into(), "input 8 has a role that another has"),
+        ("/modules/3/inputs/8/dims/1", 8.into(), "input 8 (cache) has another shape than its class"),
+        ("/modules/3/outputs/5/role", "cache:2x8:0:keys".into(), "output 5"),
     ];
     for (pointer, to, says) in cases {
         let error = Manifest::parse(&changed(&text, pointer, to)).unwrap_err();
         assert!(error.contains(says), "{pointer}: {error}");
     }
+}
+
+#[test]
+fn lists_of_classes_that_are_none_are_refused_by_name() {
+    let (_dir, place) = written();
+    let text = fs::read(place.join(MANIFEST)).unwrap();
+    let part = |rows: usize, positions: usize, of: usize, len: usize| serde_json::json!({"class": {"rows": of, "positions": positions}, "rows": rows, "len": len});
+    let (short, long) = (part(2, 8, 2, 4), part(1, 16, 1, 16));
+    let cases = [
+        (vec![], "field `parts` is an empty list"),
+        (vec![long.clone(), short.clone()], "field `parts[1]`: its class is no longer than that of the part before it"),
+        (
+            vec![short.clone(), short.clone()],
+            "field `parts[1]`: its class is no longer than that of the part before it",
+        ),
+        (vec![short.clone()], "field `kind` has 3 rows, the `parts` have 2"),
+        (
+            vec![short.clone(), part(2, 16, 1, 16)],
+            "field `parts[1]`: 2 rows of 16 positions are no part of 1 rows of 16",
+        ),
+        (
+            vec![short.clone(), part(1, 16, 1, 17)],
+            "field `parts[1]`: 1 rows of 17 positions are no part of 1 rows of 16",
+        ),
+        (vec![short.clone(), part(1, 17, 1, 16)], "field `parts[1]`: its class is not among `layout.classes`"),
+    ];
+    for (parts, says) in cases {
+        // Both places say it, so that nothing else is wrong.
+        let mut value: Value = serde_json::from_slice(&text).unwrap();
+        for pointer in ["/layout/modules/3/parts", "/modules/3/spec/parts"] {
+            *value.pointer_mut(pointer).unwrap() = Value::Array(parts.clone());
+        }
+        let parts = value["modules"][3]["spec"]["parts"].clone();
+        let error = Manifest::parse(&changed(&serde_json::to_vec(&value).unwrap(), "/modules/3/spec/parts", parts));
+        let error = error.unwrap_err();
+        assert!(error.starts_with("field `modules[3]` (m3): ") && error.ends_with(says), "{error} does not say {says}");
+    }
+    // A chunk is of one class.
+    let mut value: Value = serde_json::from_slice(&text).unwrap();
+    value["layout"]["modules"][1]["parts"] = Value::Array(vec![short.clone(), long.clone()]);
+    let to = value["layout"]["modules"][1]["parts"].clone();
+    let error =
+        Manifest::parse(&changed(&serde_json::to_vec(&value).unwrap(), "/modules/1/spec/parts", to)).unwrap_err();
+    assert_eq!(error, "field `modules[1]` (m1): field `parts`: a chunk is of one row, not of 3");
+    // The format before this one had one class by itself.
+    let error = Manifest::parse(br#"{"format": 1}"#).unwrap_err();
+    assert!(error.contains("`format` is 1, this njoule reads 2: build the artifact anew"), "{error}");
 }
 
 /// Every place in a value.
@@ -403,7 +466,7 @@ proptest! {
         let pointer = at.get(&places).clone();
         prop_assume!(pointer != "/id" && !pointer.is_empty());
         let huge = (i64::MAX as u64).into();
-        let to = [Value::Null, n.into(), huge, "weight:0:values".into(), "cache:99:keys".into(), Value::Array(vec![]),
+        let to = [Value::Null, n.into(), huge, "weight:0:values".into(), "cache:2x8:99:keys".into(), Value::Array(vec![]),
             Value::Array(vec![n.into(); 5]), serde_json::json!({})][to].clone();
         let text = changed(&text, &pointer, to);
         let _ = Manifest::parse(&text);

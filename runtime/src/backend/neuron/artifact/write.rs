@@ -161,7 +161,7 @@ impl Writer {
         }
         self.manifest.modules.push(ModuleRecord {
             name: name.clone(),
-            spec: *spec,
+            spec: spec.clone(),
             inputs: inputs.clone(),
             outputs: outputs.clone(),
             hlo,

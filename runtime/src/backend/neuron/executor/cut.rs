@@ -1,8 +1,8 @@
 //! A batch as runs of modules: which module, which rows of it, where each result goes.
 //!
-//! Decodes of a class share one run in the smallest bucket that covers their rows and the longest of them; a chunk takes
-//! the smallest bucket that holds it, or several of the largest. Where no prefill bucket reaches, tokens go one by one.
-//! All is integer work on reused buffers: a step allocates nothing once they have grown.
+//! Decodes share runs as [`Decodes`] has it: one run in the smallest bucket that covers rows and lengths of all classes, or
+//! several where none does. A chunk takes the smallest bucket that holds it, or several of the largest. Where no prefill
+//! bucket reaches, tokens go one by one. All is integer work on reused buffers: a step allocates nothing once they have grown.
 //!
 //! Invariant: every token of the batch is in exactly one line, a sequence's lines are in order of position, and no run
 //! writes outside its class's rows and positions.
@@ -10,6 +10,7 @@
 use std::ops::Range;
 
 use crate::backend::neuron::artifact::Layout;
+use crate::backend::neuron::decodes::{Decodes, Need};
 use crate::backend::neuron::interface::ModuleKind;
 use crate::backend::{Batch, RowClass, StepError, Wants};
 
@@ -17,6 +18,7 @@ use crate::backend::{Batch, RowClass, StepError, Wants};
 #[derive(Clone, Debug)]
 pub struct Buckets {
     classes: Vec<Class>,
+    decodes: Decodes,
 }
 
 #[derive(Clone, Debug)]
@@ -26,15 +28,14 @@ struct Class {
     rows: usize,
     positions: usize,
     max_len: usize,
-    decode: Vec<Bucket>,
     prefill: Vec<Bucket>,
     score: Vec<Bucket>,
 }
 
-/// A module of a class.
+/// A module of a class's chunks.
 #[derive(Clone, Copy, Debug)]
 struct Bucket {
-    /// Rows or tokens.
+    /// Tokens.
     size: usize,
     /// Positions that it reads.
     len: usize,
@@ -56,7 +57,7 @@ pub struct Call {
 pub struct Line {
     /// Index into [`Batch::seqs`].
     pub seq: usize,
-    /// Row of the class.
+    /// Row of the step: of a decode, through the classes of its module; of a chunk, of its class.
     pub row: usize,
     /// Their rows of the batch.
     pub tokens: Range<usize>,
@@ -73,35 +74,40 @@ pub struct Cut {
     pub lines: Vec<Line>,
     /// Decodes: class, row, index into `seqs`.
     decodes: Vec<(usize, usize, usize)>,
+    /// By class, what is left to decode.
+    needs: Vec<Need>,
 }
 
 impl Buckets {
     /// Of a layout that was checked.
     pub fn new(layout: &Layout) -> Buckets {
         let mut first = 0;
-        let classes = layout.classes.iter().map(|&class| {
-            let (mut decode, mut prefill, mut score) = (vec![], vec![], vec![]);
-            for (module, spec) in layout.modules.iter().enumerate().filter(|(_, spec)| spec.class == class) {
+        let decodes = Decodes::new(&layout.classes, &layout.modules);
+        let classes = layout.classes.iter().enumerate().map(|(i, &class)| {
+            let (mut prefill, mut score) = (vec![], vec![]);
+            for (module, spec) in layout.modules.iter().enumerate() {
+                let Some(part) = spec.part(class) else { continue };
                 let (list, size) = match spec.kind {
-                    ModuleKind::Decode { batch } => (&mut decode, batch),
+                    ModuleKind::Decode { .. } => continue,
                     ModuleKind::Prefill { tokens } => (&mut prefill, tokens),
                     ModuleKind::Score { tokens } => (&mut score, tokens),
                 };
-                list.push(Bucket { size, len: spec.len, module });
+                list.push(Bucket { size, len: part.len, module });
             }
-            for list in [&mut decode, &mut prefill, &mut score] {
+            for list in [&mut prefill, &mut score] {
                 list.sort_by_key(|b| (b.size, b.len));
             }
             // A chunk at the last position still needs room for the smallest bucket, and idle rows write the last one.
             let chunk = prefill.iter().chain(&score).map(|b| b.size).min().unwrap_or(1).max(1);
             // A token reads what is before it, by a decode module of all rows.
-            let read = decode.iter().filter(|b| b.size == class.rows).map(|b| b.len).max().unwrap_or(0);
+            let read = decodes.longest(i, class.rows).unwrap_or(0);
             let max_len = (class.positions - chunk.min(class.positions)).min(read + 1).min(layout.context);
             let start = first;
             first += class.rows;
-            Class { first: start, rows: class.rows, positions: class.positions, max_len, decode, prefill, score }
+            Class { first: start, rows: class.rows, positions: class.positions, max_len, prefill, score }
         });
-        Buckets { classes: classes.collect() }
+        let classes = classes.collect();
+        Buckets { classes, decodes }
     }
 
     /// The rows as the engine sees them.
@@ -128,11 +134,6 @@ impl Buckets {
 }
 
 impl Class {
-    /// The smallest that covers.
-    fn decode(&self, rows: usize, len: usize) -> Option<Bucket> {
-        self.decode.iter().find(|b| b.size >= rows && b.len >= len).copied()
-    }
-
     /// For `tokens` from position `start` on: the smallest that holds them, else the largest that fits.
     fn chunk(&self, list: &[Bucket], tokens: usize, start: usize) -> Option<Bucket> {
         let fit = || list.iter().filter(|b| b.len >= start && start + b.size <= self.positions);
@@ -164,49 +165,74 @@ impl Cut {
             if span.rows.len() == 1 && !logits {
                 self.decodes.push((class, row, seq));
             } else {
-                self.chunks(batch, &buckets.classes[class], seq, row, logits)?;
+                self.chunks(batch, buckets, seq, (class, row), logits)?;
             }
         }
-        // A row of a class serves one sequence: keys differ.
-        self.decodes.sort_unstable();
-        let mut at = 0;
-        while let Some(&(class, ..)) = self.decodes.get(at) {
-            let end = at + self.decodes[at..].iter().take_while(|d| d.0 == class).count();
-            let first = self.lines.len();
-            let (mut rows, mut len) = (0, 0);
-            for i in at..end {
-                let (_, row, seq) = self.decodes[i];
-                let span = &batch.seqs[seq];
-                (rows, len) = (rows.max(row + 1), len.max(span.context - 1));
-                let (tokens, outputs) = (span.rows.clone(), outputs_in(batch, &span.rows));
-                self.lines.push(Line { seq, row, tokens, outputs });
-            }
-            let Some(bucket) = buckets.classes[class].decode(rows, len) else {
-                return Err(StepError::Batch(format!(
-                    "no decode module of class {class} has {rows} rows of {len} positions"
-                )));
-            };
-            self.calls.push(Call { module: bucket.module, lines: first..self.lines.len() });
-            at = end;
-        }
-        Ok(())
+        self.decode(batch, buckets)
     }
 
-    fn chunks(&mut self, batch: &Batch, class: &Class, seq: usize, row: usize, logits: bool) -> Result<(), StepError> {
-        let span = &batch.seqs[seq];
+    /// Runs of all decodes.
+    fn decode(&mut self, batch: &Batch, buckets: &Buckets) -> Result<(), StepError> {
+        let Cut { calls, lines, decodes, needs } = self;
+        // A row of a class serves one sequence: keys differ.
+        decodes.sort_unstable();
+        needs.clear();
+        needs.resize(buckets.classes.len(), Need::default());
+        for &(class, row, seq) in &*decodes {
+            let need = &mut needs[class];
+            *need = Need { rows: need.rows.max(row + 1), len: need.len.max(batch.seqs[seq].context - 1) };
+        }
+        while let Some(decode) = buckets.decodes.choose(needs) {
+            let first = lines.len();
+            for &(class, row, seq) in decodes.iter().filter(|(class, ..)| decode.covers(*class, needs[*class])) {
+                let tokens = batch.seqs[seq].rows.clone();
+                let outputs = outputs_in(batch, &tokens);
+                lines.push(Line { seq, row: decode.row(class, row), tokens, outputs });
+            }
+            for (class, need) in needs.iter_mut().enumerate() {
+                if decode.covers(class, *need) {
+                    *need = Need::default();
+                }
+            }
+            calls.push(Call { module: decode.module, lines: first..lines.len() });
+        }
+        match needs.iter().position(|need| need.rows > 0) {
+            None => Ok(()),
+            Some(class) => {
+                let Need { rows, len } = needs[class];
+                Err(StepError::Batch(format!("no decode module of class {class} has {rows} rows of {len} positions")))
+            }
+        }
+    }
+
+    fn chunks(
+        &mut self,
+        batch: &Batch,
+        buckets: &Buckets,
+        seq: usize,
+        (class, row): (usize, usize),
+        logits: bool,
+    ) -> Result<(), StepError> {
+        let (span, number) = (&batch.seqs[seq], class);
+        let class = &buckets.classes[number];
         let list = if logits { &class.score } else { &class.prefill };
         let mut done = span.rows.start;
         while done < span.rows.end {
             let start = span.context - (span.rows.end - done);
             let left = span.rows.end - done;
             let first = self.lines.len();
-            let (module, taken) = match class.chunk(list, left, start) {
-                Some(bucket) => (bucket.module, bucket.size.min(left)),
+            let (module, taken, row) = match class.chunk(list, left, start) {
+                Some(bucket) => (bucket.module, bucket.size.min(left), row),
                 None if logits => return Err(no_module("score", left, start)),
-                None => match class.decode(row + 1, start) {
-                    Some(bucket) => (bucket.module, 1),
-                    None => return Err(no_module("prefill or decode", left, start)),
-                },
+                None => {
+                    self.needs.clear();
+                    self.needs.resize(buckets.classes.len(), Need::default());
+                    self.needs[number] = Need { rows: row + 1, len: start };
+                    match buckets.decodes.choose(&self.needs) {
+                        Some(decode) => (decode.module, 1, decode.row(number, row)),
+                        None => return Err(no_module("prefill or decode", left, start)),
+                    }
+                }
             };
             let tokens = done..done + taken;
             let outputs = outputs_in(batch, &tokens);

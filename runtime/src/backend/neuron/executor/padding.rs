@@ -1,8 +1,8 @@
 //! What the modules of a step compute for nobody: rows of a bucket without a sequence, and positions that its sequences do
 //! not have.
 //!
-//! A module's work is that of its shape, filled or not. Invariant: a step's padding and the work of its batch are the work of
-//! the modules that ran, weights apart; where a bucket's shape is no more than its rows, nothing is padding.
+//! A module's work is that of its shapes, one of each class, filled or not. Invariant: a step's padding and the work of its batch are the work of
+//! the modules that ran, weights apart; where a bucket's shapes are no more than its rows, nothing is padding.
 
 use crate::backend::neuron::ModuleSpec;
 use crate::backend::neuron::interface::ModuleKind;
@@ -10,7 +10,7 @@ use crate::backend::{Batch, Cost, CostModel, Padding};
 
 use super::cut::{Cut, Line};
 
-/// What a module computes.
+/// What a module computes of a class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// Sequences.
@@ -24,14 +24,14 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Of a module.
-    pub fn of(spec: &ModuleSpec) -> Shape {
-        let context = spec.len;
-        match spec.kind {
-            ModuleKind::Decode { batch } => Shape { seqs: batch, rows: 1, context, outputs: 1 },
-            ModuleKind::Prefill { tokens } => Shape { seqs: 1, rows: tokens, context, outputs: 1 },
-            ModuleKind::Score { tokens } => Shape { seqs: 1, rows: tokens, context, outputs: tokens },
-        }
+    /// Those of a module.
+    pub fn of(spec: &ModuleSpec) -> Vec<Shape> {
+        let (rows, outputs) = match spec.kind {
+            ModuleKind::Decode { .. } => (1, 1),
+            ModuleKind::Prefill { tokens } => (tokens, 1),
+            ModuleKind::Score { tokens } => (tokens, tokens),
+        };
+        spec.parts.iter().map(|part| Shape { seqs: part.rows, rows, context: part.len, outputs }).collect()
     }
 
     fn cost(&self, costs: &CostModel) -> Cost {
@@ -42,10 +42,10 @@ impl Shape {
 }
 
 /// Of a step that was cut.
-pub fn of(cut: &Cut, batch: &Batch, shapes: &[Shape], costs: &CostModel) -> Padding {
+pub fn of(cut: &Cut, batch: &Batch, shapes: &[Vec<Shape>], costs: &CostModel) -> Padding {
     let mut padding = Padding::default();
     for call in &cut.calls {
-        let Some(shape) = shapes.get(call.module) else { continue };
+        let Some(shapes) = shapes.get(call.module) else { continue };
         let (mut rows, mut used) = (0, Cost::default());
         for line in &cut.lines[call.lines.clone()] {
             let cost = line_cost(line, batch, costs);
@@ -53,8 +53,13 @@ pub fn of(cut: &Cut, batch: &Batch, shapes: &[Shape], costs: &CostModel) -> Padd
             used.flops += cost.flops;
             used.kv_bytes += cost.kv_bytes;
         }
-        let all = shape.cost(costs);
-        padding.rows += (shape.seqs * shape.rows).saturating_sub(rows);
+        let (mut all, mut computed) = (Cost::default(), 0);
+        for shape in shapes {
+            let cost = shape.cost(costs);
+            (all.flops, all.kv_bytes) = (all.flops + cost.flops, all.kv_bytes + cost.kv_bytes);
+            computed += shape.seqs * shape.rows;
+        }
+        padding.rows += computed.saturating_sub(rows);
         padding.cost.flops += (all.flops - used.flops).max(0.0);
         padding.cost.kv_bytes += (all.kv_bytes - used.kv_bytes).max(0.0);
     }
@@ -79,7 +84,7 @@ mod tests {
     /// Four rows of 40 positions; decodes of one and four, chunks of eight.
     fn layout() -> Layout {
         let class = CacheShape { rows: 4, positions: 40 };
-        let spec = |kind| ModuleSpec { class, kind, len: 40, biases: 0, mask: false };
+        let spec = |kind| ModuleSpec::of(class, kind, 40);
         let modules = vec![
             spec(ModuleKind::Decode { batch: 1 }),
             spec(ModuleKind::Decode { batch: 4 }),
@@ -107,8 +112,8 @@ mod tests {
         }
         let (layout, mut cut) = (layout(), Cut::default());
         cut.cut(&b, &Buckets::new(&layout)).unwrap();
-        let shapes: Vec<Shape> = layout.modules.iter().map(Shape::of).collect();
-        let ran: f64 = cut.calls.iter().map(|call| shapes[call.module].cost(&costs).flops).sum();
+        let shapes: Vec<Vec<Shape>> = layout.modules.iter().map(Shape::of).collect();
+        let ran: f64 = cut.calls.iter().flat_map(|call| &shapes[call.module]).map(|s| s.cost(&costs).flops).sum();
         (of(&cut, &b, &shapes, &costs), used, ran)
     }
 

@@ -16,8 +16,7 @@ use njoule_neuron_sys::{Core, Error, Model, Run, Runtime, Status, Tensor, Tensor
 
 use super::step::{Io, Work};
 use crate::backend::neuron::artifact::{Artifact, ModuleRecord};
-use crate::backend::neuron::interface::{CachePart, CacheShape, Input, Output};
-use njoule_models::program::CacheId;
+use crate::backend::neuron::interface::{Input, Output};
 
 /// What a rank is made of.
 pub struct Seed {
@@ -190,7 +189,7 @@ impl Rank {
         let mut modules = vec![];
         for ((module, io), model) in manifest.modules.iter().zip(ios.iter()).zip(models) {
             let (mut bound, bytes) = bind(&runtime, core, module, io, model, |role| match role {
-                Input::Cache(id, part) => caches.get(module.spec.class, id, part),
+                Input::Cache(..) => caches.get(role),
                 role => index.get(&role).map(|i| &parameters.tensors[*i]),
             })?;
             memory.steps += bytes;
@@ -302,7 +301,7 @@ impl Pool {
 
 /// The caches of all classes, zeroed: what is masked is multiplied by zero, and must be a number.
 struct Caches {
-    index: HashMap<(CacheShape, CacheId, CachePart), usize>,
+    index: HashMap<Input, usize>,
     pool: Pool,
 }
 
@@ -311,8 +310,8 @@ impl Caches {
         let (mut index, mut sizes) = (HashMap::new(), vec![]);
         for module in modules {
             for port in &module.inputs {
-                if let Input::Cache(id, part) = port.role {
-                    index.entry((module.spec.class, id, part)).or_insert_with(|| {
+                if let Input::Cache(..) = port.role {
+                    index.entry(port.role).or_insert_with(|| {
                         sizes.push(port.bytes());
                         sizes.len() - 1
                     });
@@ -327,8 +326,8 @@ impl Caches {
         Ok(Caches { index, pool })
     }
 
-    fn get(&self, class: CacheShape, id: CacheId, part: CachePart) -> Option<&Tensor> {
-        self.index.get(&(class, id, part)).map(|i| &self.pool.tensors[*i])
+    fn get(&self, cache: Input) -> Option<&Tensor> {
+        self.index.get(&cache).map(|i| &self.pool.tensors[*i])
     }
 }
 
@@ -359,8 +358,8 @@ fn bind<'a>(
         match (port.role, io.output(port.role)) {
             (_, Some(place)) => gives.bind(&output, &outputs.slice(place.offset, place.bytes, &name(&output))?)?,
             // The same tensor on both sides: updated in place.
-            (Output::Cache(id, part), _) => {
-                gives.bind(&output, large(Input::Cache(id, part)).ok_or_else(|| missing(&port.role))?)?;
+            (Output::Cache(class, id, part), _) => {
+                gives.bind(&output, large(Input::Cache(class, id, part)).ok_or_else(|| missing(&port.role))?)?;
             }
             (role, None) => return Err(missing(&role)),
         }

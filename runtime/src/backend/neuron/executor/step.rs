@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use crate::backend::neuron::artifact::ModuleRecord;
-use crate::backend::neuron::interface::{Input, ModuleKind, Output};
+use crate::backend::neuron::interface::{Input, ModuleKind, Output, Part};
 use crate::backend::{Batch, Candidates, StepError, StepOutput, Wants};
 
 use super::cut::{Call, Cut, Line};
@@ -15,8 +15,8 @@ use super::cut::{Call, Cut, Line};
 #[derive(Clone, Debug)]
 pub struct Io {
     kind: ModuleKind,
-    /// Positions of the class's rows.
-    positions: usize,
+    /// Of each row of a decode step, the last position of its cache row, which no sequence reaches.
+    last: Vec<u32>,
     biases: usize,
     /// Of the inputs that have one.
     inputs: Vec<(Input, Place)>,
@@ -64,8 +64,15 @@ impl Io {
             }
         }
         let spec = &module.spec;
-        let (kind, positions, biases) = (spec.kind, spec.class.positions, spec.biases);
-        Io { kind, positions, biases, inputs, outputs, input_bytes, mask, output_bytes }
+        let (kind, biases) = (spec.kind, spec.biases);
+        let last = match kind {
+            ModuleKind::Decode { .. } => {
+                let of = |part: &Part| std::iter::repeat_n(to_u32(part.class.positions - 1), part.rows);
+                spec.parts.iter().flat_map(of).collect()
+            }
+            ModuleKind::Prefill { .. } | ModuleKind::Score { .. } => vec![],
+        };
+        Io { kind, last, biases, inputs, outputs, input_bytes, mask, output_bytes }
     }
 
     /// Where an input stands.
@@ -89,7 +96,7 @@ impl Io {
     /// Inputs of a run of nobody: every index in range.
     pub fn idle(&self, rank: usize, bytes: &mut Vec<u8>) {
         let start = self.blank(rank, bytes);
-        self.idle_rows(&mut bytes[start..], 0);
+        self.idle_rows(&mut bytes[start..]);
     }
 
     /// Appends the inputs of a run.
@@ -98,7 +105,7 @@ impl Io {
         let bytes = &mut bytes[start..];
         match self.kind {
             ModuleKind::Decode { .. } => {
-                self.idle_rows(bytes, 0);
+                self.idle_rows(bytes);
                 for line in lines {
                     let (row, at) = (line.row, line.tokens.start);
                     self.put(bytes, Input::Tokens, row, batch.tokens[at]);
@@ -224,12 +231,10 @@ impl Io {
         start
     }
 
-    /// An idle row writes the last position of its cache row, which no sequence reaches.
-    fn idle_rows(&self, bytes: &mut [u8], first: usize) {
-        if let ModuleKind::Decode { batch } = self.kind {
-            for row in first..batch {
-                self.put(bytes, Input::Slots, row, to_u32(self.positions - 1));
-            }
+    /// An idle row writes the last position of its cache row.
+    fn idle_rows(&self, bytes: &mut [u8]) {
+        for (row, last) in self.last.iter().enumerate() {
+            self.put(bytes, Input::Slots, row, *last);
         }
     }
 
@@ -238,7 +243,7 @@ impl Io {
         for role in [Input::Tokens, Input::Positions, Input::RopeLen] {
             self.put(bytes, role, row, 0);
         }
-        self.put(bytes, Input::Slots, row, to_u32(self.positions - 1));
+        self.put(bytes, Input::Slots, row, self.last[row]);
         for at in row * self.biases..(row + 1) * self.biases {
             self.put(bytes, Input::BiasIds, at, u32::MAX);
             self.put(bytes, Input::BiasValues, at, 0);

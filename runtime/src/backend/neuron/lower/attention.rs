@@ -1,12 +1,16 @@
 //! Attention: this step's keys and values are rounded to the caches' type before anybody attends, then read beside what the
 //! caches held; the write waits for nothing and nothing waits for it.
+//!
+//! Rows are cut by class, and each class's caches are read at its own length and written; what comes of it is joined.
+
+use std::ops::Range;
 
 use njoule_hlo::idioms::{self, Attention, KeysValues};
 use njoule_hlo::op::{Binary, Direction};
 use njoule_hlo::{DType, Val as Array};
 use njoule_models::program::Op;
 
-use super::{CachePart, Input, Lowering};
+use super::{CachePart, Input, Lowering, Part};
 use crate::backend::{KvType, Quant};
 
 impl Lowering<'_> {
@@ -16,21 +20,13 @@ impl Lowering<'_> {
         };
         let info = self.sharded.program.caches[cache.0 as usize];
         let group = heads / info.kv_heads;
-        let [n, t] = self.rows_and_tokens();
+        let t = self.tokens_of_row();
+        let n = self.module.kind.tokens() / t;
         let q = self.b.reshape(self.val(*q), &[n, t, info.kv_heads, group, info.k_dim]);
         let keys = self.b.reshape(self.val(*k), &[n, t, info.kv_heads, info.k_dim]);
         let values = self.b.reshape(self.val(*v), &[n, t, info.kv_heads, info.v_dim]);
         let (keys, key_scales) = self.stored(keys);
         let (values, value_scales) = self.stored(values);
-        let new = KeysValues { keys, values, scales: key_scales.zip(value_scales).map(|(k, v)| [k, v]) };
-
-        let read = |l: &mut Self, part| l.read(l.input(Input::Cache(*cache, part)));
-        let prior = (self.module.len > 0).then(|| KeysValues {
-            keys: read(self, CachePart::Keys),
-            values: read(self, CachePart::Values),
-            scales: (self.spec.kv == KvType::Int8)
-                .then(|| [CachePart::KeyScales, CachePart::ValueScales].map(|part| read(self, part))),
-        });
         let sinks = sinks.map(|sinks| {
             let sinks = self.values(sinks);
             self.b.reshape(sinks, &[info.kv_heads, group])
@@ -43,19 +39,49 @@ impl Lowering<'_> {
         };
         let how = Attention { scale: *scale, window: *window, softcap: *softcap, sinks, products };
         let positions = self.positions();
-        let first = if t == 1 && n > 1 { positions } else { self.b.slice_dim(positions, 0, 0..n) };
-        let out = idioms::attend(&mut self.b, q, prior, new, first, how);
-
-        let written = [(CachePart::Keys, Some(keys)), (CachePart::Values, Some(values))];
-        let scales = [(CachePart::KeyScales, key_scales), (CachePart::ValueScales, value_scales)];
-        for (part, new) in written.into_iter().chain(scales) {
-            if let Some(new) = new {
-                let before = self.input(Input::Cache(*cache, part));
-                let after = self.write(before, new);
-                self.caches.insert((*cache, part), after);
+        let first = if t == 1 { positions } else { self.b.slice_dim(positions, 0, 0..n) };
+        let mut outs = vec![];
+        for (part, rows) in self.parts_and_rows() {
+            let mut mine = |x| self.rows_of(x, rows.clone());
+            let (q, first, keys, values) = (mine(q), mine(first), mine(keys), mine(values));
+            let [key_scales, value_scales] = [key_scales, value_scales].map(|scales| scales.map(&mut mine));
+            let new = KeysValues { keys, values, scales: key_scales.zip(value_scales).map(|(k, v)| [k, v]) };
+            let parts = [
+                (CachePart::Keys, Some(keys)),
+                (CachePart::Values, Some(values)),
+                (CachePart::KeyScales, key_scales),
+                (CachePart::ValueScales, value_scales),
+            ];
+            let held = |part_of| Input::Cache(part.class, *cache, part_of);
+            let read = |l: &mut Self, of| l.read(l.input(held(of)), &part);
+            let prior = (part.len > 0).then(|| KeysValues {
+                keys: read(self, CachePart::Keys),
+                values: read(self, CachePart::Values),
+                scales: (self.spec.kv == KvType::Int8)
+                    .then(|| [CachePart::KeyScales, CachePart::ValueScales].map(|of| read(self, of))),
+            });
+            outs.push(idioms::attend(&mut self.b, q, prior, new, first, how));
+            for (of, new) in parts {
+                if let Some(new) = new {
+                    let before = self.input(held(of));
+                    let after = self.write(before, new, rows.clone());
+                    self.caches.insert((part.class, *cache, of), after);
+                }
             }
         }
+        let out = if outs.len() == 1 { outs[0] } else { self.b.concatenate(&outs, 0) };
         self.b.reshape(out, &[n * t, heads * info.v_dim])
+    }
+
+    /// What the step does of each class, with its rows among those of the step.
+    fn parts_and_rows(&self) -> Vec<(Part, Range<usize>)> {
+        let mut first = 0;
+        let rows = |part: &Part| {
+            let rows = first..first + part.rows;
+            first = rows.end;
+            (*part, rows)
+        };
+        self.module.parts.iter().map(rows).collect()
     }
 
     /// Keys or values `[n, t, heads, dim]` as the caches hold them, with the scales of int8 `[n, t, heads]`.

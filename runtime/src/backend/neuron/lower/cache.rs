@@ -1,21 +1,23 @@
 //! Reading and writing caches `[rows, positions, ...]`.
 //!
-//! A decode step's token `i` belongs to row `i`; a chunk's tokens to one row, at consecutive positions. The forms are
-//! functions of their own: the probe tries each alone, and what it tries is what is emitted.
+//! Of a decode step's tokens those of a class belong to its first rows; a chunk's tokens to one row, at consecutive
+//! positions. The forms are functions of their own: the probe tries each alone, and what it tries is what is emitted.
+
+use std::ops::Range;
 
 use njoule_hlo::op::{Direction, DotDims, GatherDims};
 use njoule_hlo::{Builder, DType, Val as Array, idioms};
 use njoule_models::program::CacheId;
 
-use super::{CachePart, Input, Lowering, ModuleKind};
+use super::{CachePart, CacheShape, Input, Lowering, ModuleKind, Part};
 use crate::backend::KvType;
 use crate::backend::neuron::profile::{CacheWrite, RowRead};
 
 impl Lowering<'_> {
     /// The parts of a cache, with element types and dimensions.
-    pub(super) fn cache_parts(&self, cache: CacheId) -> Vec<(CachePart, DType, Vec<usize>)> {
+    pub(super) fn cache_parts(&self, class: CacheShape, cache: CacheId) -> Vec<(CachePart, DType, Vec<usize>)> {
         let info = self.sharded.program.caches[cache.0 as usize];
-        let places = vec![self.module.class.rows, self.module.class.positions, info.kv_heads];
+        let places = vec![class.rows, class.positions, info.kv_heads];
         let dtype = match self.spec.kv {
             KvType::F32 => DType::F32,
             KvType::Bf16 | KvType::F16 => DType::BF16,
@@ -30,22 +32,25 @@ impl Lowering<'_> {
         parts
     }
 
-    /// The rows that a step works on, up to the bucket's length: `[n, len, ...]`.
-    pub(super) fn read(&mut self, cache: Array) -> Array {
-        if let ModuleKind::Decode { batch } = self.module.kind {
+    /// The rows that a step works on in a class's cache, up to the bucket's length: `[rows, len, ...]`.
+    pub(super) fn read(&mut self, cache: Array, part: &Part) -> Array {
+        if let ModuleKind::Decode { .. } = self.module.kind {
             let mut sizes = cache.dims();
-            (sizes[0], sizes[1]) = (batch, self.module.len);
+            (sizes[0], sizes[1]) = (part.rows, part.len);
             let ranges: Vec<_> = sizes.iter().map(|&n| 0..n).collect();
             return self.b.slice(cache, &ranges);
         }
         let row = self.input(Input::Row);
-        read_row(&mut self.b, self.spec.profile.row_read, cache, row, self.module.len)
+        read_row(&mut self.b, self.spec.profile.row_read, cache, row, part.len)
     }
 
-    /// A cache with `new [n, t, ...]` in it.
-    pub(super) fn write(&mut self, cache: Array, new: Array) -> Array {
+    /// A class's cache with `new [rows, t, ...]` in it; `rows` are the class's among those of the step.
+    pub(super) fn write(&mut self, cache: Array, new: Array, rows: Range<usize>) -> Array {
         let place = match self.module.kind {
-            ModuleKind::Decode { .. } => Place::Rows { slots: self.input(Input::Slots) },
+            ModuleKind::Decode { .. } => {
+                let slots = self.input(Input::Slots);
+                Place::Rows { slots: self.rows_of(slots, rows) }
+            }
             ModuleKind::Prefill { .. } | ModuleKind::Score { .. } => Place::Chunk {
                 row: self.input(Input::Row),
                 start: self.input(Input::Start),
@@ -53,6 +58,11 @@ impl Lowering<'_> {
             },
         };
         write(&mut self.b, self.spec.profile.cache_write, cache, new, place)
+    }
+
+    /// These rows of an array; itself where they are all.
+    pub(super) fn rows_of(&mut self, x: Array, rows: Range<usize>) -> Array {
+        if rows == (0..x.dim(0)) { x } else { self.b.slice_dim(x, 0, rows) }
     }
 }
 

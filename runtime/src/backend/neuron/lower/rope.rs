@@ -42,7 +42,8 @@ impl Lowering<'_> {
             }
             RopeAngles::Table => {
                 let at = self.positions();
-                looked_up(&mut self.b, at, self.module.class.positions, frequencies, amplitude)
+                let longest = self.module.parts.iter().map(|part| part.class.positions).max().unwrap_or(1);
+                looked_up(&mut self.b, at, longest, frequencies, amplitude)
             }
         };
         let short = short.map(|f| of(f)).expect("every table has frequencies");

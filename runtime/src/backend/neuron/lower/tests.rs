@@ -37,17 +37,20 @@ pub(in crate::backend::neuron) fn sharded(name: &str, program: &Program, tp: usi
 }
 
 const CLASS: CacheShape = CacheShape { rows: 4, positions: 96 };
+const LONGER: CacheShape = CacheShape { rows: 2, positions: 128 };
 
 fn spec(tp: usize, weights: Quant, kv: KvType) -> ModelSpec {
     ModelSpec { target: Target::Trn1, tp, weights, kv, candidates: 20, profile: Profile::default(), shares: false }
 }
 
-fn modules() -> [ModuleSpec; 3] {
-    let module = |kind, len, biases| ModuleSpec { class: CLASS, kind, len, biases, mask: biases > 0 };
+fn modules() -> [ModuleSpec; 4] {
+    let module = |kind, len| ModuleSpec::of(CLASS, kind, len);
+    let together = [Part { class: CLASS, rows: 3, len: 64 }, Part { class: LONGER, rows: 2, len: 0 }];
     [
-        module(ModuleKind::Decode { batch: 3 }, 64, 4),
-        module(ModuleKind::Prefill { tokens: 16 }, 0, 0),
-        module(ModuleKind::Score { tokens: 8 }, 64, 0),
+        ModuleSpec { biases: 4, mask: true, ..module(ModuleKind::Decode { batch: 3 }, 64) },
+        module(ModuleKind::Prefill { tokens: 16 }, 0),
+        module(ModuleKind::Score { tokens: 8 }, 64),
+        ModuleSpec { biases: 4, mask: true, ..ModuleSpec::decode(together.into()) },
     ]
 }
 
@@ -86,12 +89,13 @@ fn ports_are_the_modules_own(lowered: &Lowered) {
     let first = lowered.outputs.iter().position(|o| matches!(o.role, Output::Cache(..))).unwrap();
     assert_eq!(caches.len(), lowered.outputs.len() - first);
     for (i, parameter) in caches.into_iter().enumerate() {
-        let (Input::Cache(a, b), Output::Cache(c, d)) =
+        let (Input::Cache(class, a, b), Output::Cache(of, c, d)) =
             (lowered.inputs[parameter].role, lowered.outputs[first + i].role)
         else {
             panic!("caches come last")
         };
-        assert_eq!((a, b), (c, d));
+        assert_eq!((class, a, b), (of, c, d));
+        assert_eq!(lowered.inputs[parameter].dims[..2], [class.rows, class.positions]);
         let alias = lowered.module.aliases.iter().find(|alias| alias.parameter == parameter).unwrap();
         assert_eq!(alias.output, Some(first + i));
     }
@@ -104,15 +108,17 @@ fn collectives_of_a_dense_step_are_two_sums_a_layer_one_of_the_embedding_and_the
             continue;
         }
         let sharded = sharded(&name, &program, 2);
-        let lowered = lower(&sharded, &spec(2, Quant::Bf16, KvType::Bf16), &modules()[0]).unwrap();
-        let count = |opcode: &str| {
-            lowered.module.computations.iter().flat_map(|c| &c.instructions).filter(|i| i.op.name() == opcode).count()
-        };
-        // Norms of whole rows of queries and keys sum once more each.
-        let of_norms = if name == "olmo2" { 2 } else { 0 };
-        assert_eq!(count("all-reduce"), (2 + of_norms) * program.layers.len() + 1, "{name}");
-        // Values and ids of the greedy choice and of the candidates, and log-sum-exp.
-        assert_eq!(count("all-gather"), 5, "{name}");
+        // Several classes have as many: between attentions all rows are one product.
+        for module in [&modules()[0], &modules()[3]] {
+            let lowered = lower(&sharded, &spec(2, Quant::Bf16, KvType::Bf16), module).unwrap();
+            let all = || lowered.module.computations.iter().flat_map(|c| &c.instructions);
+            let count = |opcode: &str| all().filter(|i| i.op.name() == opcode).count();
+            // Norms of whole rows of queries and keys sum once more each.
+            let of_norms = if name == "olmo2" { 2 } else { 0 };
+            assert_eq!(count("all-reduce"), (2 + of_norms) * program.layers.len() + 1, "{name}");
+            // Values and ids of the greedy choice and of the candidates, and log-sum-exp.
+            assert_eq!(count("all-gather"), 5, "{name}");
+        }
     }
 }
 
@@ -120,11 +126,13 @@ fn collectives_of_a_dense_step_are_two_sums_a_layer_one_of_the_embedding_and_the
 fn a_module_does_not_depend_on_anything_but_its_specs() {
     let (_, program) = programs().into_iter().find(|(name, _)| name == "gpt_oss").unwrap();
     let sharded = shard(&program, 2).unwrap();
-    let bytes = || {
-        let lowered = lower(&sharded, &spec(2, Quant::Bf16, KvType::Int8), &modules()[0]).unwrap();
+    let bytes = |module: &ModuleSpec| {
+        let lowered = lower(&sharded, &spec(2, Quant::Bf16, KvType::Int8), module).unwrap();
         njoule_hlo::encode(&lowered.module)
     };
-    assert_eq!(bytes(), bytes());
+    for module in modules() {
+        assert_eq!(bytes(&module), bytes(&module));
+    }
 }
 
 /// A form is there for what refuses the others: no module may have them all the same.
@@ -161,7 +169,7 @@ fn what_is_not_lowered_is_refused_by_name() {
     let sharded = shard(&program, 1).unwrap();
     let good = spec(1, Quant::Bf16, KvType::Bf16);
     let refused = |spec: &ModelSpec, module: &ModuleSpec| lower(&sharded, spec, module).unwrap_err();
-    let [decode, prefill, _] = modules();
+    let [decode, prefill, _, together] = modules();
     assert_eq!(refused(&ModelSpec { weights: Quant::Int4, ..good.clone() }, &decode), LowerError::Weights(Quant::Int4));
     assert_eq!(refused(&ModelSpec { kv: KvType::F16, ..good.clone() }, &decode), LowerError::Kv(KvType::F16));
     let degree = refused(&ModelSpec { tp: 2, ..good.clone() }, &decode);
@@ -170,14 +178,31 @@ fn what_is_not_lowered_is_refused_by_name() {
         let refused = refused(&ModelSpec { candidates, ..good.clone() }, &decode);
         assert_eq!(refused, LowerError::Candidates { candidates, vocab: 272 });
     }
-    let wide = ModuleSpec { kind: ModuleKind::Decode { batch: 5 }, ..decode };
-    assert!(matches!(refused(&good, &wide), LowerError::Step { tokens: 5, .. }));
-    let long = ModuleSpec { kind: ModuleKind::Prefill { tokens: 97 }, ..prefill };
-    assert!(matches!(refused(&good, &long), LowerError::Step { tokens: 97, .. }));
-    let far = ModuleSpec { len: 97, ..decode };
-    assert!(matches!(refused(&good, &far), LowerError::Step { len: 97, .. }));
+    let parts = |module: ModuleSpec| match refused(&good, &module) {
+        LowerError::Parts(what) => what,
+        other => panic!("{other}"),
+    };
+    let wide = parts(ModuleSpec::of(CLASS, ModuleKind::Decode { batch: 5 }, 64));
+    assert_eq!(wide, "field `parts[0]`: 5 rows of 64 positions are no part of 4 rows of 96");
+    let long = parts(ModuleSpec { kind: ModuleKind::Prefill { tokens: 97 }, ..prefill.clone() });
+    assert_eq!(long, "field `parts[0]`: a step of 97 tokens does not fit rows of 96 positions");
+    let far = parts(ModuleSpec::of(CLASS, ModuleKind::Decode { batch: 3 }, 97));
+    assert_eq!(far, "field `parts[0]`: 3 rows of 97 positions are no part of 4 rows of 96");
+    let changed = |change: fn(&mut ModuleSpec)| {
+        let mut module = together.clone();
+        change(&mut module);
+        parts(module)
+    };
+    assert_eq!(changed(|m| m.parts.clear()), "field `parts` is an empty list");
+    assert!(changed(|m| m.parts.reverse()).contains("`parts[1]`: its class is no longer"));
+    assert!(changed(|m| m.parts[1] = m.parts[0]).contains("`parts[1]`: its class is no longer"));
+    assert!(changed(|m| m.parts[1].rows = 0).contains("`parts[1]`: 0 rows"));
+    assert_eq!(changed(|m| m.parts[1].rows = 1), "field `kind` has 5 rows, the `parts` have 4");
+    let chunk = changed(|m| m.kind = ModuleKind::Prefill { tokens: 5 });
+    assert_eq!(chunk, "field `parts`: a chunk is of one row, not of 5");
     let class = CacheShape { rows: 1 << 13, positions: 1 << 12 };
-    assert!(matches!(refused(&good, &ModuleSpec { class, ..decode }), LowerError::Places { .. }));
+    let large = ModuleSpec::of(class, ModuleKind::Decode { batch: 3 }, 64);
+    assert!(matches!(refused(&good, &large), LowerError::Places { .. }));
     // XLA knows no custom calls.
     let mut custom = ModelSpec { target: Target::Xla, ..good };
     custom.profile.top_k = TopK::Custom;

@@ -5,7 +5,7 @@
 
 use njoule_models::program::Program;
 
-use super::classes::{Candidate, Nothing, Problem};
+use super::classes::{CLEARLY, Candidate, Nothing, Problem};
 use super::{
     Alternative, CacheShape, Figures, Instance, Instances, KvType, Lengths, ModuleSpec, Objective, Plan, PlanError,
     Quant, Request, Roofline, Shard, Stored, Tried, Wish, name, reasons, simulate,
@@ -32,7 +32,7 @@ pub fn plan(program: &Program, instance: &Instance, lengths: &Lengths, wish: &Wi
     // Of the last types: what is missing when all has been tried.
     let (weights, kv) = wish.types().last().copied().unwrap_or((Quant::Bf16, KvType::Bf16));
     Err(job
-        .best(weights, kv, wish.min_useful)
+        .best((weights, kv), wish.min_useful, true)
         .err()
         .or(first)
         .unwrap_or(PlanError::Lengths { requests: 0, context: wish.context }))
@@ -95,7 +95,8 @@ impl<'a> Job<'a> {
         Ok(Job { program, instance, wish, requests, degrees })
     }
 
-    /// The best plan for these types. The search replays a sample; what it promises holds for all requests.
+    /// The best plan for these types. Where a share of useful positions is asked for, what holds in the sample need not hold in
+    /// all requests, and for classes that decode together less so: plans without are searched by themselves.
     fn checked(
         &self,
         weights: Quant,
@@ -103,10 +104,42 @@ impl<'a> Job<'a> {
         lengths: &Lengths,
         admissible: &[Request],
     ) -> Result<Plan, PlanError> {
+        let found = self.aimed((weights, kv), true, lengths, admissible);
+        let joins = |plan: &Plan| plan.modules.iter().any(|m| m.parts.len() > 1);
+        if self.wish.min_useful == 0.0 {
+            return found;
+        }
+        match (found, self.aimed((weights, kv), false, lengths, admissible)) {
+            (Ok(together), Ok(alone)) => {
+                let least = if joins(&together) { CLEARLY } else { 1.0 };
+                Ok(if self.worth(&together) > least * self.worth(&alone) { together } else { alone })
+            }
+            (found, alone) => found.or(alone),
+        }
+    }
+
+    /// What a plan is worth by its objective.
+    fn worth(&self, plan: &Plan) -> f64 {
+        match self.wish.objective {
+            Objective::TokensPerJoule => plan.figures.tokens_per_s / plan.active_chips.max(1) as f64,
+            Objective::Throughput => plan.figures.tokens_per_s,
+            Objective::Latency => 1.0 / plan.figures.tpot_s.max(f64::MIN_POSITIVE),
+        }
+    }
+
+    /// The best plan in which classes decode `together` or not. The search replays a sample; what it promises holds for all
+    /// requests.
+    fn aimed(
+        &self,
+        (weights, kv): (Quant, KvType),
+        together: bool,
+        lengths: &Lengths,
+        admissible: &[Request],
+    ) -> Result<Plan, PlanError> {
         let wanted = self.wish.min_useful;
         let (mut aim, mut best) = (wanted, 0.0_f64);
         for _ in 0..AIMS {
-            let found = self.best(weights, kv, aim);
+            let found = self.best((weights, kv), aim, together);
             // An aim beyond what was asked for may be too high without anything being wrong.
             let (chosen, tried) = match found {
                 Err(PlanError::Useful { .. }) if aim > wanted => break,
@@ -124,7 +157,12 @@ impl<'a> Job<'a> {
     }
 
     /// The best degree for these types, and all that were tried.
-    fn best(&self, weights: Quant, kv: KvType, min_useful: f64) -> Result<(Chosen, Vec<Tried>), PlanError> {
+    fn best(
+        &self,
+        (weights, kv): (Quant, KvType),
+        min_useful: f64,
+        together: bool,
+    ) -> Result<(Chosen, Vec<Tried>), PlanError> {
         let (mut tried, mut best) = (Vec::new(), None::<Chosen>);
         let mut nothing: Option<(usize, Nothing)> = None;
         for (tp, refusal) in &self.degrees {
@@ -135,7 +173,7 @@ impl<'a> Job<'a> {
                 tried.push(entry);
                 continue;
             }
-            match self.solve(tp, weights, kv, min_useful) {
+            match self.solve(tp, (weights, kv), min_useful, together) {
                 Ok(chosen) => {
                     let simulation = &chosen.candidate.simulation;
                     entry.rows = Some(chosen.rows());
@@ -183,7 +221,13 @@ impl<'a> Job<'a> {
         }
     }
 
-    fn solve(&self, tp: usize, weights: Quant, kv: KvType, min_useful: f64) -> Result<Chosen, Nothing> {
+    fn solve(
+        &self,
+        tp: usize,
+        (weights, kv): (Quant, KvType),
+        min_useful: f64,
+        together: bool,
+    ) -> Result<Chosen, Nothing> {
         let (wish, shard) = (self.wish, Shard::new(self.program, tp));
         let problem = Problem {
             instance: self.instance,
@@ -196,6 +240,7 @@ impl<'a> Job<'a> {
             max_neffs: wish.max_neffs,
             min_useful,
             latency: wish.objective == Objective::Latency,
+            together,
             inputs: (wish.biases, wish.mask),
         };
         let candidate = problem.solve()?;
@@ -219,8 +264,8 @@ impl<'a> Job<'a> {
     fn finish(&self, chosen: Chosen, tried: Vec<Tried>, lengths: &Lengths, admissible: &[Request]) -> Plan {
         let (instance, wish) = (self.instance, self.wish);
         let Chosen { shard, weights, kv, replicas, candidate } = &chosen;
-        let (modules, module_seconds): (Vec<ModuleSpec>, Vec<f64>) = candidate.modules.iter().copied().unzip();
-        let mut classes: Vec<CacheShape> = modules.iter().map(|m| m.class).collect();
+        let (modules, module_seconds): (Vec<ModuleSpec>, Vec<f64>) = candidate.modules.iter().cloned().unzip();
+        let mut classes: Vec<CacheShape> = modules.iter().flat_map(|m| &m.parts).map(|part| part.class).collect();
         classes.sort_unstable_by_key(|c| c.positions);
         classes.dedup();
         let mut plan = Plan {
@@ -289,7 +334,7 @@ impl<'a> Job<'a> {
     fn alternatives(&self, plan: &Plan) -> Vec<Alternative> {
         let types = self.wish.types().into_iter();
         let other = types.filter(|types| *types != (plan.weights, plan.kv)).filter_map(|(weights, kv)| {
-            let other = self.solve(plan.tp, weights, kv, self.wish.min_useful).ok()?;
+            let other = self.solve(plan.tp, (weights, kv), self.wish.min_useful, true).ok()?;
             let tokens_per_s = other.candidate.simulation.tokens_per_s() * other.replicas as f64;
             Some(Alternative { weights, kv, rows: other.rows(), tokens_per_s })
         });
@@ -299,7 +344,8 @@ impl<'a> Job<'a> {
 
 impl Chosen {
     fn rows(&self) -> usize {
-        let mut classes: Vec<CacheShape> = self.candidate.modules.iter().map(|(m, _)| m.class).collect();
+        let parts = self.candidate.modules.iter().flat_map(|(m, _)| &m.parts);
+        let mut classes: Vec<CacheShape> = parts.map(|part| part.class).collect();
         classes.sort_unstable();
         classes.dedup();
         classes.iter().map(|c| c.rows).sum()

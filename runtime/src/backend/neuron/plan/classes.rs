@@ -1,18 +1,23 @@
 //! Classes of rows and their buckets, for one way to store a model on some cores.
 //!
-//! A class is a range of sequence lengths; cutting finer wastes fewer positions, but every class is a decode step of its
-//! own that reads the weights again. The search tries numbers of classes, chunks and buckets, fits each by dynamic
-//! programming to what a replay of the lengths needs, and keeps the ones that fit in memory.
+//! A class is a range of sequence lengths; cutting finer wastes fewer positions, but every class has chunks of its own, and
+//! decodes either by itself, which reads the weights again, or at the [levels](super::levels) of all. The search tries numbers
+//! of classes, chunks and buckets in both forms, fits each to what a replay of the lengths needs, and keeps the ones that fit
+//! in memory.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use super::buckets::{coarse, fit};
 use super::lengths::Request;
+use super::levels::{Level, levels};
 use super::memory::{Assumptions, Hbm, Stored};
 use super::replay::{Lane, LaneUse, Replay, replay};
 use super::roofline::Roofline;
 use super::simulate::{Simulation, cost};
-use super::{CacheShape, Instance, ModuleKind, ModuleSpec};
+use super::{CacheShape, Instance, ModuleKind, ModuleSpec, Part};
+use crate::backend::neuron::decodes::Need;
 
 /// What the search is given.
 #[derive(Clone, Copy)]
@@ -37,6 +42,8 @@ pub struct Problem<'a> {
     pub min_useful: f64,
     /// One class, for the shortest steps.
     pub latency: bool,
+    /// Whether classes may decode together.
+    pub together: bool,
     /// Biases and mask of every module.
     pub inputs: (usize, bool),
 }
@@ -50,6 +57,12 @@ pub struct Candidate {
     pub hbm: Hbm,
     /// What the lengths cost.
     pub simulation: Simulation,
+}
+
+impl Candidate {
+    fn decodes_together(&self) -> bool {
+        self.modules.iter().any(|(m, _)| m.parts.len() > 1)
+    }
 }
 
 /// Why there is none.
@@ -68,7 +81,7 @@ impl Problem<'_> {
     pub fn solve(&self) -> Result<Candidate, Nothing> {
         let roofline = Roofline::new(&self.stored, self.instance, self.assumed);
         let chunk = roofline.ridge().div_ceil(CHUNK_GRAIN).saturating_mul(CHUNK_GRAIN);
-        let grain = self.context.div_ceil(LEVELS);
+        let grain = self.context.div_ceil(STEPS);
         let totals: Vec<(usize, u64)> =
             self.requests.iter().map(|r| (coarse(r.total(), grain, self.context), r.output as u64)).collect();
         let most = if self.latency { 1 } else { MAX_CLASSES.min(self.batch.unwrap_or(MAX_ROWS)) };
@@ -76,16 +89,12 @@ impl Problem<'_> {
         let mut search =
             Search { problem: self, roofline, grain, requests, turns: LOOK_TURNS, replays: BTreeMap::new() };
         let (mut looks, mut nothing) = (Vec::new(), Nothing::Memory(u64::MAX));
-        for set in fit(&totals, most.min(self.max_neffs / 2).max(1), self.context) {
+        for set in fit(&totals, most.min(self.max_neffs.max(2) - 1).max(1), self.context) {
             for (chunks, starts) in PREFILLS {
                 let lanes = self.lanes(&set.buckets, chunk, chunks);
                 let room = self.max_neffs.max(2).saturating_sub(lanes.len() * chunks * starts);
-                let mut totals = DECODES.map(|each| each * lanes.len()).to_vec();
-                totals.push(room.min(MAX_DECODES * lanes.len()));
-                totals.sort_unstable();
-                totals.dedup();
-                for decodes in totals.into_iter().filter(|n| (lanes.len()..=room).contains(n)) {
-                    match search.look(lanes.clone(), (chunks, starts, decodes)) {
+                for decodes in decodes(lanes.len(), self.together && starts == 1, room) {
+                    match search.look(lanes.clone(), Counts { chunks, starts, decodes }) {
                         Ok(look) => looks.push(look),
                         Err(why) => nothing = nearer(nothing, why),
                     }
@@ -96,16 +105,26 @@ impl Problem<'_> {
         looks.sort_by(|a, b| self.promise(&b.candidate).total_cmp(&self.promise(&a.candidate)));
         (search.requests, search.turns) = (self.requests.to_vec(), TURNS);
         search.replays.clear();
-        let mut found = Vec::new();
-        for look in looks.iter().take(FINALISTS) {
-            match search.settle(look) {
+        let mut found: Vec<Candidate> = Vec::new();
+        let joins = |look: &&Look| matches!(look.counts.decodes, Decoding::Together(_));
+        let (together, alone): (Vec<&Look>, Vec<&Look>) = looks.iter().partition(joins);
+        for look in together.into_iter().take(FINALISTS).chain(alone.into_iter().take(FINALISTS)) {
+            let best = found.iter().map(|c| self.score(c)).fold(0.0, f64::max);
+            // Beginning and end weigh more in a look; fewer rows will not make it faster.
+            if self.score(&look.candidate) * LOOKS_SLOWER < best {
+                continue;
+            }
+            match search.settle(look, best) {
                 Ok(candidate) => found.push(candidate),
                 Err(why) => nothing = nearer(nothing, why),
             }
         }
-        let best = found.iter().map(|c| self.score(c)).fold(0.0, f64::max);
+        // A step of all classes reads the rows of those that nobody is in, which a steady load hardly shows: it must be clearly
+        // better.
+        let worth = |c: &Candidate| self.score(c) / if c.decodes_together() { CLEARLY } else { 1.0 };
+        let best = found.iter().map(worth).fold(0.0, f64::max);
         // A module more is a compilation and memory more: it must be worth something.
-        let good = found.into_iter().filter(|c| self.score(c) >= best * WORTH);
+        let good = found.into_iter().filter(|c| worth(c) >= best * WORTH);
         good.min_by_key(|c| c.modules.len()).ok_or(nothing)
     }
 
@@ -161,6 +180,40 @@ fn nearer(a: Nothing, b: Nothing) -> Nothing {
     }
 }
 
+/// Modules of a candidate.
+#[derive(Clone, Copy)]
+struct Counts {
+    /// Sizes of chunks of each class.
+    chunks: usize,
+    /// Lengths before them.
+    starts: usize,
+    decodes: Decoding,
+}
+
+/// How classes decode.
+#[derive(Clone, Copy)]
+enum Decoding {
+    /// Each by itself, with so many modules in all.
+    Alone(usize),
+    /// Together, at so many levels.
+    Together(usize),
+}
+
+/// What is tried for so many classes, where there is room for so many modules.
+fn decodes(classes: usize, may_join: bool, room: usize) -> Vec<Decoding> {
+    let tried = |counts: &[usize], each: usize, most: usize| {
+        let mut totals: Vec<usize> = counts.iter().map(|n| n * each).collect();
+        totals.push(room.min(most * each));
+        totals.sort_unstable();
+        totals.dedup();
+        totals.retain(|n| (each..=room).contains(n));
+        totals
+    };
+    let alone = tried(&DECODES, classes, MAX_DECODES).into_iter().map(Decoding::Alone);
+    let together = if classes > 1 && may_join { tried(&LEVELS_TRIED, 1, MAX_LEVELS) } else { vec![] };
+    alone.chain(together.into_iter().map(Decoding::Together)).collect()
+}
+
 struct Search<'a> {
     problem: &'a Problem<'a>,
     roofline: Roofline,
@@ -169,14 +222,20 @@ struct Search<'a> {
     requests: Vec<Request>,
     turns: usize,
     /// By lanes: chunks and rows.
-    replays: BTreeMap<Vec<(usize, Vec<usize>)>, Replay>,
+    replays: BTreeMap<Vec<(usize, Vec<usize>)>, Rc<Replayed>>,
+}
+
+/// What requests did, and levels of 1, 2, ... modules for their decode steps, where they were asked for.
+struct Replayed {
+    replay: Replay,
+    levels: OnceCell<Vec<Vec<Level>>>,
 }
 
 /// A candidate with as many rows as fit.
 struct Look {
     /// Lanes without rows.
     lanes: Vec<Lane>,
-    counts: (usize, usize, usize),
+    counts: Counts,
     shares: Vec<f64>,
     rows: usize,
     candidate: Candidate,
@@ -184,7 +243,7 @@ struct Look {
 
 impl Search<'_> {
     /// As many rows as fit in memory, and buckets for them.
-    fn look(&mut self, lanes: Vec<Lane>, counts: (usize, usize, usize)) -> Result<Look, Nothing> {
+    fn look(&mut self, lanes: Vec<Lane>, counts: Counts) -> Result<Look, Nothing> {
         let problem = self.problem;
         let shares = self.shares(&lanes);
         let least = lanes.len();
@@ -211,11 +270,25 @@ impl Search<'_> {
 
     /// A look's candidate with as many rows as leave steps short enough and padding small enough: fewer rows make shorter
     /// steps, and maxima nearer to the mean.
-    fn settle(&mut self, look: &Look) -> Result<Candidate, Nothing> {
+    fn settle(&mut self, look: &Look, best: f64) -> Result<Candidate, Nothing> {
         let problem = self.problem;
         let of = |search: &mut Self, rows| search.build(&with_rows(&look.lanes, &look.shares, rows), look.counts);
         let mut candidate = of(self, look.rows);
-        if problem.flaw(&candidate).is_some() && problem.batch.is_none() && !problem.latency {
+        let together = matches!(look.counts.decodes, Decoding::Together(_));
+        if let (true, Some(Nothing::Useful(_))) = (together, problem.flaw(&candidate)) {
+            // Fewer rows of many classes need not pad less: a step reads all of them, and few are taken less evenly.
+            let mut rows = look.rows;
+            for _ in 0..TRIED {
+                if problem.flaw(&candidate).is_none() || problem.batch.is_some() || rows <= look.lanes.len() {
+                    break;
+                }
+                rows = (rows - rows.div_ceil(FEWER)).max(look.lanes.len());
+                candidate = of(self, rows);
+                if problem.score(&candidate) <= best {
+                    break;
+                }
+            }
+        } else if problem.flaw(&candidate).is_some() && problem.batch.is_none() && !problem.latency {
             let (mut good, mut bad) = (look.lanes.len(), look.rows);
             let mut best = None;
             while bad - good > bad / 8 + 1 {
@@ -254,37 +327,62 @@ impl Search<'_> {
     }
 
     /// Memory of the largest modules that these counts can give.
-    fn bound(&self, lanes: &[Lane], (chunks, starts, decodes): (usize, usize, usize)) -> Hbm {
+    fn bound(&self, lanes: &[Lane], Counts { chunks, starts, decodes }: Counts) -> Hbm {
         let mut modules = Vec::new();
+        if let Decoding::Together(levels) = decodes {
+            let whole: Level = lanes.iter().map(|lane| Need { rows: lane.rows, len: lane.longest }).collect();
+            modules.extend(std::iter::repeat_n(self.level(lanes, &whole), levels));
+        }
         for lane in lanes {
             let chunk = lane.chunks.last().copied().unwrap_or(1);
             let prefill = self.spec(lane, ModuleKind::Prefill { tokens: chunk }, lane.longest);
             let decode = self.spec(lane, ModuleKind::Decode { batch: lane.rows }, lane.longest);
             modules.extend(std::iter::repeat_n(prefill, chunks * starts));
-            modules.extend(std::iter::repeat_n(decode, decodes.div_ceil(lanes.len().max(1))));
+            if let Decoding::Alone(all) = decodes {
+                modules.extend(std::iter::repeat_n(decode, all.div_ceil(lanes.len().max(1))));
+            }
         }
         self.problem.stored.hbm(self.problem.instance, &modules, self.problem.assumed)
     }
 
     fn spec(&self, lane: &Lane, kind: ModuleKind, len: usize) -> ModuleSpec {
-        let spare = lane.chunks.last().copied().unwrap_or(1);
-        let class = CacheShape { rows: lane.rows, positions: lane.longest + spare };
         let (biases, mask) = self.problem.inputs;
-        ModuleSpec { class, kind, len, biases, mask }
+        ModuleSpec { biases, mask, ..ModuleSpec::of(class(lane), kind, len) }
     }
 
-    fn build(&mut self, lanes: &[Lane], (_, starts, decodes): (usize, usize, usize)) -> Candidate {
+    /// The decode module of a level.
+    fn level(&self, lanes: &[Lane], level: &[Need]) -> ModuleSpec {
+        let needed = lanes.iter().zip(level).filter(|(_, need)| need.rows > 0);
+        let part = |(lane, need): (&Lane, &Need)| Part { class: class(lane), rows: need.rows, len: need.len };
+        let (biases, mask) = self.problem.inputs;
+        ModuleSpec { biases, mask, ..ModuleSpec::decode(needed.map(part).collect()) }
+    }
+
+    fn replayed(&mut self, lanes: &[Lane]) -> Rc<Replayed> {
         let key: Vec<_> = lanes.iter().map(|l| (l.rows, [&[l.longest], l.chunks.as_slice()].concat())).collect();
-        let problem = self.problem;
         let done = self.replays.entry(key).or_insert_with(|| {
             let rows: usize = lanes.iter().map(|l| l.rows).sum();
             let times = (self.turns * rows).div_ceil(self.requests.len().max(1)).max(1);
-            replay(lanes, &self.requests.repeat(times), None, true, self.grain)
+            let replay = replay(lanes, &self.requests.repeat(times), None, true, self.grain);
+            Rc::new(Replayed { replay, levels: OnceCell::new() })
         });
-        let done = done.clone();
-        let grids = decode_grids(lanes, &done.lanes, decodes, self.grain);
-        let mut modules: Vec<Vec<(ModuleSpec, f64)>> = Vec::new();
-        for ((lane, done), (batches, lens)) in lanes.iter().zip(&done.lanes).zip(grids) {
+        Rc::clone(done)
+    }
+
+    fn build(&mut self, lanes: &[Lane], Counts { starts, decodes, .. }: Counts) -> Candidate {
+        let done = self.replayed(lanes);
+        let replay = &done.replay;
+        // Of each class its own, then those of all.
+        let (grids, together) = match decodes {
+            Decoding::Alone(all) => (decode_grids(lanes, &replay.lanes, all, self.grain), vec![]),
+            Decoding::Together(most) => {
+                let sets = done.levels.get_or_init(|| levels(lanes, replay, MAX_LEVELS));
+                let levels = sets[most.min(sets.len()) - 1].iter().map(|level| self.level(lanes, level));
+                (vec![Grid::default(); lanes.len()], levels.collect())
+            }
+        };
+        let mut specs: Vec<ModuleSpec> = Vec::new();
+        for ((lane, done), (batches, lens)) in lanes.iter().zip(&replay.lanes).zip(grids) {
             let before: Vec<_> = done
                 .prefill
                 .iter()
@@ -298,14 +396,24 @@ impl Search<'_> {
             let decodes = batches.iter().flat_map(|batch| {
                 lens.iter().map(|len| self.spec(lane, ModuleKind::Decode { batch: *batch }, *len)).collect::<Vec<_>>()
             });
-            modules.push(prefills.chain(decodes).map(|m| (m, self.roofline.step(&m))).collect());
+            specs.extend(prefills.chain(decodes));
         }
-        let simulation = cost(lanes, &done, &modules);
-        let modules = modules.concat();
-        let specs: Vec<ModuleSpec> = modules.iter().map(|(m, _)| *m).collect();
-        let hbm = problem.stored.hbm(problem.instance, &specs, problem.assumed);
+        specs.extend(together);
+        let hbm = self.problem.stored.hbm(self.problem.instance, &specs, self.problem.assumed);
+        let timed = |spec: ModuleSpec| {
+            let seconds = self.roofline.step(&spec);
+            (spec, seconds)
+        };
+        let modules: Vec<(ModuleSpec, f64)> = specs.into_iter().map(timed).collect();
+        let classes: Vec<CacheShape> = lanes.iter().map(class).collect();
+        let simulation = cost(lanes, replay, &classes, &modules);
         Candidate { modules, hbm, simulation }
     }
+}
+
+/// A lane's rows, with room for the padding of its chunks.
+fn class(lane: &Lane) -> CacheShape {
+    CacheShape { rows: lane.rows, positions: lane.longest + lane.chunks.last().copied().unwrap_or(1) }
 }
 
 /// Buckets of a lane's decode steps: batches and lengths, of which every pair is a module.
@@ -410,8 +518,11 @@ const MAX_DECODES: usize = 16;
 const PREFILLS: [(usize, usize); 3] = [(1, 1), (2, 1), (2, 2)];
 /// Decode modules per class that are tried, beside as many as there may be.
 const DECODES: [usize; 3] = [1, 2, 4];
+/// Levels that are tried, beside as many as there may be.
+const LEVELS_TRIED: [usize; 6] = [1, 2, 3, 4, 6, 8];
+const MAX_LEVELS: usize = 16;
 /// Distinct lengths that buckets are fitted to.
-const LEVELS: usize = 256;
+const STEPS: usize = 256;
 /// Chunks are multiples of it, TensorE's moving dimension being a multiple of 64 at its fastest.
 const CHUNK_GRAIN: usize = 64;
 const TAIL_GRAIN: usize = 16;
@@ -420,10 +531,18 @@ const TURNS: usize = 16;
 /// The same in a first look, and the requests that it replays.
 const LOOK_TURNS: usize = 6;
 const LOOK: usize = 1000;
-/// Candidates that are held against all requests.
+/// Candidates of each form that are held against all requests.
 const FINALISTS: usize = 8;
+/// How much faster than its look a candidate may be.
+const LOOKS_SLOWER: f64 = 1.25;
 /// How many more rows the longest class gets than its requests need, as a share; classes below it get less. On the halves
 /// of the Azure trace, the one planned for and the other, more of it pads more and less of it leaves rows idle.
 const SLACK: f64 = 0.1;
+/// Of rows, the part that is taken away at a time, and how often.
+const FEWER: usize = 3;
+const TRIED: usize = 4;
+/// How much faster classes must be that decode together. On the halves of the Azure trace they lose more useful positions
+/// than those that decode alone.
+pub const CLEARLY: f64 = 1.25;
 /// Of two candidates this near, the one with fewer modules.
 const WORTH: f64 = 0.99;

@@ -94,14 +94,15 @@ impl Stored<'_> {
     pub fn hbm(&self, instance: &Instance, modules: &[ModuleSpec], assumed: &Assumptions) -> Hbm {
         let shard = self.shard;
         let (weights, position) = (shard.stored_bytes(self.weights), shard.position_bytes(self.kv));
-        let mut classes: Vec<_> = modules.iter().map(|m| m.class).collect();
+        let mut classes: Vec<_> = modules.iter().flat_map(|m| &m.parts).map(|part| part.class).collect();
         classes.sort_unstable();
         classes.dedup();
         let cache =
             |rows: usize, positions: usize| (rows as u64).saturating_mul(positions as u64).saturating_mul(position);
         let caches = classes.iter().fold(0_u64, |sum, c| sum.saturating_add(cache(c.rows, c.positions)));
         let ring = |m: &ModuleSpec| {
-            let bytes = shard.streamed_bytes(self.weights).saturating_add(cache(m.class.rows, m.class.positions));
+            let of_classes = m.parts.iter().map(|part| cache(part.class.rows, part.class.positions));
+            let bytes = of_classes.fold(shard.streamed_bytes(self.weights), u64::saturating_add);
             (bytes as f64 * assumed.ring_share) as u64
         };
         let per_logical = (instance.chip.physical_cores / instance.chip.cores).max(1) as u64;
@@ -120,13 +121,19 @@ impl Stored<'_> {
     /// Activations of one layer, the scores of its attention, and the logits, all f32 and all alive at once.
     fn scratch(&self, module: &ModuleSpec) -> u64 {
         let (tokens, outputs) = (module.kind.tokens() as u64, module.kind.outputs() as u64);
-        let keys = match module.kind {
-            ModuleKind::Decode { .. } => module.len as u64 + 1,
-            ModuleKind::Prefill { tokens } | ModuleKind::Score { tokens } => (module.len + tokens) as u64,
-        };
-        let scores = (self.shard.heads as u64).saturating_mul(keys);
+        let heads = self.shard.heads as u64;
+        let scores = module.parts.iter().fold(0_u64, |sum, part| {
+            let (rows, keys) = match module.kind {
+                ModuleKind::Decode { .. } => (part.rows, part.len.saturating_add(1)),
+                ModuleKind::Prefill { tokens } | ModuleKind::Score { tokens } => {
+                    (tokens, part.len.saturating_add(tokens))
+                }
+            };
+            sum.saturating_add(heads.saturating_mul(keys as u64).saturating_mul(rows as u64))
+        });
         let values = tokens
-            .saturating_mul(self.shard.layer_values.saturating_add(scores))
+            .saturating_mul(self.shard.layer_values)
+            .saturating_add(scores)
             .saturating_add(outputs.saturating_mul(self.shard.vocab as u64));
         values.saturating_mul(4)
     }

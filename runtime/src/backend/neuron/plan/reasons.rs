@@ -14,10 +14,14 @@ pub fn of(plan: &Plan, instance: &Instance, wish: &Wish, smaller: bool) -> Vec<S
         }
         (None, _, None) => format!("{rows} rows: as many as fit; each more shares the reading of the weights"),
     });
-    reasons.push(format!(
-        "{} class(es): a finer cut pads less, but every class reads the weights once more per token",
-        plan.classes.len()
-    ));
+    let (classes, together) = (plan.classes.len(), plan.modules.iter().filter(|m| m.parts.len() > 1).count());
+    reasons.push(match together {
+        0 => format!("{classes} class(es): a finer cut pads less, but every class reads the weights once more per token"),
+        n => format!(
+            "{classes} classes: a finer cut pads less, but each has prefill modules of its own; {n} module(s) decode all together \
+             and read the weights once"
+        ),
+    });
     reasons.push(format!(
         "chunks of at most {} tokens: from {} on, computing takes longer than reading the weights",
         chunk(plan),

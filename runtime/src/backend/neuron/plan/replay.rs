@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 
 use super::buckets::{coarse, smallest};
 use super::lengths::Request;
+use crate::backend::neuron::decodes::Need;
 
 /// One class of rows, as the scheduler sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +41,72 @@ pub struct LaneUse {
     pub prompt: u64,
     /// Rounds that rows were held, over all rows.
     pub held: u64,
+    /// Who decoded, in order of time.
+    spans: Vec<Span>,
+}
+
+/// Rounds in which the same rows of a class decode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Span {
+    from: u64,
+    until: u64,
+    /// Rows needed.
+    rows: usize,
+    /// The longest context in a round is the round and this.
+    ahead: i64,
+}
+
+impl Span {
+    /// At least the prompt's length.
+    fn context(&self, round: u64) -> usize {
+        (round as i64 + self.ahead) as usize
+    }
+}
+
+/// Rows and lengths, ascending, that those of a class's decode steps are rounded up to; as they are beyond the last.
+#[derive(Clone, Debug, Default)]
+pub struct Marks {
+    /// Of rows.
+    pub rows: Vec<usize>,
+    /// Of lengths.
+    pub lens: Vec<usize>,
+}
+
+impl Replay {
+    /// What decode steps need of all classes at once, rounded up to `marks`, with how many rounds in a row do.
+    pub fn steps(&self, marks: &[Marks], mut each: impl FnMut(&[Need], u64)) {
+        let mut left: Vec<&[Span]> = self.lanes.iter().map(|lane| &lane.spans[..]).collect();
+        let mut needs = vec![Need::default(); left.len()];
+        let (mut round, last) =
+            (0, self.lanes.iter().filter_map(|l| l.spans.last()).map(|s| s.until).max().unwrap_or(0));
+        while round < last {
+            let mut next = last;
+            for ((spans, need), marks) in left.iter_mut().zip(&mut needs).zip(marks) {
+                while spans.first().is_some_and(|span| span.until <= round) {
+                    *spans = &spans[1..];
+                }
+                *need = Need::default();
+                let Some(span) = spans.first() else { continue };
+                if span.from > round {
+                    next = next.min(span.from);
+                    continue;
+                }
+                let context = span.context(round);
+                let len = up(&marks.lens, context);
+                *need = Need { rows: up(&marks.rows, span.rows), len };
+                next = next.min(span.until).min(round + (len - context) as u64 + 1);
+            }
+            if needs.iter().any(|need| need.rows > 0) {
+                each(&needs, next - round);
+            }
+            round = next;
+        }
+    }
+}
+
+/// The first of `marks` that is no less.
+fn up(marks: &[usize], n: usize) -> usize {
+    marks.get(marks.partition_point(|mark| *mark < n)).copied().unwrap_or(n)
 }
 
 /// What all of them did.
@@ -238,12 +305,13 @@ fn used(lane: &Lane, stays: &[Stay], rounds: u64, grain: usize) -> LaneUse {
         }
         let until = changes.peek().map_or(round, |next| next.0);
         if let (Some(last), Some((most, _)), true) = (live.last(), ahead.last_key_value(), until > round) {
-            let context = |round: u64| (round as i64 + most) as usize; // at least the prompt's length
-            let (mut at, end) = (context(round), context(until));
+            let span = Span { from: round, until, rows: last + 1, ahead: *most };
+            done.spans.push(span);
+            let (mut at, end) = (span.context(round), span.context(until));
             while at < end {
                 let level = coarse(at, grain, lane.longest);
                 let steps = (level + 1).min(end).max(at + 1) - at;
-                *done.decode.entry((last + 1, level)).or_default() += steps as u64;
+                *done.decode.entry((span.rows, level)).or_default() += steps as u64;
                 at += steps;
             }
         }
@@ -259,13 +327,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The rules, round by round.
-    fn played(lanes: &[Lane], requests: &[Request], drain: bool) -> Replay {
+    /// The rules, round by round, and what all lanes need together.
+    fn played(lanes: &[Lane], requests: &[Request], drain: bool) -> (Replay, BTreeMap<Vec<Need>, u64>) {
         struct Row {
             request: Request,
             prefilled: usize,
             made: usize,
         }
+        let mut steps = BTreeMap::new();
         let mut replay = Replay { lanes: vec![LaneUse::default(); lanes.len()], ..Replay::default() };
         let mut rows: Vec<Vec<Option<Row>>> = lanes.iter().map(|lane| (0..lane.rows).map(|_| None).collect()).collect();
         let mut waiting: Vec<VecDeque<Request>> = vec![VecDeque::new(); lanes.len()];
@@ -285,7 +354,7 @@ mod tests {
                     *slot = waiting[from].pop_front().map(|request| Row { request, prefilled: 0, made: 0 });
                 }
             }
-            let mut busy = false;
+            let (mut busy, mut needs) = (false, vec![]);
             for ((lane, rows), done) in lanes.iter().zip(&mut rows).zip(&mut replay.lanes) {
                 let (mut batch, mut len) = (0, 0);
                 for (i, slot) in rows.iter_mut().enumerate() {
@@ -315,13 +384,23 @@ mod tests {
                 if batch > 0 {
                     *done.decode.entry((batch, len)).or_default() += 1;
                 }
+                needs.push(Need { rows: batch, len });
+            }
+            if needs.iter().any(|need| need.rows > 0) {
+                *steps.entry(needs).or_default() += 1;
             }
             replay.rounds += u64::from(busy);
             let queued = waiting.iter().map(VecDeque::len).sum::<usize>();
             if trace.len() == 0 && (!busy || (!drain && queued == 0)) {
-                return replay;
+                return (replay, steps);
             }
         }
+    }
+
+    fn steps_of(replay: &Replay, marks: &[Marks]) -> BTreeMap<Vec<Need>, u64> {
+        let mut steps = BTreeMap::new();
+        replay.steps(marks, |needs, n| *steps.entry(needs.to_vec()).or_default() += n);
+        steps
     }
 
     proptest! {
@@ -341,7 +420,25 @@ mod tests {
             lanes.last_mut().unwrap().rows += 1;
             let requests: Vec<Request> = requests.iter().map(|(prompt, output)| Request { prompt: *prompt, output: *output }).collect();
             let exact = replay(&lanes, &requests, None, drain, 1);
-            prop_assert_eq!(&exact, &played(&lanes, &requests, drain));
+            let (played, together) = played(&lanes, &requests, drain);
+            let mut alone = exact.clone();
+            alone.lanes.iter_mut().for_each(|lane| lane.spans.clear());
+            prop_assert_eq!(&alone, &played);
+            prop_assert_eq!(&steps_of(&exact, &vec![Marks::default(); lanes.len()]), &together);
+            // Rounded steps are the exact ones, rounded.
+            let marks: Vec<Marks> = lanes.iter().map(|lane| Marks {
+                rows: vec![lane.rows.div_ceil(2), lane.rows],
+                lens: vec![lane.longest / 3, lane.longest / 2, lane.longest],
+            }).collect();
+            let mut rounded = BTreeMap::new();
+            for (needs, n) in &together {
+                let up = |(need, marks): (&Need, &Marks)| match need.rows {
+                    0 => *need,
+                    rows => Need { rows: up(&marks.rows, rows), len: up(&marks.lens, need.len) },
+                };
+                *rounded.entry(needs.iter().zip(&marks).map(up).collect::<Vec<_>>()).or_default() += n;
+            }
+            prop_assert_eq!(&steps_of(&exact, &marks), &rounded);
             // Coarse lengths are those of the exact steps, rounded up.
             let rough = replay(&lanes, &requests, None, drain, 7);
             for ((lane, exact), rough) in lanes.iter().zip(&exact.lanes).zip(&rough.lanes) {

@@ -41,9 +41,11 @@ impl Roofline {
 
     /// Seconds of one step of `module`.
     pub fn step(&self, module: &ModuleSpec) -> f64 {
-        let len = module.len as f64;
+        let len = module.longest() as f64;
         match module.kind {
-            ModuleKind::Decode { batch } => self.decode(batch as f64, len),
+            ModuleKind::Decode { .. } => {
+                self.decodes(module.parts.iter().map(|part| (part.rows as f64, part.len as f64)))
+            }
             ModuleKind::Prefill { tokens } => self.chunk(tokens as f64, 1.0, len),
             ModuleKind::Score { tokens } => self.chunk(tokens as f64, tokens as f64, len),
         }
@@ -51,8 +53,16 @@ impl Roofline {
 
     /// Seconds of a decode step of `batch` rows that read `len` positions each.
     pub fn decode(&self, batch: f64, len: f64) -> f64 {
-        let bytes = self.weights + batch * (len + 1.0) * self.position;
-        let flops = batch * (self.body_flops + self.head_flops + (len + 1.0) * self.attention_flops);
+        self.decodes([(batch, len)])
+    }
+
+    /// Seconds of a decode step of several such: weights are read once for all of them.
+    fn decodes(&self, parts: impl IntoIterator<Item = (f64, f64)>) -> f64 {
+        let (mut bytes, mut flops) = (self.weights, 0.0);
+        for (batch, len) in parts {
+            bytes += batch * (len + 1.0) * self.position;
+            flops += batch * (self.body_flops + self.head_flops + (len + 1.0) * self.attention_flops);
+        }
         self.time(bytes, flops)
     }
 

@@ -1,15 +1,18 @@
 //! Requests through a plan: continuous batching over classes and buckets, counted, not timed by a clock.
 //!
 //! How requests take rows is [`replay`]'s; here its steps are put into buckets. A round decodes every class once, in the
-//! smallest bucket that holds its highest live row and its longest context. Padding is all that a bucket reads beyond what
+//! modules that the executor would run: [`Decodes`] chooses for both. Padding is all that a bucket reads beyond what
 //! the sequences in it need: rows whose sequence is shorter than the longest, rows of nobody, and rows of sequences that
 //! are still in prefill.
+
+use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
 use super::lengths::Request;
-use super::replay::{Lane, Replay, replay};
-use super::{ModuleKind, ModuleSpec, Plan};
+use super::replay::{Lane, Marks, Replay, replay};
+use super::{CacheShape, ModuleKind, ModuleSpec, Plan};
+use crate::backend::neuron::decodes::{Decodes, Need};
 
 /// Useful over padded, each in 0..=1; 1 where there was nothing to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -62,30 +65,21 @@ impl Simulation {
 /// Runs `requests` through one replica of `plan`.
 pub fn simulate(plan: &Plan, requests: &[Request], limit: Option<usize>) -> Simulation {
     let lanes: Vec<Lane> = plan.classes.iter().map(|class| plan.lane(*class)).collect();
-    let of_class = |i: usize| {
-        let class = plan.classes[i];
-        plan.modules.iter().copied().zip(plan.module_seconds.iter().copied()).filter(move |(m, _)| m.class == class)
-    };
-    let modules: Vec<Vec<(ModuleSpec, f64)>> = (0..lanes.len()).map(|i| of_class(i).collect()).collect();
-    cost(&lanes, &replay(&lanes, requests, limit, true, 1), &modules)
+    let modules: Vec<(ModuleSpec, f64)> =
+        plan.modules.iter().cloned().zip(plan.module_seconds.iter().copied()).collect();
+    cost(&lanes, &replay(&lanes, requests, limit, true, 1), &plan.classes, &modules)
 }
 
-/// Costs of `replay`, with each lane's modules and their seconds.
-pub fn cost(lanes: &[Lane], replay: &Replay, modules: &[Vec<(ModuleSpec, f64)>]) -> Simulation {
+/// Costs of `replay` of `lanes`, which are of `classes`, with modules and their seconds.
+pub fn cost(lanes: &[Lane], replay: &Replay, classes: &[CacheShape], modules: &[(ModuleSpec, f64)]) -> Simulation {
     let (mut decode, mut prefill, mut prefix) = ((0_u128, 0_u128), (0_u128, 0_u128), (0_u128, 0_u128));
     let (mut seconds, mut prefill_seconds, mut held) = (0.0, 0.0, 0);
-    for (done, modules) in replay.lanes.iter().zip(modules) {
+    for (done, class) in replay.lanes.iter().zip(classes) {
         decode.0 += done.positions;
         prefill.0 += u128::from(done.prompt);
         held += done.held;
-        for ((batch, len), steps) in &done.decode {
-            if let Some((padded, time)) = decode_step(modules, *batch, *len) {
-                decode.1 += padded as u128 * u128::from(*steps);
-                seconds += time * *steps as f64;
-            }
-        }
         for ((chunk, start), steps) in &done.prefill {
-            if let Some((len, time)) = prefill_step(modules, *chunk, *start) {
+            if let Some((len, time)) = prefill_step(modules, *class, *chunk, *start) {
                 prefill.1 += *chunk as u128 * u128::from(*steps);
                 prefix.0 += *start as u128 * u128::from(*steps);
                 prefix.1 += len as u128 * u128::from(*steps);
@@ -93,6 +87,20 @@ pub fn cost(lanes: &[Lane], replay: &Replay, modules: &[Vec<(ModuleSpec, f64)>])
             }
         }
     }
+    let decodes = Decodes::new(classes, modules.iter().map(|(m, _)| m));
+    let mut known: HashMap<Vec<Need>, (usize, f64)> = HashMap::new();
+    replay.steps(&marks(classes, modules), |needs, steps| {
+        let (padded, time) = match known.get(needs) {
+            Some(step) => *step,
+            None => {
+                let step = decode_step(&decodes, needs.to_vec(), modules);
+                known.insert(needs.to_vec(), step);
+                step
+            }
+        };
+        decode.1 += padded as u128 * u128::from(steps);
+        seconds += time * steps as f64;
+    });
     let share = |(useful, padded): (u128, u128)| if padded > 0 { useful as f64 / padded as f64 } else { 1.0 };
     let rows: usize = lanes.iter().map(|lane| lane.rows).sum();
     Simulation {
@@ -113,19 +121,43 @@ pub fn cost(lanes: &[Lane], replay: &Replay, modules: &[Vec<(ModuleSpec, f64)>])
     }
 }
 
-/// Positions and seconds of the smallest decode module that holds the step.
-fn decode_step(modules: &[(ModuleSpec, f64)], rows: usize, len: usize) -> Option<(usize, f64)> {
-    let padded = |(m, time): &(ModuleSpec, f64)| match m.kind {
-        ModuleKind::Decode { batch } if batch >= rows && m.len >= len => Some((batch * m.len, *time)),
-        _ => None,
+/// Rows and lengths at which decode modules of each class end.
+fn marks(classes: &[CacheShape], modules: &[(ModuleSpec, f64)]) -> Vec<Marks> {
+    let of_class = |class: &CacheShape| {
+        let decodes = modules.iter().filter(|(m, _)| matches!(m.kind, ModuleKind::Decode { .. }));
+        let parts: Vec<_> = decodes.filter_map(|(m, _)| m.part(*class)).collect();
+        let [mut rows, mut lens]: [Vec<usize>; 2] =
+            [parts.iter().map(|part| part.rows).collect(), parts.iter().map(|part| part.len).collect()];
+        for marks in [&mut rows, &mut lens] {
+            marks.sort_unstable();
+            marks.dedup();
+        }
+        Marks { rows, lens }
     };
-    modules.iter().filter_map(padded).min_by_key(|(padded, _)| *padded)
+    classes.iter().map(of_class).collect()
+}
+
+/// Positions and seconds of the decode modules of a step.
+fn decode_step(decodes: &Decodes, mut needs: Vec<Need>, modules: &[(ModuleSpec, f64)]) -> (usize, f64) {
+    let (mut positions, mut seconds) = (0, 0.0);
+    while let Some(decode) = decodes.choose(&needs) {
+        positions += decode.positions;
+        seconds += modules[decode.module].1;
+        for (class, need) in needs.iter_mut().enumerate() {
+            if decode.covers(class, *need) {
+                *need = Need::default();
+            }
+        }
+    }
+    (positions, seconds)
 }
 
 /// Length and seconds of the shortest prefill module of this chunk.
-fn prefill_step(modules: &[(ModuleSpec, f64)], chunk: usize, start: usize) -> Option<(usize, f64)> {
+fn prefill_step(modules: &[(ModuleSpec, f64)], class: CacheShape, chunk: usize, start: usize) -> Option<(usize, f64)> {
     let padded = |(m, time): &(ModuleSpec, f64)| match m.kind {
-        ModuleKind::Prefill { tokens } if tokens == chunk && m.len >= start => Some((m.len, *time)),
+        ModuleKind::Prefill { tokens } if tokens == chunk => {
+            m.part(class).filter(|part| part.len >= start).map(|part| (part.len, *time))
+        }
         _ => None,
     };
     modules.iter().filter_map(padded).min_by_key(|(len, _)| *len)

@@ -34,13 +34,17 @@ fn check(plan: &Plan, instance: &Instance, wish: &Wish, lengths: &Lengths) {
     // Every admissible sequence has a class, and every step of it a bucket.
     assert_eq!(lanes.last().unwrap().longest, wish.context);
     for (class, lane) in plan.classes.iter().zip(&lanes) {
-        let modules = || plan.modules.iter().filter(|m| m.class == *class);
+        let parts = || plan.modules.iter().filter_map(|m| Some((m, *m.part(*class)?)));
         assert!(class.rows >= 1 && class.positions >= lane.longest + lane.chunks.last().unwrap());
-        assert!(modules().any(|m| m.kind == ModuleKind::Decode { batch: class.rows } && m.len == lane.longest));
+        let whole = |m: &ModuleSpec, part: Part| {
+            matches!(m.kind, ModuleKind::Decode { .. }) && part.rows == class.rows && part.len == lane.longest
+        };
+        assert!(parts().any(|(m, part)| whole(m, part)));
         for chunk in &lane.chunks {
-            assert!(modules().any(|m| m.kind == ModuleKind::Prefill { tokens: *chunk } && m.len == lane.longest));
+            let prefill = ModuleKind::Prefill { tokens: *chunk };
+            assert!(parts().any(|(m, part)| m.kind == prefill && part.len == lane.longest));
         }
-        assert!(modules().all(|m| m.len >= 1 && m.len <= lane.longest && m.kind.tokens() >= 1));
+        assert!(parts().all(|(m, part)| part.len >= 1 && part.len <= lane.longest && m.kind.tokens() >= 1));
     }
     for limit in [None, Some(64)] {
         let simulation = simulate(plan, &lengths.requests, limit);
@@ -211,6 +215,41 @@ fn a_plan_keeps_most_of_its_useful_positions_on_requests_that_it_was_not_made_fo
     assert!(held_out.decode >= 0.75 && held_out.prefill >= 0.8, "{held_out:?}");
 }
 
+/// Where weights are large beside the caches; with so few modules that there is one class, nothing is decoded together.
+#[test]
+fn classes_decode_together_where_reading_the_weights_again_is_dear() {
+    let (trace, instance) = (azure(), on("inf2.xlarge"));
+    let of = |max_neffs| {
+        let wish = Wish { max_neffs, ..Wish::default() };
+        let made = plan(&preset("llama-3.1-8b"), &instance, &trace, &wish).unwrap();
+        check(&made, &instance, &wish, &trace);
+        made
+    };
+    let (one, several) = (of(2), of(32));
+    assert_eq!((one.classes.len(), one.modules.len()), (1, 2));
+    // As a build takes it.
+    let read: Plan = serde_json::from_str(&serde_json::to_string(&several).unwrap()).unwrap();
+    assert_eq!(read.check(&preset("llama-3.1-8b")), Ok(()));
+    let decodes = |m: &&ModuleSpec| matches!(m.kind, ModuleKind::Decode { .. });
+    assert!(several.classes.len() > 1);
+    assert!(several.modules.iter().filter(decodes).any(|m| m.parts.len() == several.classes.len()));
+    let (few, many) = (&one.figures, &several.figures);
+    assert!(many.tokens_per_s > 1.4 * few.tokens_per_s, "{} and {}", many.tokens_per_s, few.tokens_per_s);
+    assert!(many.useful.decode > 1.8 * few.useful.decode, "{:?} and {:?}", many.useful, few.useful);
+    // As a step reads them: the weights once, and each class as far as its rows are long.
+    let (module, seconds) =
+        several.modules.iter().zip(&several.module_seconds).find(|(m, _)| m.parts.len() > 1).unwrap();
+    let alone: Vec<f64> = {
+        let shard = Shard::new(&preset("llama-3.1-8b"), several.tp);
+        let stored = Stored { shard: &shard, weights: several.weights, kv: several.kv };
+        let roofline = Roofline::new(&stored, &instance, &several.assumptions);
+        let empty = roofline.decode(0.0, 0.0);
+        let of = |part: &Part| roofline.decode(part.rows as f64, part.len as f64) - empty;
+        [empty].into_iter().chain(module.parts.iter().map(of)).collect()
+    };
+    assert!((alone.iter().sum::<f64>() - seconds).abs() < 1e-9 + 1e-3 * seconds, "{alone:?} {seconds}");
+}
+
 fn azure() -> Lengths {
     let trace = include_str!("../../../../../testdata/lengths/azure_conv_2023.csv");
     Lengths::parse(trace, "Azure conversation trace 2023").unwrap()
@@ -238,8 +277,12 @@ fn a_plan_of_another_model_or_with_impossible_fields_is_refused() {
     assert!(refused(|p| p.classes.clear()).contains("`classes` is a list of 0"));
     assert!(refused(|p| p.classes[0].rows = usize::MAX).contains("`classes[0]`"));
     assert!(refused(|p| p.classes.insert(0, p.classes[0])).contains("`classes[1]`"));
-    assert!(refused(|p| p.modules = vec![p.modules[0]; 1025]).contains("`modules` is a list of 1025"));
-    assert!(refused(|p| p.modules[0].len = usize::MAX).contains("`modules[0]`"));
+    assert!(refused(|p| p.modules = vec![p.modules[0].clone(); 1025]).contains("`modules` is a list of 1025"));
+    assert!(refused(|p| p.modules[0].parts[0].len = usize::MAX).contains("`modules[0]`: field `parts[0]`"));
+    assert!(refused(|p| p.modules[0].parts.clear()).contains("`modules[0]`: field `parts` is an empty list"));
+    assert!(
+        refused(|p| p.modules[0].parts[0].class.rows += 1).contains("`parts[0]`: its class is not among `classes`")
+    );
     assert!(refused(|p| p.modules.clear()).contains("`modules`"));
 }
 

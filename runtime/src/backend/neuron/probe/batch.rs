@@ -1,5 +1,6 @@
 //! Steps of a loaded model without an engine: one sequence in pieces, or many that decode.
 
+use super::model::DecodeBucket;
 use crate::backend::{Batch, BlockId, Capacity, Executor, Returned, SeqSpan, StepError, StepOutput, Wants};
 
 /// What is fed, and how.
@@ -53,11 +54,15 @@ impl Feed<'_> {
         answer(&out, 0)
     }
 
-    /// A step in which rows `first..first + n` decode at a position.
-    pub(super) fn decodes(&self, first: u32, n: usize, position: usize) -> Batch {
+    /// A step in which the rows of each part decode, each behind as many tokens as the part says.
+    pub(super) fn decodes(&self, bucket: &DecodeBucket) -> Batch {
         let mut batch = Batch { wants: Wants::Tokens, ..Batch::default() };
-        for (row, token) in (first..).zip(1..).take(n) {
-            self.add(&mut batch, row, &[token], position, true);
+        for part in &bucket.parts {
+            // The token's own position must be within its row.
+            let position = part.len.min(self.capacity.max_len.saturating_sub(1));
+            for (row, token) in (part.first..).zip(1..).take(part.rows) {
+                self.add(&mut batch, row, &[token], position, true);
+            }
         }
         batch
     }

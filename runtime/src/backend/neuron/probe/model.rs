@@ -7,7 +7,7 @@ use super::golden::{FOLLOWED, Golden, GoldenPrompt, log_sum_exp};
 use super::outcome::{State, StepOutcome};
 use super::{Fault, Profile, Stage};
 use crate::backend::neuron::artifact::Layout;
-use crate::backend::neuron::interface::ModuleKind;
+use crate::backend::neuron::interface::{CacheShape, ModuleKind, Part};
 use crate::backend::{Capacity, Executor, KvType, Quant, StepError, Wants};
 
 /// A model that can be loaded in the forms that were chosen.
@@ -41,12 +41,19 @@ pub struct LoadedModel {
 }
 
 /// A decode step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecodeBucket {
-    /// Its first row.
+    /// What it does of each class.
+    pub parts: Vec<DecodeRows>,
+}
+
+/// Rows of a decode step, one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DecodeRows {
+    /// The first, through all classes.
     pub first: u32,
     /// Sequences.
-    pub batch: usize,
+    pub rows: usize,
     /// Tokens of each before the step.
     pub len: usize,
 }
@@ -54,21 +61,35 @@ pub struct DecodeBucket {
 impl DecodeBucket {
     /// Of a layout: all, or of many a few from the smallest to the largest.
     pub fn of_layout(layout: &Layout) -> Vec<DecodeBucket> {
-        let (mut all, mut first) = (vec![], 0);
-        for class in &layout.classes {
-            for module in layout.modules.iter().filter(|module| module.class == *class) {
-                if let ModuleKind::Decode { batch } = module.kind {
-                    all.push(DecodeBucket { first, batch, len: module.len });
-                }
-            }
-            first += u32::try_from(class.rows).unwrap_or(u32::MAX - first);
-        }
-        all.sort_by_key(|bucket| (bucket.batch, bucket.len, bucket.first));
+        let before = |class: &CacheShape| {
+            let rows = layout.classes.iter().take_while(|other| *other != class).map(|other| other.rows).sum::<usize>();
+            u32::try_from(rows).unwrap_or(u32::MAX)
+        };
+        let decodes = layout.modules.iter().filter(|module| matches!(module.kind, ModuleKind::Decode { .. }));
+        let rows = |part: &Part| DecodeRows { first: before(&part.class), rows: part.rows, len: part.len };
+        let mut all: Vec<DecodeBucket> =
+            decodes.map(|module| DecodeBucket { parts: module.parts.iter().map(rows).collect() }).collect();
+        all.sort_by_key(|bucket| (bucket.batch(), bucket.longest(), bucket.parts.first().map(|part| part.first)));
         if all.len() > TIMED {
             let last = all.len() - 1;
-            all = (0..TIMED).map(|i| all[i * last / (TIMED - 1)]).collect();
+            all = (0..TIMED).map(|i| all[i * last / (TIMED - 1)].clone()).collect();
         }
         all
+    }
+
+    /// Of one class.
+    pub fn of(rows: DecodeRows) -> DecodeBucket {
+        DecodeBucket { parts: vec![rows] }
+    }
+
+    /// Sequences.
+    pub fn batch(&self) -> usize {
+        self.parts.iter().map(|part| part.rows).sum()
+    }
+
+    /// Tokens before the step of those that have most.
+    pub fn longest(&self) -> usize {
+        self.parts.iter().map(|part| part.len).max().unwrap_or(0)
     }
 }
 

@@ -30,7 +30,7 @@ pub struct SpeedFound {
 pub struct StepTime {
     /// Sequences.
     pub batch: usize,
-    /// Tokens of each before the step.
+    /// Tokens before the step of those that have most.
     pub len: usize,
     /// Runs that were timed.
     pub runs: usize,
@@ -55,10 +55,10 @@ pub(super) fn measure(loaded: &mut LoadedModel, done: &mut StepOutcome) {
     let mut found = SpeedFound { of, bandwidth_gb_s: bandwidth.map(|b| b / 1e9), steps: vec![] };
     let mut feed = Feed { executor: &mut *loaded.executor, capacity: loaded.capacity, chunk: loaded.chunk };
     for bucket in &loaded.decodes {
-        match time(&mut feed, *bucket, bandwidth) {
+        match time(&mut feed, bucket, bandwidth) {
             Ok(step) => found.steps.push(step),
             Err(error) => {
-                let words = format!("{} sequences of {} tokens: {error}", bucket.batch, bucket.len);
+                let words = format!("{} sequences of {} tokens: {error}", bucket.batch(), bucket.longest());
                 done.says(Err(Fault { stage: Stage::Execute, words }));
                 done.speed = Some(found);
                 return;
@@ -77,10 +77,8 @@ pub(super) fn measure(loaded: &mut LoadedModel, done: &mut StepOutcome) {
     done.speed = Some(found);
 }
 
-fn time(feed: &mut Feed<'_>, bucket: DecodeBucket, bandwidth: Option<f64>) -> Result<StepTime, StepError> {
-    // The token's own position must be within its row.
-    let position = bucket.len.min(feed.capacity.max_len.saturating_sub(1));
-    let batch = feed.decodes(bucket.first, bucket.batch, position);
+fn time(feed: &mut Feed<'_>, bucket: &DecodeBucket, bandwidth: Option<f64>) -> Result<StepTime, StepError> {
+    let batch = feed.decodes(bucket);
     for _ in 0..WARM_UP {
         feed.step(&batch)?;
     }
@@ -97,8 +95,8 @@ fn time(feed: &mut Feed<'_>, bucket: DecodeBucket, bandwidth: Option<f64>) -> Re
     let bytes = cost.weight_bytes + cost.kv_bytes;
     let rate = bytes / median.as_secs_f64().max(1e-9);
     Ok(StepTime {
-        batch: bucket.batch,
-        len: bucket.len,
+        batch: bucket.batch(),
+        len: bucket.longest(),
         runs: times.len(),
         tpot_ms: ms(median),
         least_ms: ms(times[0]),

@@ -2,13 +2,13 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::backend::neuron::artifact::tests::layout as small;
-use crate::backend::neuron::{CacheShape, ModuleSpec};
+use crate::backend::neuron::{CacheShape, ModuleSpec, Part};
 use crate::backend::{BlockId, SeqSpan};
 
 /// Two classes: 4 rows of 40 positions, 2 of 100.
 fn layout() -> Layout {
     let (short, long) = (CacheShape { rows: 4, positions: 40 }, CacheShape { rows: 2, positions: 100 });
-    let spec = |class, kind, len| ModuleSpec { class, kind, len, biases: 0, mask: false };
+    let spec = |class, kind, len| ModuleSpec::of(class, kind, len);
     let mut modules = vec![];
     for (class, lens) in [(short, [16, 40]), (long, [40, 100])] {
         for len in lens {
@@ -22,6 +22,19 @@ fn layout() -> Layout {
         modules.push(spec(class, ModuleKind::Score { tokens: 4 }, class.positions));
     }
     Layout { classes: vec![short, long], modules, context: 90, ..small() }
+}
+
+/// The same classes, decoded together at two levels and beside them the longer one by itself.
+fn together() -> Layout {
+    let alone = layout();
+    let [short, long] = alone.classes[..] else { unreachable!() };
+    let part = |class, rows, len| Part { class, rows, len };
+    let mut modules = alone.modules.clone();
+    modules.retain(|m| !matches!(m.kind, ModuleKind::Decode { .. }));
+    modules.push(ModuleSpec::decode(vec![part(short, 4, 40), part(long, 2, 100)]));
+    modules.push(ModuleSpec::decode(vec![part(short, 2, 16), part(long, 2, 40)]));
+    modules.push(ModuleSpec::of(long, ModuleKind::Decode { batch: 2 }, 40));
+    Layout { modules, ..alone }
 }
 
 /// Sequences as (block, tokens before, tokens now, output of the last).
@@ -45,11 +58,15 @@ fn batch(seqs: &[(u32, usize, usize, bool)], wants: Wants) -> Batch {
 }
 
 fn kinds(b: &Batch) -> Result<Vec<(ModuleKind, usize, Vec<usize>)>, StepError> {
-    let (layout, mut cut) = (layout(), Cut::default());
-    cut.cut(b, &Buckets::new(&layout))?;
+    kinds_in(&layout(), b)
+}
+
+fn kinds_in(layout: &Layout, b: &Batch) -> Result<Vec<(ModuleKind, usize, Vec<usize>)>, StepError> {
+    let mut cut = Cut::default();
+    cut.cut(b, &Buckets::new(layout))?;
     let call = |c: &Call| {
-        let spec = layout.modules[c.module];
-        (spec.kind, spec.len, cut.lines[c.lines.clone()].iter().map(|l| l.row).collect())
+        let spec = &layout.modules[c.module];
+        (spec.kind, spec.longest(), cut.lines[c.lines.clone()].iter().map(|l| l.row).collect())
     };
     Ok(cut.calls.iter().map(call).collect())
 }
@@ -63,6 +80,20 @@ fn rows_of_a_class_decode_together_in_the_smallest_bucket_that_covers_them() {
     assert_eq!(kinds(&longer).unwrap(), [(decode(1), 40, vec![0])]);
     let mixed = batch(&[(5, 50, 1, true), (2, 3, 1, true), (1, 20, 1, true)], Wants::Tokens);
     assert_eq!(kinds(&mixed).unwrap(), [(decode(4), 40, vec![1, 2]), (decode(2), 100, vec![1])]);
+}
+
+#[test]
+fn rows_of_all_classes_decode_together_numbered_through_them() {
+    let decode = |batch| ModuleKind::Decode { batch };
+    let kinds = |seqs: &[(u32, usize, usize, bool)]| kinds_in(&together(), &batch(seqs, Wants::Tokens)).unwrap();
+    assert_eq!(kinds(&[(5, 40, 1, true), (1, 16, 1, true), (0, 3, 1, true)]), [(decode(4), 40, vec![0, 1, 3])]);
+    assert_eq!(kinds(&[(5, 40, 1, true), (2, 16, 1, true)]), [(decode(6), 100, vec![2, 5])], "a row too many");
+    assert_eq!(kinds(&[(4, 41, 1, true), (0, 3, 1, true)]), [(decode(6), 100, vec![0, 4])], "a position too many");
+    // One class alone: what reads least has it.
+    assert_eq!(kinds(&[(1, 9, 1, true)]), [(decode(4), 40, vec![1])]);
+    assert_eq!(kinds(&[(4, 9, 1, true)]), [(decode(2), 40, vec![0])]);
+    assert_eq!(kinds(&[(4, 59, 1, true)]), [(decode(6), 100, vec![4])]);
+    assert_eq!(Buckets::new(&together()).row_classes(), Buckets::new(&layout()).row_classes());
 }
 
 #[test]
@@ -96,8 +127,9 @@ proptest! {
     #[test]
     fn every_token_runs_once_within_its_row_and_every_output_is_found(
         seqs in proptest::collection::vec((0usize..90, 1usize..40, any::<bool>()), 1..6), logits in any::<bool>(),
+        joint in any::<bool>(),
     ) {
-        let layout = layout();
+        let layout = if joint { together() } else { layout() };
         let classes = Buckets::new(&layout).row_classes();
         let seqs: Vec<_> = seqs.iter().enumerate().map(|(i, &(before, now, output))| {
             let max = if i < 4 { classes[0].max_len } else { classes[1].max_len };
@@ -109,19 +141,26 @@ proptest! {
         cut.cut(&b, &Buckets::new(&layout)).unwrap();
         let (mut ran, mut found) = (vec![0; b.rows()], vec![0; b.outputs.len()]);
         for call in &cut.calls {
-            let spec = layout.modules[call.module];
+            let spec = &layout.modules[call.module];
             for line in &cut.lines[call.lines.clone()] {
                 line.tokens.clone().for_each(|t| ran[t] += 1);
                 line.outputs.clone().for_each(|o| found[o] += 1);
                 let start = b.positions[line.tokens.start] as usize;
-                prop_assert!(start <= spec.len && line.row < spec.class.rows);
+                let block = b.tables[b.seqs[line.seq].table.start].0 as usize;
+                let (class, row) = if block < 4 { (layout.classes[0], block) } else { (layout.classes[1], block - 4) };
+                let part = spec.part(class).unwrap();
+                prop_assert!(start <= part.len);
                 match spec.kind {
-                    ModuleKind::Decode { batch } => {
-                        prop_assert!(line.row < batch && line.tokens.len() == 1);
+                    ModuleKind::Decode { .. } => {
+                        let before = spec.parts.iter().take_while(|p| p.class != class).map(|p| p.rows).sum::<usize>();
+                        prop_assert!(line.row == before + row && row < part.rows && line.tokens.len() == 1);
                         // The last position is the idle rows'.
-                        prop_assert!(start + 1 < spec.class.positions);
+                        prop_assert!(start + 1 < class.positions);
                     }
-                    kind => prop_assert!(line.tokens.len() <= kind.tokens() && start + kind.tokens() <= spec.class.positions),
+                    kind => {
+                        prop_assert!(line.row == row && line.tokens.len() <= kind.tokens());
+                        prop_assert!(start + kind.tokens() <= class.positions);
+                    }
                 }
                 if matches!(spec.kind, ModuleKind::Prefill { .. }) && !line.outputs.is_empty() {
                     prop_assert_eq!(b.outputs[line.outputs.start] as usize, line.tokens.end - 1);

@@ -84,7 +84,7 @@ impl Row {
         let instance = on(self.instance);
         let shard = Shard::new(&self.program, self.tp);
         let class = CacheShape { rows: self.batch, positions: self.lengths.1 };
-        let spec = |kind, len| ModuleSpec { class, kind, len, biases: 0, mask: false };
+        let spec = |kind, len| ModuleSpec::of(class, kind, len);
         let decodes =
             if self.whole { 1 } else { (self.lengths.1.div_ceil(128)).next_power_of_two().ilog2() as usize + 1 };
         let mut modules = vec![spec(ModuleKind::Decode { batch: self.batch }, self.lengths.1); decodes];

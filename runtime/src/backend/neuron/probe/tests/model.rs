@@ -13,7 +13,8 @@ use super::{Fake, probe_small, small_steps};
 use crate::backend::cpu::CpuBackend;
 use crate::backend::neuron::Profile;
 use crate::backend::neuron::probe::{
-    DecodeBucket, Fault, Golden, GoldenPrompt, LoadedModel, Outcome, ProbeModel, Stage, State, StepOutcome, run,
+    DecodeBucket, DecodeRows, Fault, Golden, GoldenPrompt, LoadedModel, Outcome, ProbeModel, Stage, State, StepOutcome,
+    run,
 };
 use crate::backend::{Backend, Batch, Capacity, Cost, Executor, MemoryUse, Quant, StepError, StepOutput};
 
@@ -103,8 +104,8 @@ impl ProbeModel for OnCpu {
             chunk: 16,
             row: 1,
             decodes: vec![
-                DecodeBucket { first: 0, batch: 1, len: 8 },
-                DecodeBucket { first: 0, batch: 4, len: CAPACITY.max_len },
+                DecodeBucket::of(DecodeRows { first: 0, rows: 1, len: 8 }),
+                DecodeBucket::of(DecodeRows { first: 0, rows: 4, len: CAPACITY.max_len }),
             ],
             golden: self.golden.clone(),
             tolerance: 0.02,
