@@ -32,7 +32,7 @@ pub fn plan(program: &Program, instance: &Instance, lengths: &Lengths, wish: &Wi
     // Of the last types: what is missing when all has been tried.
     let (weights, kv) = wish.types().last().copied().unwrap_or((Quant::Bf16, KvType::Bf16));
     Err(job
-        .best((weights, kv), wish.min_useful, true)
+        .best((weights, kv), Aim::of(wish), true)
         .err()
         .or(first)
         .unwrap_or(PlanError::Lengths { requests: 0, context: wish.context }))
@@ -70,6 +70,19 @@ struct Chosen {
     kv: KvType,
     replicas: usize,
     candidate: Candidate,
+}
+
+/// What the search demands of its sample, so that all requests keep what was asked for.
+#[derive(Clone, Copy)]
+struct Aim {
+    useful: f64,
+    tpot: Option<f64>,
+}
+
+impl Aim {
+    fn of(wish: &Wish) -> Aim {
+        Aim { useful: wish.min_useful, tpot: wish.tpot }
+    }
 }
 
 impl<'a> Job<'a> {
@@ -136,31 +149,41 @@ impl<'a> Job<'a> {
         lengths: &Lengths,
         admissible: &[Request],
     ) -> Result<Plan, PlanError> {
-        let wanted = self.wish.min_useful;
-        let (mut aim, mut best) = (wanted, 0.0_f64);
+        let wanted = Aim::of(self.wish);
+        let (mut aim, mut missed) = (wanted, None);
         for _ in 0..AIMS {
             let found = self.best((weights, kv), aim, together);
-            // An aim beyond what was asked for may be too high without anything being wrong.
-            let (chosen, tried) = match found {
-                Err(PlanError::Useful { .. }) if aim > wanted => break,
-                found => found?,
+            let (chosen, tried) = match (found, missed) {
+                // An aim beyond what was asked for may be too high without anything being wrong.
+                (Err(PlanError::Useful { .. } | PlanError::Tpot { .. }), Some(missed)) => return Err(missed),
+                (found, _) => found?,
             };
             let plan = self.finish(chosen, tried, lengths, admissible);
             let useful = plan.figures.useful.decode.min(plan.figures.useful.prefill);
-            if useful >= wanted {
+            let late = wanted.tpot.filter(|wanted| plan.figures.tpot_s > *wanted);
+            if useful >= wanted.useful && late.is_none() {
                 return Ok(plan);
             }
-            best = best.max(useful);
-            aim = (aim + (wanted - useful) + AIM_STEP).min(0.99);
+            if useful < wanted.useful {
+                aim.useful = (aim.useful + (wanted.useful - useful) + AIM_STEP).min(0.99);
+            }
+            missed = Some(match late {
+                Some(wanted) => {
+                    aim.tpot = aim.tpot.map(|aim| aim * (wanted / plan.figures.tpot_s) * (1.0 - AIM_STEP));
+                    let (model, instance) = (self.program.name.clone(), self.instance.name.clone());
+                    PlanError::Tpot { model, instance, wanted, best: plan.figures.tpot_s }
+                }
+                None => PlanError::Useful { wanted: wanted.useful, best: useful, max_neffs: self.wish.max_neffs },
+            });
         }
-        Err(PlanError::Useful { wanted, best, max_neffs: self.wish.max_neffs })
+        Err(missed.unwrap_or(PlanError::Useful { wanted: wanted.useful, best: 0.0, max_neffs: self.wish.max_neffs }))
     }
 
     /// The best degree for these types, and all that were tried.
     fn best(
         &self,
         (weights, kv): (Quant, KvType),
-        min_useful: f64,
+        aim: Aim,
         together: bool,
     ) -> Result<(Chosen, Vec<Tried>), PlanError> {
         let (mut tried, mut best) = (Vec::new(), None::<Chosen>);
@@ -173,7 +196,7 @@ impl<'a> Job<'a> {
                 tried.push(entry);
                 continue;
             }
-            match self.solve(tp, (weights, kv), min_useful, together) {
+            match self.solve(tp, (weights, kv), aim, together) {
                 Ok(chosen) => {
                     let simulation = &chosen.candidate.simulation;
                     entry.rows = Some(chosen.rows());
@@ -221,13 +244,7 @@ impl<'a> Job<'a> {
         }
     }
 
-    fn solve(
-        &self,
-        tp: usize,
-        (weights, kv): (Quant, KvType),
-        min_useful: f64,
-        together: bool,
-    ) -> Result<Chosen, Nothing> {
+    fn solve(&self, tp: usize, (weights, kv): (Quant, KvType), aim: Aim, together: bool) -> Result<Chosen, Nothing> {
         let (wish, shard) = (self.wish, Shard::new(self.program, tp));
         let problem = Problem {
             instance: self.instance,
@@ -236,9 +253,9 @@ impl<'a> Job<'a> {
             requests: &self.requests,
             context: wish.context,
             batch: wish.batch,
-            tpot: wish.tpot,
+            tpot: aim.tpot,
             max_neffs: wish.max_neffs,
-            min_useful,
+            min_useful: aim.useful,
             latency: wish.objective == Objective::Latency,
             together,
             inputs: (wish.biases, wish.mask),
@@ -334,7 +351,7 @@ impl<'a> Job<'a> {
     fn alternatives(&self, plan: &Plan) -> Vec<Alternative> {
         let types = self.wish.types().into_iter();
         let other = types.filter(|types| *types != (plan.weights, plan.kv)).filter_map(|(weights, kv)| {
-            let other = self.solve(plan.tp, (weights, kv), self.wish.min_useful, true).ok()?;
+            let other = self.solve(plan.tp, (weights, kv), Aim::of(self.wish), true).ok()?;
             let tokens_per_s = other.candidate.simulation.tokens_per_s() * other.replicas as f64;
             Some(Alternative { weights, kv, rows: other.rows(), tokens_per_s })
         });
@@ -365,7 +382,7 @@ fn first_token(plan: &Plan, requests: &[Request]) -> (f64, usize) {
 const SAMPLE: usize = 6000;
 /// Requests per row in the figures' simulation, at least.
 const TURNS: usize = 24;
-/// How often the search aims higher than asked when all requests pad more than the sample, and by how much more.
+/// How often the search aims higher than asked when all requests pad more or are slower than the sample, and by how much more.
 const AIMS: usize = 4;
 const AIM_STEP: f64 = 0.005;
 /// A larger degree must be this much better: figures have the least time of all-reduces, and published systems keep less
