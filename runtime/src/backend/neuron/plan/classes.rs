@@ -541,8 +541,8 @@ const SLACK: f64 = 0.1;
 /// Of rows, the part that is taken away at a time, and how often.
 const FEWER: usize = 3;
 const TRIED: usize = 4;
-/// How much faster classes must be that decode together. On the halves of the Azure trace they lose more useful positions
-/// than those that decode alone.
+/// How much faster classes must be that decode together: where the mix drifts, they read more rows of nobody than those that
+/// decode alone.
 pub const CLEARLY: f64 = 1.25;
 /// Of two candidates this near, the one with fewer modules.
 const WORTH: f64 = 0.99;
