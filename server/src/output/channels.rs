@@ -1,7 +1,9 @@
 //! Answers in channels (gpt-oss: OpenAI's harmony format): messages, each with a header that says whom it is for.
 //!
-//!     <|channel|>analysis<|message|>thoughts<|end|><|start|>assistant<|channel|>final<|message|>text
-//!     <|channel|>commentary to=functions.NAME <|constrain|>json<|message|>{...}<|call|>
+//! ```text
+//! <|channel|>analysis<|message|>thoughts<|end|><|start|>assistant<|channel|>final<|message|>text
+//! <|channel|>commentary to=functions.NAME <|constrain|>json<|message|>{...}<|call|>
+//! ```
 //!
 //! Invariant: text that begins with no header is content as it stands.
 
