@@ -118,6 +118,14 @@ fn a_model_is_built_for_trn2_and_answers_there() {
     let refused = bench.generate(&artifact, &[], &other);
     assert_eq!(refused.code, 1);
     assert!(refused.stderr.contains("set NEURON_LOGICAL_NC_CONFIG=2"), "{}", refused.stderr);
+    // Twice as many cores, each with half of the memory.
+    let (small, built) = bench.build("qwen3", "lnc1", &[&options[..], &["--lnc", "1"]].concat());
+    assert_eq!(built["replicas"], 8);
+    assert_eq!(ids(&bench.generate(&small, &[], &other)), expected);
+    let place = bench.path("none");
+    let args = ["build", &fixture_path("qwen3"), "-o", &place, "--instance", "inf2.xlarge", "--lnc", "2"];
+    let refused = bench.run(&args, &[]);
+    assert!(refused.code == 2 && refused.stderr.contains("--lnc 2"), "{}", refused.stderr);
 }
 
 /// Kinds of attention, of norms, of feed-forwards and of positions, to the tokens that transformers gives.

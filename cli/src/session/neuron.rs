@@ -109,7 +109,13 @@ pub fn plan_model(
     options: &BuildOptions,
     context: &Context<'_>,
 ) -> anyhow::Result<Planned> {
-    match plan(&model.program, instance, lengths, wish) {
+    let chosen = match options.lnc {
+        Some(lnc) => instance.with_lnc(lnc).ok_or_else(|| {
+            UsageError(format!("--lnc {lnc}: a logical core of {} is one physical one", instance.name))
+        })?,
+        None => instance.clone(),
+    };
+    match plan(&model.program, &chosen, lengths, wish) {
         Ok(plan) => lay_out(model, plan, options, context),
         Err(error) => {
             let table = Instances::built_in();

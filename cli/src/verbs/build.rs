@@ -109,6 +109,10 @@ impl Args {
 
     fn planned(&self, model: &Model, options: &BuildOptions, context: &Context<'_>) -> anyhow::Result<Planned> {
         if let Some(path) = &self.plan {
+            if options.lnc.is_some() {
+                let what = "is for logical cores as the chip has them of itself: leave --lnc out, or --plan";
+                return Err(UsageError(format!("{} {what}", path.display())).into());
+            }
             let name = path.display().to_string();
             let text = std::fs::read_to_string(path).with_context(|| name.clone())?;
             let plan: Plan = serde_json::from_str(&text).with_context(|| format!("{name} is no plan"))?;

@@ -121,8 +121,8 @@ pub fn slow_clients(scale: &Scale) -> anyhow::Result<String> {
     let (mut times, mut most) = (Vec::new(), before);
     for _ in 0..scale.count(5, 4) {
         for reader in &mut deaf {
-            // One that was cut off has ended.
-            let _ = reader.read(&mut byte);
+            // No more than that: one that was cut off has ended.
+            let _ = reader.get_mut().read(&mut byte);
         }
         let answer = live.post("/v1/completions", &body)?;
         ensure!(answer.status == 200, "{} {}", answer.status, answer.text());
@@ -131,9 +131,19 @@ pub fn slow_clients(scale: &Scale) -> anyhow::Result<String> {
         std::thread::sleep(Duration::from_secs(1));
     }
     live.idle(Duration::from_secs(60))?;
-    let cut = live.metric("njoule_slow_readers_total")?;
     let each = (most - before) / readers as i64 / 1024;
-    drop(deaf);
+    let ended = |mut reader: BufReader<TcpStream>| {
+        let mut rest = vec![];
+        // A connection that was reset has no end of its own.
+        let _ = reader.get_mut().read_to_end(&mut rest);
+        String::from_utf8_lossy(&rest).contains("[DONE]")
+    };
+    // At once: what is left in small windows comes slowly.
+    let whole = std::thread::scope(|scope| {
+        let endings: Vec<_> = deaf.into_iter().map(|reader| scope.spawn(move || ended(reader))).collect();
+        endings.into_iter().filter_map(|ending| ending.join().ok()).filter(|whole| *whole).count()
+    });
+    let cut = readers - whole;
     let count = scale.count(256, 32);
     let begun = Instant::now();
     let mut waiting = Vec::new();
@@ -151,11 +161,12 @@ pub fn slow_clients(scale: &Scale) -> anyhow::Result<String> {
     let worst = percentile(&mut times, 1.0);
     ensure!(worst <= scale.within(500), "another request took {worst:?}");
     let figures = format!(
-        "{readers} slow readers, {cut:.0} cut off, {each} KiB more for each, others within {:.0} ms; {count} slow headers closed after {:.1} s",
+        "{readers} slow readers, {cut} cut off, {each} KiB more for each, others within {:.0} ms; {count} slow headers closed after {:.1} s",
         worst.as_secs_f64() * 1e3,
         closed.as_secs_f64()
     );
-    ensure!(cut == readers as f64 && each <= 256, "{figures}");
+    // Of few the allocator's own is most.
+    ensure!(cut == readers && (each <= 256 || !scale.full), "{figures}");
     Ok(figures)
 }
 

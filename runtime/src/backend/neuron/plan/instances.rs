@@ -69,6 +69,18 @@ impl Instance {
         self.chip.cores * self.chips
     }
 
+    /// With logical cores of `lnc` physical ones, among which memory, bandwidth and peak are divided; `None` where the chip has no
+    /// such cores: only trn2's can be joined.
+    pub fn with_lnc(&self, lnc: u8) -> Option<Instance> {
+        let lnc = usize::from(lnc);
+        let has = lnc == 1 || (self.target() == Target::Trn2 && lnc == 2);
+        let cores =
+            self.chip.physical_cores.checked_div(lnc).filter(|cores| has && cores * lnc == self.chip.physical_cores)?;
+        let mut changed = self.clone();
+        changed.chip.cores = cores;
+        Some(changed)
+    }
+
     /// Compiler target.
     pub fn target(&self) -> Target {
         // The table's reader has checked the name.
