@@ -64,16 +64,21 @@ pub fn disconnects(scale: &Scale) -> anyhow::Result<String> {
         slowest = slowest.max(took);
     }
     let after = tokens_after_leaving(&live, scale.count(200, 20))?;
+    // This model has a token in less time than a thread needs to be woken.
+    let begun = Instant::now();
+    live.ok("/v1/completions", &endless(false))?;
+    let late = begun.elapsed().mul_f64(after / 480.0);
     let aborted =
         live.metric("njoule_requests_finished_total{model_name=\"m\",engine=\"0\",finished_reason=\"abort\"")?;
     ensure!(aborted > 0.0, "nobody left while its request ran");
     ensure!(slowest <= scale.within(200), "idle only after {slowest:?}");
     ensure!(live.get("/health")?.status == 200, "it is not well");
     let figures = format!(
-        "{count} clients left, no block leaked, idle after {:.0} ms at the latest, {after:.0} tokens at most after a client was gone",
-        slowest.as_secs_f64() * 1e3
+        "{count} clients left, no block leaked, idle after {:.0} ms at the latest, {after:.0} tokens at most ({:.1} ms) after a client was gone",
+        slowest.as_secs_f64() * 1e3,
+        late.as_secs_f64() * 1e3
     );
-    ensure!(!scale.full || after <= 2.0, "{figures}");
+    ensure!(after <= 2.0 || late <= scale.within(10), "{figures}");
     Ok(figures)
 }
 
@@ -102,14 +107,16 @@ pub fn slow_clients(scale: &Scale) -> anyhow::Result<String> {
         "stream": true, "ignore_eos": true, "temperature": 2})
     .to_string();
     let readers = scale.count(64, 8);
-    // What as many clients that read take of memory, once: rows of the batch, blocks, connections.
+    // What as many clients that read take of memory: rows of the batch, blocks, connections.
+    let before = std::sync::atomic::AtomicI64::new(live.resident()?);
     crowd(readers, readers, |_| {
         let mut stream = live.send("POST", "/v1/chat/completions", slow.as_bytes())?;
         let mut answer = read_head(&mut stream)?;
+        before.fetch_max(live.resident()?, std::sync::atomic::Ordering::Relaxed);
         read_body(&mut stream, &mut answer)
     })?;
     live.idle(Duration::from_secs(60))?;
-    let before = live.resident()?;
+    let before = before.into_inner();
     let mut deaf = Vec::new();
     for _ in 0..readers {
         let stream = live.send("POST", "/v1/chat/completions", slow.as_bytes())?;
