@@ -134,19 +134,6 @@ fn a_module_in_xlas_own_writing_decodes() {
     assert!((sums[1] - 4.0 / 3.0).abs() < 1e-6 && (sums.iter().sum::<f32>() - 2.0).abs() < 1e-6, "{sums:?}");
 }
 
-/// Not a comparison: says how long a step of a real model takes here.
-#[test]
-#[ignore = "makes 270 MB of weights; prints a time"]
-fn a_step_of_smollm2s_size_runs() {
-    let case = step::step("smollm2", step::SMOLLM2);
-    let instructions = case.module.instructions();
-    let executable = Executable::new(case.module, Target::Trn1).unwrap();
-    let start = std::time::Instant::now();
-    let results = executable.run_replicas(case.inputs).unwrap();
-    println!("{instructions} instructions in {:?}", start.elapsed());
-    assert_eq!(results[0].len(), 64);
-}
-
 #[test]
 #[ignore = "writes testdata/hlo, to be followed by record.py"]
 fn write_modules_and_inputs() {

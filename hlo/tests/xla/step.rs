@@ -27,21 +27,6 @@ pub struct Sizes {
     pub ranks: usize,
 }
 
-/// Layer sizes of SmolLM2-135M.
-pub const SMOLLM2: Sizes = Sizes {
-    hidden: 576,
-    kv: 3,
-    group: 3,
-    d: 64,
-    inner: 1536,
-    layers: 30,
-    vocabulary: 49152,
-    batch: 1,
-    rows: 1,
-    len: 128,
-    ranks: 1,
-};
-
 const SMALL: Sizes = Sizes {
     hidden: 48,
     kv: 2,
@@ -66,7 +51,7 @@ pub fn all() -> Vec<Case> {
     ]
 }
 
-pub fn step(name: &'static str, s: Sizes) -> Case {
+fn step(name: &'static str, s: Sizes) -> Case {
     let inputs = (0..s.ranks).map(|rank| inputs(s, rank)).collect();
     let mut case = Case::replicas(name, STEP, inputs, |b, x| lower(b, s, x));
     case.tolerances = vec![EXACT, STEP, EXACT, STEP];
