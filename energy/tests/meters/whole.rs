@@ -338,30 +338,25 @@ fn a_slow_command_holds_nobody_up() {
 /// A file that cannot be read, by anybody: a directory in its place.
 #[test]
 fn a_sensor_that_cannot_be_read_says_why_and_a_board_makes_the_total_unknown() {
-    let m = Machine::new().intel();
-    m.zone("0", "package-0", 0, RANGE);
-    m.put("/sys/class/hwmon/hwmon0/name", "power_meter\n");
-    m.put("/sys/class/hwmon/hwmon0/power1_average/x", "");
-    let mut meters = m.meters(&m.wanted());
-    let start = meters.snapshot();
-    m.hands.pass(2.0);
-    m.zone("0", "package-0", 7_000_000, RANGE);
+    let beside = |sensor: &str| {
+        let m = Machine::new().intel();
+        m.zone("0", "package-0", 0, RANGE);
+        m.put("/sys/class/hwmon/hwmon0/name", sensor);
+        m.put("/sys/class/hwmon/hwmon0/power1_average/x", "");
+        let mut meters = m.meters(&m.wanted());
+        let start = meters.snapshot();
+        m.hands.pass(2.0);
+        m.zone("0", "package-0", 7_000_000, RANGE);
+        window(&start, &meters.snapshot())
+    };
     // The node's sensor is refused; the package is there, and its boundary says so.
-    let w = window(&start, &meters.snapshot());
+    let w = beside("power_meter\n");
     assert_eq!((w.total.joules.unwrap().best(), w.total.boundary.as_str()), (7.0, "cpu"));
     let refused = w.meters.iter().find(|m| m.info.id.contains("power_meter")).unwrap();
     assert!(refused.info.excluded.as_deref().unwrap().contains("power1_average"), "{refused:?}");
     assert!(w.absent.iter().all(|absent| absent.meter != "hwmon"), "{:?}", w.absent);
 
-    let m = Machine::new().intel();
-    m.zone("0", "package-0", 0, RANGE);
-    m.put("/sys/class/hwmon/hwmon1/name", "amdgpu\n");
-    m.put("/sys/class/hwmon/hwmon1/power1_average/x", "");
-    let mut meters = m.meters(&m.wanted());
-    let start = meters.snapshot();
-    m.hands.pass(2.0);
-    m.zone("0", "package-0", 7_000_000, RANGE);
-    let w = window(&start, &meters.snapshot());
+    let w = beside("amdgpu\n");
     assert_eq!((w.total.joules, w.total.boundary.as_str()), (None, "accelerator+cpu"));
     assert!(w.total.reasons[0].contains("hwmon-amdgpu") && w.total.reasons[0].contains("power1_average"));
 }
