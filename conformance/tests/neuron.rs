@@ -14,30 +14,7 @@ use njoule_runtime::backend::{Backend, Capacity, KvType, Quant};
 const PROGRAMS: u64 = 30;
 
 fn cases() -> Vec<Case> {
-    [cases::all(), random::cases(PROGRAMS)].concat().into_iter().filter(|case| !is_refused(&case.program)).collect()
-}
-
-/// What modules lack: joined heads, experts chosen by a bias or from groups, scores that fall with the distance.
-fn is_refused(program: &Program) -> bool {
-    program.ops.iter().any(|op| match op {
-        Op::JoinHeads { .. } | Op::Attend { alibi: Some(_), .. } => true,
-        Op::Route { routing, .. } => routing.bias.is_some() || routing.groups.is_some(),
-        _ => false,
-    })
-}
-
-#[test]
-fn what_modules_lack_is_refused_by_name() {
-    let refused: Vec<Case> = cases::all().into_iter().filter(|case| is_refused(&case.program)).collect();
-    assert!(refused.len() > 15, "{}", refused.len());
-    for Case { name, program } in refused {
-        let load = |p: &Program, w: &dyn WeightSource, capacity: Capacity| {
-            Backend::load(&EvaluatedBackend::f32(1), p, w, capacity)
-        };
-        let error =
-            njoule_conformance::run(&load, &program).err().unwrap_or_else(|| panic!("{name} was taken")).to_string();
-        assert!(error.contains("not lowered"), "{name}: {error}");
-    }
+    [cases::all(), random::cases(PROGRAMS)].concat()
 }
 
 /// Every `n`th case.

@@ -98,6 +98,20 @@ impl Program {
         self.info(self.logits).cols
     }
 
+    /// What passes from layer to layer: activations of all tokens that are written before a layer begins and read in it or
+    /// after it. In order, without those of the first layer.
+    pub fn streams(&self) -> Vec<Val> {
+        let crosses = |(at, val): (usize, Val)| {
+            let last = self.ops.iter().rposition(|op| op.inputs().contains(&val));
+            let starts = self.layers.iter().skip(1).map(|layer| layer.start);
+            last.is_some_and(|last| starts.into_iter().any(|start| (at + 1..=last).contains(&start)))
+        };
+        let written =
+            self.ops.iter().enumerate().flat_map(|(at, op)| op.outputs().into_iter().map(move |val| (at, val)));
+        let of_tokens = written.filter(|(_, val)| self.info(*val).rows == RowSet::Tokens);
+        of_tokens.filter(|written| crosses(*written)).map(|(_, val)| val).collect()
+    }
+
     /// FNV-1a hash of the canonical text: equal programs have equal fingerprints on every machine.
     pub fn fingerprint(&self) -> u64 {
         self.to_string().bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))

@@ -30,6 +30,10 @@ pub const PREFIX_LEN: usize = 32;
 /// known): for tests that compare backends, since a near-tie may be decided either way.
 pub type Routes = std::collections::BTreeMap<(BlockId, u32), Vec<usize>>;
 
+/// What passes from layer to layer, by a sequence's first block and position: a row of each of [`Program::streams`], for
+/// tests that compare backends layer by layer.
+pub type Streams = std::collections::BTreeMap<(BlockId, u32), Vec<Vec<f32>>>;
+
 /// How a backend stores weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -31,6 +31,8 @@ pub struct Attention {
     pub softcap: Option<f32>,
     /// `f32[kv, g]`: a score per query head that takes part in the softmax and has no value.
     pub sinks: Option<Val>,
+    /// `f32[kv, g]`: a slope per query head; scores gain it times the key's position less the query's, last of all.
+    pub slopes: Option<Val>,
     /// Type of the products' operands: bf16 or f32.
     pub products: DType,
 }
@@ -46,7 +48,13 @@ pub fn attend(b: &mut Builder, q: Val, prior: Option<KeysValues>, new: KeysValue
     let mut parts = vec![];
     for part in prior.into_iter().chain([new]) {
         let of_prior = prior.is_some() && parts.is_empty();
-        let scores = scores(b, q, part, how);
+        let mut scores = scores(b, q, part, how);
+        // A token's distance to itself is none.
+        if let Some(slopes) = how.slopes.filter(|_| of_prior || t > 1) {
+            let distance =
+                if of_prior { prior_distance(b, first, [n, t, part.keys.dim(1)]) } else { new_distance(b, t) };
+            scores = sloped(b, scores, slopes, distance);
+        }
         let allowed = if of_prior {
             Some(prior_mask(b, first, [n, t, part.keys.dim(1)], how.window))
         } else if t > 1 {
@@ -57,8 +65,7 @@ pub fn attend(b: &mut Builder, q: Val, prior: Option<KeysValues>, new: KeysValue
         let scores = match allowed {
             None => scores,
             Some(allowed) => {
-                let map: &[usize] = if allowed.rank() == 3 { &[0, 2, 4] } else { &[2, 4] };
-                let allowed = b.broadcast(allowed, map, &scores.dims());
+                let allowed = b.broadcast(allowed, by_key(allowed), &scores.dims());
                 let low = b.full_like(scores, MASKED);
                 b.select(allowed, scores, low)
             }
@@ -133,6 +140,37 @@ fn scaled(b: &mut Builder, x: Val, scales: Val) -> Val {
     let scales = b.transpose(scales, &[0, 2, 1]);
     let scales = b.broadcast(scales, &[0, 1, 4], &x.dims());
     b.multiply(x, scales)
+}
+
+/// Where among the dimensions of scores those are of what is per row, token and key, or of token and key alone.
+fn by_key(x: Val) -> &'static [usize] {
+    if x.rank() == 3 { &[0, 2, 4] } else { &[2, 4] }
+}
+
+/// Scores `[n, kv, t, g, len]` and slopes `[kv, g]` times distances, `[n, t, len]` or `[t, len]`.
+fn sloped(b: &mut Builder, scores: Val, slopes: Val, distance: Val) -> Val {
+    let dims = scores.dims();
+    let slopes = b.broadcast(slopes, &[1, 3], &dims);
+    let distance = b.convert(distance, DType::F32);
+    let distance = b.broadcast(distance, by_key(distance), &dims);
+    let more = b.multiply(slopes, distance);
+    b.add(scores, more)
+}
+
+/// The cache's position less the token's: `s32[n, t, len]`.
+fn prior_distance(b: &mut Builder, first: Val, dims: [usize; 3]) -> Val {
+    let columns = b.iota(DType::S32, &dims, 2);
+    let first = b.broadcast(first, &[0], &dims);
+    let tokens = b.iota(DType::S32, &dims, 1);
+    let position = b.add(first, tokens);
+    b.subtract(columns, position)
+}
+
+/// The column's token less the row's: `s32[t, t]`.
+fn new_distance(b: &mut Builder, t: usize) -> Val {
+    let rows = b.iota(DType::S32, &[t, t], 0);
+    let columns = b.iota(DType::S32, &[t, t], 1);
+    b.subtract(columns, rows)
 }
 
 /// Whether the cache's position is before the row's first token, and within the window of each: `pred[n, t, len]`.

@@ -187,7 +187,7 @@ fn chunk(name: &'static str, dtype: DType, tolerance: Tolerance) -> Case {
 fn attentions(b: &mut Builder, x: &[Val], products: DType) -> Vec<Val> {
     let part = |keys, values| KeysValues { keys, values, scales: None };
     let (prior, new) = (part(x[1], x[2]), part(x[3], x[4]));
-    let plain = Attention { scale: 0.353_553_4, window: None, softcap: None, sinks: None, products };
+    let plain = Attention { scale: 0.353_553_4, window: None, softcap: None, sinks: None, slopes: None, products };
     let hows = [
         plain,
         Attention { window: Some(1), ..plain },
@@ -195,6 +195,8 @@ fn attentions(b: &mut Builder, x: &[Val], products: DType) -> Vec<Val> {
         Attention { softcap: Some(1.5), ..plain },
         Attention { sinks: Some(x[6]), ..plain },
         Attention { window: Some(3), softcap: Some(2.0), sinks: Some(x[6]), ..plain },
+        Attention { slopes: Some(x[6]), ..plain },
+        Attention { window: Some(4), softcap: Some(2.0), slopes: Some(x[6]), ..plain },
     ];
     let mut results: Vec<Val> = hows.into_iter().map(|how| attend(b, x[0], Some(prior), new, x[5], how)).collect();
     results.push(attend(b, x[0], None, new, x[5], plain));
@@ -221,7 +223,7 @@ fn scaled_attention() -> Case {
         let prior = KeysValues { keys: x[1], values: x[2], scales: Some([x[3], x[4]]) };
         let new = KeysValues { keys: x[5], values: x[6], scales: Some([x[7], x[8]]) };
         let products = DType::BF16;
-        let how = Attention { scale: 0.353_553_4, window: None, softcap: None, sinks: None, products };
+        let how = Attention { scale: 0.353_553_4, window: None, softcap: None, sinks: None, slopes: None, products };
         vec![attend(b, x[0], Some(prior), new, x[9], how)]
     })
 }

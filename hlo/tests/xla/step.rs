@@ -125,6 +125,7 @@ fn lower(b: &mut Builder, s: Sizes, x: &[Val]) -> Vec<Val> {
                 window: None,
                 softcap: None,
                 sinks: None,
+                slopes: None,
                 products: DType::BF16,
             };
             let out = attend(b, q, Some(prior), new, positions, how);

@@ -74,6 +74,23 @@ fn only_rows_with_logits_go_beyond_the_last_attention() {
 }
 
 #[test]
+fn between_layers_passes_what_one_writes_and_the_next_reads() {
+    for name in fixtures::CHECKPOINTS {
+        let p = config(name).program();
+        let streams = p.streams();
+        // A layer's input and what is still to be added to it, or their sum.
+        let of_layers = streams.len() as f32 / (p.layers.len() - 1) as f32;
+        assert!((1.0..=2.0).contains(&of_layers), "{name}: {streams:?} between {} layers", p.layers.len());
+        for layer in &p.layers[1..] {
+            let ops = &p.ops[layer.clone()];
+            let own: HashSet<_> = ops.iter().flat_map(Op::outputs).collect();
+            let below = ops.iter().flat_map(Op::inputs).filter(|val| !own.contains(val));
+            below.for_each(|val| assert!(streams.contains(&val), "{name}: {val:?} comes from below {layer:?}"));
+        }
+    }
+}
+
+#[test]
 fn fingerprints_see_every_number() {
     let base = config("qwen3");
     let mut seen = HashSet::from([base.program().fingerprint()]);

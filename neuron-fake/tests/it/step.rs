@@ -29,7 +29,7 @@ fn stack(layers: usize, batch: usize, len: usize, dtype: DType) -> Module {
     let len_of_each = b.full(&[batch], len as i32);
     let first = b.multiply(row, len_of_each);
     let slots = b.add(first, positions);
-    let how = Attention { scale: 0.125, window: None, softcap: None, sinks: None, products: dtype };
+    let how = Attention { scale: 0.125, window: None, softcap: None, sinks: None, slopes: None, products: dtype };
     let mut rows = vec![];
     for layer in 0..layers {
         let weight = |b: &mut Builder, name: &str, dims: &[usize]| b.parameter(&format!("{name}{layer}"), dtype, dims);

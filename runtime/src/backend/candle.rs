@@ -38,7 +38,7 @@ use self::attention::Cache;
 use self::weights::Weights;
 use super::{
     Backend, Batch, Capacity, Cost, CostModel, Executor, KvType, Limits, LoadError, MemoryUse, PREFIX_LEN, Quant,
-    Routes, StepError, StepOutput, rope_border,
+    Routes, StepError, StepOutput, Streams, rope_border,
 };
 
 /// How to run with candle.
@@ -135,6 +135,7 @@ impl CandleBackend {
             capacity,
             logits: None,
             routes: None,
+            streams: None,
         })
     }
 }
@@ -170,6 +171,8 @@ pub struct CandleExecutor {
     logits: Option<Tensor>,
     /// What routers chose, where somebody asked for it.
     routes: Option<Routes>,
+    /// What layers read in place of what those below have computed.
+    streams: Option<(Vec<Val>, Streams)>,
     memory: MemoryUse,
     streamed: usize,
     kv: KvType,
@@ -192,10 +195,17 @@ impl CandleExecutor {
     }
 
     /// From here on attention reads these keys and values of a cache, `[slots, columns]` each, in place of those that this
-    /// executor computes; [`CandleExecutor::cached`] still gives the latter. Two executors are compared so layer by layer: one
-    /// sum in bf16 that lies between two numbers and is rounded either way is then not carried into the layers above.
+    /// executor computes; [`CandleExecutor::cached`] still gives the latter. With [`CandleExecutor::follow_streams`] two executors
+    /// are compared so layer by layer: one sum in bf16 that lies between two numbers and is rounded either way is then not
+    /// carried into the layers above.
     pub fn follow(&mut self, cache: CacheId, rows: [Vec<Vec<f32>>; 2]) -> Result<(), StepError> {
         self.caches[cache.0 as usize].follow(rows).map_err(device_failure)
+    }
+
+    /// From here on every layer but the first reads these [`Program::streams`] in place of what the layers below compute. A
+    /// token that is not among them is an error of the step.
+    pub fn follow_streams(&mut self, streams: Streams) {
+        self.streams = Some((self.program.streams(), streams));
     }
 }
 

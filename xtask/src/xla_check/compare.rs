@@ -110,7 +110,7 @@ pub fn caches(
     tally.verdict()
 }
 
-/// Has candle's attention read what the steps have left in XLA's caches.
+/// Has candle's layers read what passed from layer to layer in XLA's, and its attention what the steps have left in XLA's caches.
 pub fn follow(got: &Evaluated, want: &mut CandleExecutor, program: &Program, script: Script) -> anyhow::Result<()> {
     for cache in (0..program.caches.len() as u32).map(CacheId) {
         let mut rows = want.cached(cache)?;
@@ -124,6 +124,7 @@ pub fn follow(got: &Evaluated, want: &mut CandleExecutor, program: &Program, scr
         }
         want.follow(cache, rows)?;
     }
+    want.follow_streams(got.streams().clone());
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use candle_core::{DType, Error, Result, Tensor};
+use candle_core::{DType, Device, Error, Result, Tensor};
 use njoule_models::program::{
     EmbedIndex, ExpertWeights, Glu, Norm, NormGroup, Op, RopeId, Routing, RowSet, Val, WeightId,
 };
@@ -11,7 +11,7 @@ use njoule_models::program::{
 use super::attention::Attention;
 use super::ops::{self, Angles};
 use super::{CandleExecutor, Weights};
-use crate::backend::{Batch, Routes};
+use crate::backend::{Batch, Routes, Streams};
 
 /// A step in the making.
 #[derive(Default)]
@@ -37,6 +37,12 @@ impl CandleExecutor {
                 continue;
             }
             self.op(i, batch, &mut step)?;
+            if let Some((vals, streams)) = &self.streams {
+                let written = self.program.ops[i].outputs();
+                for (number, val) in vals.iter().enumerate().filter(|(_, val)| written.contains(val)) {
+                    step.vals.insert(*val, stream(streams, number, batch, &self.device)?);
+                }
+            }
             self.last_uses[i].iter().for_each(|v| drop(step.vals.remove(v)));
         }
         Ok(step.vals.remove(&self.program.logits))
@@ -168,6 +174,22 @@ fn note(routes: &mut Routes, shares: &Tensor, batch: &Batch) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A stream's rows of this step.
+fn stream(streams: &Streams, number: usize, batch: &Batch, device: &Device) -> Result<Tensor> {
+    let mut rows = vec![];
+    for seq in &batch.seqs {
+        for row in seq.rows.clone() {
+            let (first, position) = (batch.tables[seq.table.start], batch.positions[row]);
+            let of_token = streams.get(&(first, position)).and_then(|of_token| of_token.get(number));
+            rows.push(
+                of_token.ok_or_else(|| Error::Msg(format!("no stream {number} of position {position}")))?.clone(),
+            );
+        }
+    }
+    let columns = rows.first().map_or(0, Vec::len);
+    Tensor::from_vec(rows.concat(), (rows.len(), columns), device)
 }
 
 /// Each expert on the rows that have a share in it, in the order of the experts' numbers.

@@ -147,7 +147,7 @@ impl Layout {
     /// What lowering is told.
     pub fn model_spec(&self) -> ModelSpec {
         let Layout { target, tp, weights, kv, candidates, profile, .. } = *self;
-        ModelSpec { target, tp, weights, kv, candidates, profile, shares: false }
+        ModelSpec { target, tp, weights, kv, candidates, profile, shares: false, streams: false }
     }
 
     /// Physical cores of a logical core.

@@ -22,7 +22,7 @@ use super::shard::{Sharded, shard};
 use super::{Profile, lower, weights};
 use crate::backend::{
     Backend, Batch, BlockId, Capacity, Cost, CostModel, Executor, KvType, Limits, LoadError, MemoryUse, Quant, Routes,
-    SeqSpan, StepError, StepOutput,
+    SeqSpan, StepError, StepOutput, Streams,
 };
 
 /// How modules are lowered that the evaluator runs.
@@ -71,6 +71,7 @@ impl EvaluatedBackend {
             candidates: program.vocab(),
             profile: self.profile,
             shares: false,
+            streams: false,
         };
         let stored = weights::stored(program, self.weights);
         let mut of_ranks = vec![];
@@ -110,6 +111,7 @@ impl EvaluatedBackend {
             rows: HashMap::new(),
             logits: vec![],
             routes: Routes::new(),
+            streams: Streams::new(),
             memory,
             engine: None,
         })
@@ -147,6 +149,7 @@ pub struct Evaluated {
     rows: HashMap<BlockId, (usize, usize)>,
     logits: Vec<f32>,
     routes: Routes,
+    streams: Streams,
     memory: MemoryUse,
     /// What runs modules in the evaluator's place.
     engine: Option<Box<dyn Engine>>,
@@ -255,6 +258,11 @@ impl Evaluated {
         &self.routes
     }
 
+    /// Of every sequence's tokens so far, what passed from layer to layer; of [`ModelSpec::streams`] alone.
+    pub fn streams(&self) -> &Streams {
+        &self.streams
+    }
+
     /// Keys or values of the first `len` positions of the sequence that begins with this block, as one core has them: for
     /// each column of that core, the column of the whole that it is, and the values. Columns of padding are left out.
     pub fn cached(&self, rank: usize, cache: CacheId, part: CachePart, first: BlockId, len: usize) -> Vec<Column> {
@@ -281,11 +289,24 @@ impl Evaluated {
         whole.into_iter().enumerate().filter_map(column).collect()
     }
 
-    /// Notes what the routers chose for tokens of a sequence: row of the step, position.
-    fn note(&mut self, results: &Outputs, first: BlockId, tokens: impl Iterator<Item = (usize, u32)>) {
-        if !self.spec.shares {
-            return;
+    /// Notes what the step tells of the inside, of tokens of a sequence: row of the step, position.
+    fn note(&mut self, results: &Outputs, first: BlockId, tokens: impl Iterator<Item = (usize, u32)> + Clone) {
+        if self.spec.shares {
+            self.note_routes(results, first, tokens.clone());
         }
+        if self.spec.streams {
+            let streams = || (0..).map_while(|i| results.get(&Output::Stream(i)));
+            for (row, position) in tokens {
+                let of_row = |stream: &Tensor| {
+                    let columns = *stream.shape().dims().to_vec().last()?;
+                    Some(stream.as_slice::<f32>()?.get(row * columns..(row + 1) * columns)?.to_vec())
+                };
+                self.streams.insert((first, position), streams().filter_map(of_row).collect());
+            }
+        }
+    }
+
+    fn note_routes(&mut self, results: &Outputs, first: BlockId, tokens: impl Iterator<Item = (usize, u32)>) {
         let routers = (0..).map_while(|i| results.get(&Output::Shares(i)));
         let routers: Vec<(&[f32], usize)> =
             routers.filter_map(|t| Some((t.as_slice::<f32>()?, *t.shape().dims().to_vec().last()?))).collect();

@@ -31,6 +31,8 @@ pub struct ModelSpec {
     pub profile: Profile,
     /// Whether steps return what their routers chose too: for tests.
     pub shares: bool,
+    /// Whether steps return what passes from layer to layer too: for tests.
+    pub streams: bool,
 }
 
 /// The caches of one class of rows: `[rows, positions, kv_heads, dim]` each, of a layer's keys and values.
@@ -233,6 +235,8 @@ pub enum Output {
     Logits,
     /// f32 `[tokens, experts]`: the shares that the program's router of this number gave; of [`ModelSpec::shares`] alone.
     Shares(usize),
+    /// f32 `[tokens, columns]`: the stream of this number among the program's; of [`ModelSpec::streams`] alone.
+    Stream(usize),
     /// A cache of a class, aliased to its parameter.
     Cache(CacheShape, CacheId, CachePart),
 }

@@ -304,6 +304,11 @@ impl<'a> Lowering<'a> {
         if self.spec.shares {
             results.extend(self.shares.iter().enumerate().map(|(i, shares)| (Output::Shares(i), *shares)));
         }
+        if self.spec.streams {
+            for (i, val) in self.sharded.whole.streams().into_iter().enumerate() {
+                results.push((Output::Stream(i), self.whole(val)));
+            }
+        }
         for (class, cache) in self.classes_and_caches() {
             for (part, ..) in self.cache_parts(class, cache) {
                 let parameter = self.input(Input::Cache(class, cache, part));

@@ -305,7 +305,7 @@ impl Plan {
     /// What the modules of this plan have in common.
     pub fn model_spec(&self, profile: Profile) -> ModelSpec {
         let Plan { target, tp, weights, kv, candidates, .. } = *self;
-        ModelSpec { target, tp, weights, kv, candidates, profile, shares: false }
+        ModelSpec { target, tp, weights, kv, candidates, profile, shares: false, streams: false }
     }
 
     /// Whether a plan that was read from a file is one for `program` that modules can be made of; the error names the field.

@@ -209,6 +209,7 @@ fn check_outputs(module: &ModuleRecord, m: &Manifest, inputs: &HashSet<Input>) -
             Output::Greedy => (DType::S32, &[rows]),
             Output::Logits => (DType::F32, &[rows, m.model.vocab]),
             Output::Shares(_) => return Err(at("is a router's: no step asks for it")),
+            Output::Stream(_) => return Err(at("is within the model: no step asks for it")),
             Output::Cache(class, id, part) => {
                 let input = module.inputs.iter().find(|i| i.role == Input::Cache(class, id, part));
                 if input.is_none_or(|i| i.dtype != port.dtype || i.dims != port.dims) {

@@ -7,21 +7,23 @@ use std::ops::Range;
 
 use njoule_hlo::idioms::{self, Attention, KeysValues};
 use njoule_hlo::op::{Binary, Direction};
-use njoule_hlo::{DType, Val as Array};
+use njoule_hlo::{DType, Tensor, Val as Array};
 use njoule_models::program::Op;
 
 use super::{CachePart, Input, Lowering, Part};
+use crate::backend::neuron::shard::{Run, Split};
 use crate::backend::{KvType, Quant};
 
 impl Lowering<'_> {
     pub(super) fn attend(&mut self, op: &Op) -> Array {
-        let Op::Attend { q, k, v, cache, heads, scale, window, softcap, sinks, alibi: None, .. } = op else {
-            unreachable!("called for attention alone, and alibi was refused when the program was divided")
+        let Op::Attend { q, k, v, cache, heads, scale, window, softcap, sinks, alibi, .. } = op else {
+            unreachable!("called for attention alone")
         };
         let info = self.sharded.program.caches[cache.0 as usize];
         let group = heads / info.kv_heads;
         let t = self.tokens_of_row();
         let n = self.module.kind.tokens() / t;
+        let heads_here = self.sharded.layout(*q).map(|split| split.units(info.k_dim));
         let q = self.b.reshape(self.val(*q), &[n, t, info.kv_heads, group, info.k_dim]);
         let keys = self.b.reshape(self.val(*k), &[n, t, info.kv_heads, info.k_dim]);
         let values = self.b.reshape(self.val(*v), &[n, t, info.kv_heads, info.v_dim]);
@@ -31,13 +33,17 @@ impl Lowering<'_> {
             let sinks = self.values(sinks);
             self.b.reshape(sinks, &[info.kv_heads, group])
         });
+        let slopes = alibi.as_ref().map(|slopes| {
+            let slopes = self.slopes(slopes, heads_here);
+            self.b.reshape(slopes, &[info.kv_heads, group])
+        });
         let products = match self.spec.kv {
             KvType::F32 => DType::F32,
             // Integers are exact in both.
             KvType::Int8 if self.spec.weights == Quant::None => DType::F32,
             KvType::Bf16 | KvType::F16 | KvType::Int8 => DType::BF16,
         };
-        let how = Attention { scale: *scale, window: *window, softcap: *softcap, sinks, products };
+        let how = Attention { scale: *scale, window: *window, softcap: *softcap, sinks, slopes, products };
         let positions = self.positions();
         let first = if t == 1 { positions } else { self.b.slice_dim(positions, 0, 0..n) };
         let mut outs = vec![];
@@ -71,6 +77,17 @@ impl Lowering<'_> {
         }
         let out = if outs.len() == 1 { outs[0] } else { self.b.concatenate(&outs, 0) };
         self.b.reshape(out, &[n * t, heads * info.v_dim])
+    }
+
+    /// Slopes of this core's query heads: constants, since no weight has them. Those of padding are zero.
+    fn slopes(&mut self, slopes: &[f32], heads: Option<Split>) -> Array {
+        let heads = heads.unwrap_or_else(|| Split::even(slopes.len(), 1));
+        let of_run =
+            |run: &Run| (0..run.len).map(|i| run.from.map_or(0.0, |from| slopes[from + i])).collect::<Vec<f32>>();
+        let all: Vec<f32> = (0..heads.tp()).flat_map(|rank| heads.of_rank(rank)).flat_map(of_run).collect();
+        let all = Tensor::new(&[heads.tp(), heads.local()], all).expect("as many on every core");
+        let all = self.b.constant(all);
+        if heads.tp() == 1 { all } else { self.row(all, self.input(Input::Rank)) }
     }
 
     /// What the step does of each class, with its rows among those of the step.

@@ -3,31 +3,27 @@
 
 use njoule_hlo::op::{Binary, Direction, DotDims};
 use njoule_hlo::{DType, Val as Array, idioms};
-use njoule_models::program::{ExpertWeights, Glu, RouteScore, Routing, WeightId};
+use njoule_models::program::{ExpertWeights, Glu, RouteGroups, RouteScore, Routing, WeightId};
 
 use super::Lowering;
 
 impl Lowering<'_> {
-    /// A router's logits `[rows, experts]` as shares: rounds of the largest, the lowest number among equals.
+    /// A router's logits `[rows, experts]` as shares.
     pub(super) fn route(&mut self, x: Array, routing: &Routing) -> Array {
         let scores = match routing.score {
             RouteScore::Softmax => idioms::softmax(&mut self.b, x, 1),
             RouteScore::Sigmoid => self.b.logistic(x),
         };
         let dims = scores.dims();
-        let numbers = self.b.iota(DType::S32, &dims, 1);
-        let lowest = self.b.full_like(scores, f32::MIN);
-        let mut kept = self.b.full_like(scores, 0.0);
-        let mut left = scores;
-        for round in 0..routing.top_k {
-            let largest = idioms::arg_max(&mut self.b, left, 1);
-            let largest = self.b.broadcast(largest, &[0], &dims);
-            let taken = self.b.compare(Direction::Eq, numbers, largest);
-            kept = self.b.select(taken, scores, kept);
-            if round + 1 < routing.top_k {
-                left = self.b.select(taken, lowest, left);
-            }
+        let mut ranks = scores;
+        if let Some(bias) = routing.bias {
+            let bias = self.along_last(self.values(bias), &dims);
+            ranks = self.b.add(ranks, bias);
         }
+        if let Some(groups) = &routing.groups {
+            ranks = self.of_groups(ranks, groups);
+        }
+        let mut kept = self.kept(ranks, scores, routing.top_k);
         if routing.normalise {
             let sum = self.b.reduce(Binary::Add, kept, &[1]);
             let sum = self.b.broadcast(sum, &[0], &dims);
@@ -38,6 +34,44 @@ impl Lowering<'_> {
         }
         let factor = self.b.full_like(kept, routing.factor);
         self.b.multiply(kept, factor)
+    }
+
+    /// The `values [rows, n]` whose `ranks` are the `k` largest, zero elsewhere: rounds of the largest, the lowest number among
+    /// equals.
+    fn kept(&mut self, ranks: Array, values: Array, k: usize) -> Array {
+        let dims = ranks.dims();
+        let numbers = self.b.iota(DType::S32, &dims, 1);
+        let lowest = self.b.full_like(ranks, f32::MIN);
+        let mut kept = self.b.full_like(values, 0.0);
+        let mut left = ranks;
+        for round in 0..k {
+            let largest = idioms::arg_max(&mut self.b, left, 1);
+            let largest = self.b.broadcast(largest, &[0], &dims);
+            let taken = self.b.compare(Direction::Eq, numbers, largest);
+            kept = self.b.select(taken, values, kept);
+            if round + 1 < k {
+                left = self.b.select(taken, lowest, left);
+            }
+        }
+        kept
+    }
+
+    /// Ranks `[rows, experts]` of the groups that rank first, the lowest number elsewhere.
+    fn of_groups(&mut self, ranks: Array, groups: &RouteGroups) -> Array {
+        let (rows, experts, RouteGroups { count, kept, best }) = (ranks.dim(0), ranks.dim(1), *groups);
+        let each = self.b.reshape(ranks, &[rows * count, experts / count]);
+        let best = self.kept(each, each, best);
+        let sums = self.b.reduce(Binary::Add, best, &[1]);
+        let sums = self.b.reshape(sums, &[rows, count]);
+        let ones = self.b.full_like(sums, 1.0);
+        let open = self.kept(sums, ones, kept);
+        let open = self.b.reshape(open, &[rows * count]);
+        let open = self.b.broadcast(open, &[0], &each.dims());
+        let half = self.b.full_like(open, 0.5);
+        let open = self.b.compare(Direction::Gt, open, half);
+        let lowest = self.b.full_like(each, f32::MIN);
+        let open = self.b.select(open, each, lowest);
+        self.b.reshape(open, &[rows, experts])
     }
 
     /// `x [rows, in]` through every expert, weighted by `shares [rows, experts]`.

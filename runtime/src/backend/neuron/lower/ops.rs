@@ -79,7 +79,12 @@ impl Lowering<'_> {
                 let x = self.like(*out, *x);
                 (out, self.clamped(x, -bound, *bound))
             }
-            Op::JoinHeads { .. } => unreachable!("refused when the program was divided"),
+            Op::JoinHeads { x, y, lengths, out } => {
+                let one = self.sharded.whole.info(*y).cols == lengths[1];
+                let x = self.like(*out, *x);
+                let y = if one { self.whole(*y) } else { self.like(*out, *y) };
+                (out, self.joined(x, y, *lengths))
+            }
             Op::Route { x, routing, out } => {
                 let x = self.whole(*x);
                 let shares = self.route(x, routing);
@@ -119,18 +124,35 @@ impl Lowering<'_> {
             ModuleKind::Decode { .. } | ModuleKind::Score { .. } => x,
             ModuleKind::Prefill { .. } => {
                 let last = self.input(Input::Last);
-                match self.spec.profile.row_read {
-                    RowRead::DynamicSlice => {
-                        let zero = self.b.scalar(0i32);
-                        self.b.dynamic_slice(x, &[last, zero], &[1, x.dim(1)])
-                    }
-                    RowRead::Gather => {
-                        let last = self.b.reshape(last, &[1]);
-                        idioms::take_rows(&mut self.b, x, last)
-                    }
-                }
+                self.row(x, last)
             }
         }
+    }
+
+    /// Row `at` of a matrix, `[1, columns]`.
+    pub(super) fn row(&mut self, x: Array, at: Array) -> Array {
+        match self.spec.profile.row_read {
+            RowRead::DynamicSlice => {
+                let zero = self.b.scalar(0i32);
+                self.b.dynamic_slice(x, &[at, zero], &[1, x.dim(1)])
+            }
+            RowRead::Gather => {
+                let at = self.b.reshape(at, &[1]);
+                idioms::take_rows(&mut self.b, x, at)
+            }
+        }
+    }
+
+    /// Heads of two parts, of which this core has some; a second part of one head is every head's.
+    fn joined(&mut self, x: Array, y: Array, [a, b]: [usize; 2]) -> Array {
+        let (rows, heads) = (x.dim(0), x.dim(1) / a);
+        let x = self.b.reshape(x, &[rows, heads, a]);
+        let y = match y.dim(1) == b {
+            true => self.b.broadcast(y, &[0, 2], &[rows, heads, b]),
+            false => self.b.reshape(y, &[rows, heads, b]),
+        };
+        let joined = self.b.concatenate(&[x, y], 2);
+        self.b.reshape(joined, &[rows, heads * (a + b)])
     }
 
     fn embed(&mut self, table: WeightId, index: EmbedIndex, out: Val) -> Array {

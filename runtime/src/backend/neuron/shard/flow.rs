@@ -110,12 +110,17 @@ impl Flow<'_> {
                 let row = parts.iter().all(|p| self.column(p.weight, p.out).is_none());
                 self.request(index, *x, if row { Want::Any } else { Want::Whole })?;
             }
-            Op::JoinHeads { .. } => return Err(self.fail(index, "heads of two parts are not lowered")),
-            Op::Route { routing, .. } if routing.bias.is_some() || routing.groups.is_some() => {
-                return Err(self.fail(index, "experts chosen by a bias or from groups are not lowered"));
-            }
-            Op::Attend { alibi: Some(_), .. } => {
-                return Err(self.fail(index, "scores that fall with the distance (alibi) are not lowered"));
+            Op::JoinHeads { x, y, lengths: [a, b], out } => {
+                let heads = match self.want(*out) {
+                    Want::Split(split) if split.is_of_units(a + b) => Some(split.units(a + b)),
+                    _ => None,
+                };
+                let of_heads =
+                    |len: usize| heads.as_ref().map_or(Want::Whole, |heads| Want::Split(Arc::new(heads.times(len))));
+                let (of_x, of_y) =
+                    (of_heads(*a), if self.program.info(*y).cols == *b { Want::Whole } else { of_heads(*b) });
+                self.request(index, *x, of_x)?;
+                self.request(index, *y, of_y)?;
             }
             Op::GatedMlpIn { x, .. } | Op::Route { x, .. } => self.request(index, *x, Want::Whole)?,
             Op::MoeMlp { x, shares, .. } => {
@@ -220,7 +225,14 @@ impl Flow<'_> {
                 sinks.map_or(Ok(()), |sinks| self.vector(sinks, Some(Arc::new(heads.each))))?;
                 self.layouts[out.0 as usize] = Some(Arc::new(heads.mixed));
             }
-            Op::Route { .. } | Op::JoinHeads { .. } => {}
+            Op::Route { routing, .. } => routing.bias.map_or(Ok(()), |bias| self.vector(bias, None))?,
+            Op::JoinHeads { x, y, lengths: [a, b], out } => {
+                let heads = self.layout(*x).as_ref().filter(|split| split.is_of_units(*a)).map(|split| split.units(*a));
+                let one = self.program.info(*y).cols == *b;
+                let fits = |heads: &Split| one || self.layout(*y).as_deref() == Some(&heads.times(*b));
+                let joined = heads.filter(fits).map(|heads| Arc::new(heads.times(a + b)));
+                self.layouts[out.0 as usize] = joined;
+            }
             Op::MoeMlp { gate, up, down, out, .. } => {
                 let inner = Arc::new(Split::even(self.program.weight(gate.weight).rows, self.tp));
                 for w in [gate, up] {

@@ -106,6 +106,13 @@ impl Split {
         Split { whole: self.whole / len, ranks, copies: self.copies }
     }
 
+    /// With `len` columns in each one's place.
+    pub fn times(&self, len: usize) -> Split {
+        let column = |r: &Run| Run { from: r.from.map(|from| from * len), len: r.len * len };
+        let ranks = self.ranks.iter().map(|runs| runs.iter().map(column).collect()).collect();
+        Split { whole: self.whole * len, ranks, copies: self.copies }
+    }
+
     /// Where the whole's columns stand when all cores' columns lie one after the other, padding left out: ranges that,
     /// put together, are the whole in order.
     pub fn places(&self) -> Vec<Range<usize>> {

@@ -111,7 +111,7 @@ fn attend(name: &str, n: usize, t: usize) -> Trial {
     let first = b.parameter("first", DType::S32, &[n]);
     let old = KeysValues { keys: old_keys, values: old_values, scales: None };
     let new = KeysValues { keys, values, scales: None };
-    let how = Attention { scale: 0.25, window: None, softcap: None, sinks: None, products: DType::BF16 };
+    let how = Attention { scale: 0.25, window: None, softcap: None, sinks: None, slopes: None, products: DType::BF16 };
     let out = idioms::attend(&mut b, q, Some(old), new, first, how);
     // Scores of several units, so that a wrong mask or factor shows.
     let wave = |i: usize| ((i * 37) % 41) as f32 * 0.0625 - 1.25;

@@ -77,7 +77,7 @@ fn all_kinds(name: &str, program: &Program, form: Form) -> Vec<Trial> {
 
 fn trial(name: &str, program: &Program, form: Form, kind: ModuleKind) -> Trial {
     let Form { weights, kv, biases, mask, profile } = form;
-    let spec = ModelSpec { target: TARGET, tp: 1, weights, kv, candidates: 16, profile, shares: false };
+    let spec = ModelSpec { target: TARGET, tp: 1, weights, kv, candidates: 16, profile, shares: false, streams: false };
     let sharded = shard(program, 1).expect("one core has all");
     let module = ModuleSpec { biases, mask, ..ModuleSpec::of(CLASS, kind, LEN) };
     let lowered = lower(&sharded, &spec, &module).expect("models of this file are lowered");
