@@ -118,6 +118,9 @@ pub struct Plan {
     /// Compiler target.
     #[serde(with = "target_name")]
     pub target: Target,
+    /// Physical cores of a logical one, where somebody chose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lnc: Option<u8>,
     /// What it is best at.
     pub objective: Objective,
     /// Cores of a replica.
@@ -333,6 +336,9 @@ impl Plan {
         }
         if kv == KvType::F16 {
             return field("kv", "f16: Neuron modules take f32, bf16 and int8".to_owned());
+        }
+        if let Some(lnc) = self.lnc.filter(|lnc| !instances::has_lnc(self.target, *lnc)) {
+            return field("lnc", format!("{lnc}: {} has no such logical cores", self.target.name()));
         }
         if !(1..=program.vocab()).contains(&candidates) {
             return field("candidates", format!("{candidates}: the model has {} tokens", program.vocab()));

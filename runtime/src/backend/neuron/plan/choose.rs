@@ -306,6 +306,7 @@ impl<'a> Job<'a> {
             fingerprint: self.program.fingerprint(),
             instance: instance.name.clone(),
             target: instance.target(),
+            lnc: instance.lnc,
             objective: wish.objective,
             tp: shard.tp,
             replicas: *replicas,
