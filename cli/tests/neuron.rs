@@ -122,6 +122,17 @@ fn a_model_is_built_for_trn2_and_answers_there() {
     let (small, built) = bench.build("qwen3", "lnc1", &[&options[..], &["--lnc", "1"]].concat());
     assert_eq!(built["replicas"], 8);
     assert_eq!(ids(&bench.generate(&small, &[], &other)), expected);
+    // A plan for such cores says so, and is built for them.
+    let (model, file) = (fixture_path("qwen3"), bench.path("lnc1.json"));
+    let given = ["plan", &model, "--context", "512", "--candidates", "16", "--lnc", "1", "--json"];
+    let planned = bench.run(&[&given[..], &options].concat(), &[]).json();
+    assert_eq!((&planned["lnc"], &planned["replicas"]), (&1.into(), &8.into()));
+    fs::write(&file, planned.to_string()).unwrap();
+    let place = bench.path("planned");
+    let build = ["build", &model, "-o", &place, "--plan", &file, "--json", "-q"];
+    assert_eq!(bench.run(&build, &there).json()["lnc"], 1);
+    assert_eq!(ids(&bench.generate(&place, &[], &other)), expected);
+    bench.run(&[&build[..], &["--lnc", "1"]].concat(), &there).fails_with(2, &["--plan", "--lnc"]);
     let place = bench.path("none");
     let args = ["build", &fixture_path("qwen3"), "-o", &place, "--instance", "inf2.xlarge", "--lnc", "2"];
     let refused = bench.run(&args, &[]);

@@ -50,6 +50,23 @@ fn people_get_a_table_with_bounds_and_no_watts() {
 }
 
 #[test]
+fn logical_cores_of_trn2_can_be_chosen_and_those_of_others_are_what_they_are() {
+    let plan = |options: &[&str]| {
+        let given = ["plan", "random:smollm2-135m", "--max-neffs", "4", "--batch", "8", "--json"];
+        run(&[&given[..], options].concat())
+    };
+    let usual = plan(&["--instance", "trn2.3xlarge"]).json();
+    let single = plan(&["--instance", "trn2.3xlarge", "--lnc", "1"]).json();
+    let number = |plan: &serde_json::Value, key: &str| plan.pointer(key).and_then(serde_json::Value::as_u64).unwrap();
+    assert!(usual.get("lnc").is_none() && single["lnc"] == 1);
+    assert_eq!(number(&single, "/replicas"), 2 * number(&usual, "/replicas"));
+    assert_eq!(2 * number(&single, "/hbm/limit"), number(&usual, "/hbm/limit"));
+    let message = "--lnc 2: a logical core of inf2.xlarge is one physical one";
+    plan(&["--instance", "inf2.xlarge", "--lnc", "2"]).fails_with(2, &[message]);
+    plan(&["--instance", "trn2.3xlarge", "--lnc", "3"]).fails_with(2, &["--lnc"]);
+}
+
+#[test]
 fn lengths_and_instances_are_read_from_files() {
     let dir = scratch();
     let lengths = write(dir.path(), "trace.csv", "ContextTokens,GeneratedTokens\n100,28\n30,10\n");

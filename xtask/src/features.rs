@@ -103,8 +103,7 @@ fn table() -> anyhow::Result<String> {
     let instance = Instances::built_in().find("inf2.xlarge").context("inf2.xlarge is built in")?.clone();
     let wish =
         Wish { context: checkpoint.config.max_len.min(256), candidates: 8, biases: 8, mask: true, ..Wish::default() };
-    let layout =
-        Layout::of_plan(&plan(&program, &instance, &Lengths::default(), &wish)?, Profile::default(), None, true);
+    let layout = Layout::of_plan(&plan(&program, &instance, &Lengths::default(), &wish)?, Profile::default(), true);
     let sharded = shard(&program, layout.tp)?;
     let lowers = |quant, kv| {
         let spec = njoule_runtime::backend::neuron::ModelSpec { weights: quant, kv, ..layout.model_spec() };

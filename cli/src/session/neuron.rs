@@ -27,8 +27,6 @@ use crate::verbs::plan::in_words;
 /// How a planned model is built.
 #[derive(Clone, Debug, Default)]
 pub struct BuildOptions {
-    /// Physical cores of a logical one.
-    pub lnc: Option<u8>,
     /// Whether prompts cannot be scored.
     pub no_score: bool,
     /// Compiles at once.
@@ -80,7 +78,7 @@ pub fn lay_out(model: &Model, plan: Plan, options: &BuildOptions, context: &Cont
 
 /// The same in the forms of `profile`.
 fn laid_out(model: &Model, plan: Plan, profile: Profile, options: &BuildOptions) -> anyhow::Result<Planned> {
-    let layout = Layout::of_plan(&plan, profile, options.lnc, !options.no_score);
+    let layout = Layout::of_plan(&plan, profile, !options.no_score);
     let origin = match (&model.checkpoint.origin, &model.checkpoint.gguf) {
         (CheckpointOrigin::Directory(_), _) => Origin::Directory,
         (CheckpointOrigin::Preset(preset), _) => Origin::Preset(preset.clone()),
@@ -109,13 +107,7 @@ pub fn plan_model(
     options: &BuildOptions,
     context: &Context<'_>,
 ) -> anyhow::Result<Planned> {
-    let chosen = match options.lnc {
-        Some(lnc) => instance.with_lnc(lnc).ok_or_else(|| {
-            UsageError(format!("--lnc {lnc}: a logical core of {} is one physical one", instance.name))
-        })?,
-        None => instance.clone(),
-    };
-    match plan(&model.program, &chosen, lengths, wish) {
+    match plan(&model.program, instance, lengths, wish) {
         Ok(plan) => lay_out(model, plan, options, context),
         Err(error) => {
             let table = Instances::built_in();

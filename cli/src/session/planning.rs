@@ -35,6 +35,9 @@ pub struct PlanArgs {
     /// Type of the key/value cache [default: bf16 if that fits, else int8; f32 beside f32 weights]
     #[arg(long, value_enum, value_name = "TYPE")]
     kv_type: Option<KvArg>,
+    /// Physical cores of a logical one, on trn2: 1 or 2
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=2), value_name = "N")]
+    lnc: Option<u8>,
     /// Cores of a replica [default: the smallest number that fits]
     #[arg(long, value_name = "N")]
     tp: Option<usize>,
@@ -100,10 +103,14 @@ impl PlanArgs {
         Instances::with(&text).with_context(|| path.display().to_string())
     }
 
-    /// The instance of that name in `table`, with the price that was given.
+    /// The instance of that name in `table`, with the price and the logical cores that were given.
     pub fn instance(&self, table: &Instances, name: &str) -> Result<Instance, UsageError> {
         let found = table.find(name);
         let mut instance = found.ok_or_else(|| no_instance(name, table))?.clone();
+        if let Some(lnc) = self.lnc {
+            let none = || UsageError(format!("--lnc {lnc}: a logical core of {name} is one physical one"));
+            instance = instance.with_lnc(lnc).ok_or_else(none)?;
+        }
         if let Some(price) = self.price {
             if !(price > 0.0 && price.is_finite()) {
                 return Err(UsageError(format!("--price {price}: a price is positive")));

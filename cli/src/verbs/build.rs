@@ -47,9 +47,6 @@ struct CompileArgs {
     /// Leave out the modules that score prompts
     #[arg(long)]
     no_score: bool,
-    /// Physical cores of a logical one, on trn2: 1 or 2
-    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=2), value_name = "N")]
-    lnc: Option<u8>,
     /// Compiles at once [default: as many as cores and memory bear]
     #[arg(long, short, value_name = "N")]
     jobs: Option<NonZero<usize>>,
@@ -91,7 +88,6 @@ impl Args {
     fn options(&self) -> BuildOptions {
         let c = &self.compiling;
         BuildOptions {
-            lnc: c.lnc,
             no_score: c.no_score,
             jobs: c.jobs.map(NonZero::get),
             opt_level: c.optlevel,
@@ -109,10 +105,6 @@ impl Args {
 
     fn planned(&self, model: &Model, options: &BuildOptions, context: &Context<'_>) -> anyhow::Result<Planned> {
         if let Some(path) = &self.plan {
-            if options.lnc.is_some() {
-                let what = "is for logical cores as the chip has them of itself: leave --lnc out, or --plan";
-                return Err(UsageError(format!("{} {what}", path.display())).into());
-            }
             let name = path.display().to_string();
             let text = std::fs::read_to_string(path).with_context(|| name.clone())?;
             let plan: Plan = serde_json::from_str(&text).with_context(|| format!("{name} is no plan"))?;
@@ -171,7 +163,8 @@ fn weight_bytes(built: &Built) -> u64 {
 }
 
 /// What a plan has settled already.
-const PLANNED: [&str; 18] = [
+const PLANNED: [&str; 19] = [
+    "lnc",
     "objective",
     "tpot",
     "context",

@@ -251,7 +251,7 @@ impl Job<'_> {
 
 impl Layout {
     /// Of a plan. With `score`, each class gets a module that returns logits of chunks, which scoring needs.
-    pub fn of_plan(plan: &Plan, profile: Profile, lnc: Option<u8>, score: bool) -> Layout {
+    pub fn of_plan(plan: &Plan, profile: Profile, score: bool) -> Layout {
         let mut modules = plan.modules.clone();
         for class in plan.classes.iter().filter(|_| score) {
             let chunks = plan.lane(*class).chunks;
@@ -262,7 +262,7 @@ impl Layout {
         Layout {
             instance: plan.instance.clone(),
             target: plan.target,
-            lnc,
+            lnc: plan.lnc,
             tp: plan.tp,
             replicas: plan.replicas,
             weights: plan.weights,

@@ -80,6 +80,11 @@ impl Decodes {
         best.map(|(_, decode)| decode)
     }
 
+    /// All of them.
+    pub fn all(&self) -> &[Decode] {
+        &self.modules
+    }
+
     /// The longest that is read of all `rows` rows of a class.
     pub fn longest(&self, class: usize, rows: usize) -> Option<usize> {
         let has = self.modules.iter().map(|decode| decode.reaches[class].has);
@@ -88,6 +93,11 @@ impl Decodes {
 }
 
 impl Decode {
+    /// Of how many classes it has rows.
+    pub fn classes(&self) -> usize {
+        self.reaches.iter().filter(|reach| reach.has.rows > 0).count()
+    }
+
     /// Whether something is needed of the class and it has it.
     pub fn covers(&self, class: usize, need: Need) -> bool {
         let has = self.reaches[class].has;

@@ -2,7 +2,8 @@
 //!
 //! * [`instances`]: machines; * [`lengths`]: what requests look like; * [`shard`]: one core's part of a program;
 //! * [`memory`]: what a core holds; * [`roofline`]: the least time of a step; * [`buckets`]: few buckets for many lengths;
-//! * `choose` and `classes`: the search; `levels`: decode modules over all classes; * [`mod@replay`]: a trace of requests through rows;
+//! * `choose` and `classes`: the search; `levels`: decode modules over all classes; * [`mod@replay`]: a trace of requests through rows,
+//!   with `uses` and `steps`: what each class did, and all of them at once;
 //! * [`mod@simulate`]: a trace through a plan's buckets.
 //!
 //! Pure arithmetic over a [`Program`]: nothing is read, run or measured. A plan fits in memory by its own table, and every
@@ -10,6 +11,7 @@
 //! watts are unknown and stay so.
 
 pub mod buckets;
+mod choices;
 mod choose;
 mod classes;
 pub mod instances;
@@ -21,6 +23,8 @@ pub mod replay;
 pub mod roofline;
 pub mod shard;
 pub mod simulate;
+mod steps;
+mod uses;
 
 use njoule_hlo::Target;
 use njoule_models::program::Program;
@@ -114,6 +118,9 @@ pub struct Plan {
     /// Compiler target.
     #[serde(with = "target_name")]
     pub target: Target,
+    /// Physical cores of a logical one, where somebody chose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lnc: Option<u8>,
     /// What it is best at.
     pub objective: Objective,
     /// Cores of a replica.
@@ -329,6 +336,9 @@ impl Plan {
         }
         if kv == KvType::F16 {
             return field("kv", "f16: Neuron modules take f32, bf16 and int8".to_owned());
+        }
+        if let Some(lnc) = self.lnc.filter(|lnc| !instances::has_lnc(self.target, *lnc)) {
+            return field("lnc", format!("{lnc}: {} has no such logical cores", self.target.name()));
         }
         if !(1..=program.vocab()).contains(&candidates) {
             return field("candidates", format!("{candidates}: the model has {} tokens", program.vocab()));

@@ -16,7 +16,7 @@ pub struct Fitted {
 /// The best sets of 1, 2, ... `most` buckets for `histogram`, pairs of length and count in any order. Fewer sets where
 /// more buckets cannot help. Lengths beyond `cover` are not admissible and do not count.
 ///
-/// O(`most` * n^2) for n distinct lengths: see [`coarse`].
+/// O(`most` * n log n) for n distinct lengths: see [`coarse`].
 pub fn fit(histogram: &[(usize, u64)], most: usize, cover: usize) -> Vec<Fitted> {
     let mut entries: Vec<(usize, u128)> = histogram
         .iter()
@@ -56,22 +56,55 @@ pub fn fit(histogram: &[(usize, u64)], most: usize, cover: usize) -> Vec<Fitted>
         if sets.len() >= most.max(1) || cuts.len() >= n {
             return sets;
         }
-        let (mut next, mut next_cuts) = (work.clone(), vec![0; n]);
-        for end in 1..=n {
-            // One bucket for all of them leaves the others unused: never worse than before.
-            next_cuts[end - 1] = cuts.last().map_or(0, |c| c[end - 1]);
-            for cut in 1..end {
-                let cost = work[cut - 1] + (before[end] - before[cut]) * entries[end - 1].0 as u128;
-                if cost < next[end - 1] {
-                    (next[end - 1], next_cuts[end - 1]) = (cost, cut);
-                }
-            }
-        }
+        // One bucket for all of them leaves the others unused: never worse than before.
+        let mut next = work.clone();
+        let mut next_cuts = cuts.last().map_or_else(|| vec![0; n], Vec::clone);
+        Layer { entries: &entries, before: &before, work: &work, next: &mut next, cuts: &mut next_cuts }
+            .fill((1, n), (1, n));
         if next[n - 1] >= work[n - 1] {
             return sets;
         }
         work = next;
         cuts.push(next_cuts);
+    }
+}
+
+/// One bucket more: of the first `end` lengths, those from a cut on are in the last one.
+struct Layer<'a> {
+    entries: &'a [(usize, u128)],
+    /// Lengths before each.
+    before: &'a [u128],
+    /// With the buckets so far, and with one more.
+    work: &'a [u128],
+    next: &'a mut [u128],
+    cuts: &'a mut [usize],
+}
+
+impl Layer<'_> {
+    /// The best cuts, if they are better than what is there, for all ends from `first` to `last`; they are among `low` to
+    /// `high`. The first of the best cuts moves only forward with the end: a later cut gains more the longer the last
+    /// bucket is.
+    fn fill(&mut self, (first, last): (usize, usize), (low, high): (usize, usize)) {
+        if first > last {
+            return;
+        }
+        let end = first.midpoint(last);
+        let (before, work) = (self.before, self.work);
+        let (longest, all) = (self.entries[end - 1].0 as u128, before[end]);
+        let (mut best, mut at) = (u128::MAX, low);
+        let mut cut = low;
+        while cut <= high && cut < end {
+            let cost = work[cut - 1] + (all - before[cut]).wrapping_mul(longest); // no more than the whole of it
+            if cost < best {
+                (best, at) = (cost, cut);
+            }
+            cut += 1;
+        }
+        if best < self.next[end - 1] {
+            (self.next[end - 1], self.cuts[end - 1]) = (best, at);
+        }
+        self.fill((first, end - 1), (low, at));
+        self.fill((end + 1, last), (at, high));
     }
 }
 

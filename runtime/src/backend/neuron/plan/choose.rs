@@ -3,9 +3,11 @@
 //! Types are kept as large as fit, since smaller ones change answers; of degrees, a larger one must be clearly better. What
 //! a plan promises is held against all requests, not only the sample that the search replays.
 
+use std::cell::RefCell;
+
 use njoule_models::program::Program;
 
-use super::classes::{CLEARLY, Candidate, Nothing, Problem};
+use super::classes::{CLEARLY, Candidate, Memo, Nothing, Problem, Shared};
 use super::{
     Alternative, CacheShape, Figures, Instance, Instances, KvType, Lengths, ModuleSpec, Objective, Plan, PlanError,
     Quant, Request, Roofline, Shard, Stored, Tried, Wish, name, reasons, simulate,
@@ -61,6 +63,15 @@ struct Job<'a> {
     requests: Vec<Request>,
     /// Degrees to try, and why a build would refuse one.
     degrees: Vec<(usize, Option<String>)>,
+    /// What searches have found, for those that come after them.
+    known: RefCell<Known>,
+}
+
+/// What searches have found: of each degree and stored types, and of all.
+#[derive(Default)]
+struct Known {
+    of: Vec<((usize, Quant, KvType), Memo)>,
+    shared: Shared,
 }
 
 /// A candidate with what it was made for.
@@ -105,7 +116,7 @@ impl<'a> Job<'a> {
         if let Some((tp, Some(what))) = degrees.iter().find(|_| degrees.iter().all(|(_, why)| why.is_some())) {
             return Err(PlanError::Divide { model: program.name.clone(), tp: *tp, what: what.clone() });
         }
-        Ok(Job { program, instance, wish, requests, degrees })
+        Ok(Job { program, instance, wish, requests, degrees, known: RefCell::default() })
     }
 
     /// The best plan for these types. Where a share of useful positions is asked for, what holds in the sample need not hold in
@@ -260,7 +271,12 @@ impl<'a> Job<'a> {
             together,
             inputs: (wish.biases, wish.mask),
         };
-        let candidate = problem.solve()?;
+        let Known { of, shared } = &mut *self.known.borrow_mut();
+        let place = of.iter().position(|(of, _)| *of == (tp, weights, kv)).unwrap_or_else(|| {
+            of.push(((tp, weights, kv), Memo::default()));
+            of.len() - 1
+        });
+        let candidate = problem.solve(&mut of[place].1, shared)?;
         Ok(Chosen { shard, weights, kv, replicas: self.instance.cores() / tp, candidate })
     }
 
@@ -290,6 +306,7 @@ impl<'a> Job<'a> {
             fingerprint: self.program.fingerprint(),
             instance: instance.name.clone(),
             target: instance.target(),
+            lnc: instance.lnc,
             objective: wish.objective,
             tp: shard.tp,
             replicas: *replicas,

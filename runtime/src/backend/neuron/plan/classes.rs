@@ -13,9 +13,10 @@ use super::buckets::{coarse, fit};
 use super::lengths::Request;
 use super::levels::{Level, levels};
 use super::memory::{Assumptions, Hbm, Stored};
-use super::replay::{Lane, LaneUse, Replay, replay};
+use super::replay::{Lane, Replay, replay};
 use super::roofline::Roofline;
 use super::simulate::{Simulation, cost};
+use super::uses::LaneUse;
 use super::{CacheShape, Instance, ModuleKind, ModuleSpec, Part};
 use crate::backend::neuron::decodes::Need;
 
@@ -77,44 +78,47 @@ pub enum Nothing {
 }
 
 impl Problem<'_> {
-    /// The best candidate.
-    pub fn solve(&self) -> Result<Candidate, Nothing> {
+    /// The best candidate. What `memo` holds is of problems that differ in their bounds and in `together` alone, what
+    /// `shared` holds of those that differ in the machine and in what is stored too.
+    pub fn solve(&self, memo: &mut Memo, shared: &mut Shared) -> Result<Candidate, Nothing> {
         let roofline = Roofline::new(&self.stored, self.instance, self.assumed);
-        let chunk = roofline.ridge().div_ceil(CHUNK_GRAIN).saturating_mul(CHUNK_GRAIN);
         let grain = self.context.div_ceil(STEPS);
-        let totals: Vec<(usize, u64)> =
-            self.requests.iter().map(|r| (coarse(r.total(), grain, self.context), r.output as u64)).collect();
-        let most = if self.latency { 1 } else { MAX_CLASSES.min(self.batch.unwrap_or(MAX_ROWS)) };
+        let cap = self.batch.unwrap_or(if self.latency { 1 } else { MAX_ROWS });
         let requests = spread(self.requests, LOOK);
-        let mut search =
-            Search { problem: self, roofline, grain, requests, turns: LOOK_TURNS, replays: BTreeMap::new() };
-        let (mut looks, mut nothing) = (Vec::new(), Nothing::Memory(u64::MAX));
-        for set in fit(&totals, most.min(self.max_neffs.max(2) - 1).max(1), self.context) {
-            for (chunks, starts) in PREFILLS {
-                let lanes = self.lanes(&set.buckets, chunk, chunks);
-                let room = self.max_neffs.max(2).saturating_sub(lanes.len() * chunks * starts);
-                for decodes in decodes(lanes.len(), self.together && starts == 1, room) {
-                    match search.look(lanes.clone(), Counts { chunks, starts, decodes }) {
-                        Ok(look) => looks.push(look),
-                        Err(why) => nothing = nearer(nothing, why),
-                    }
-                }
+        let mut search = Search {
+            problem: self,
+            roofline,
+            grain,
+            cap,
+            requests,
+            turns: LOOK_TURNS,
+            replays: Replays::new(),
+            shared,
+        };
+        if memo.looks.is_none() {
+            memo.looks = Some(self.looks(&mut search));
+        }
+        let Memo { looks, settled } = memo;
+        let (mut found_looks, mut nothing) = (Vec::new(), Nothing::Memory(u64::MAX));
+        for (i, (joins, look)) in looks.iter().flatten().enumerate().filter(|(_, (joins, _))| self.together || !joins) {
+            match look {
+                Ok(look) => found_looks.push((i, *joins, self.promise(&look.candidate), look)),
+                Err(why) => nothing = nearer(nothing, *why),
             }
         }
         // Looks are at few requests; those that promise most are held against all of them.
-        looks.sort_by(|a, b| self.promise(&b.candidate).total_cmp(&self.promise(&a.candidate)));
+        found_looks.sort_by(|a, b| b.2.total_cmp(&a.2));
         (search.requests, search.turns) = (self.requests.to_vec(), TURNS);
         search.replays.clear();
         let mut found: Vec<Candidate> = Vec::new();
-        let joins = |look: &&Look| matches!(look.counts.decodes, Decoding::Together(_));
-        let (together, alone): (Vec<&Look>, Vec<&Look>) = looks.iter().partition(joins);
-        for look in together.into_iter().take(FINALISTS).chain(alone.into_iter().take(FINALISTS)) {
+        let (together, alone): (Vec<_>, Vec<_>) = found_looks.into_iter().partition(|(_, joins, ..)| *joins);
+        for (i, _, _, look) in together.into_iter().take(FINALISTS).chain(alone.into_iter().take(FINALISTS)) {
             let best = found.iter().map(|c| self.score(c)).fold(0.0, f64::max);
             // Beginning and end weigh more in a look; fewer rows will not make it faster.
             if self.score(&look.candidate) * LOOKS_SLOWER < best {
                 continue;
             }
-            match search.settle(look, best) {
+            match search.settle(look, best, settled.entry(i).or_default()) {
                 Ok(candidate) => found.push(candidate),
                 Err(why) => nothing = nearer(nothing, why),
             }
@@ -126,6 +130,27 @@ impl Problem<'_> {
         // A module more is a compilation and memory more: it must be worth something.
         let good = found.into_iter().filter(|c| worth(c) >= best * WORTH);
         good.min_by_key(|c| c.modules.len()).ok_or(nothing)
+    }
+
+    /// A look at each form that is tried, and whether classes decode together in it.
+    fn looks(&self, search: &mut Search<'_>) -> Vec<(bool, Result<Look, Nothing>)> {
+        let chunk = search.roofline.ridge().div_ceil(CHUNK_GRAIN).saturating_mul(CHUNK_GRAIN);
+        let totals: Vec<(usize, u64)> =
+            self.requests.iter().map(|r| (coarse(r.total(), search.grain, self.context), r.output as u64)).collect();
+        let most = if self.latency { 1 } else { MAX_CLASSES.min(self.batch.unwrap_or(MAX_ROWS)) };
+        let mut looks = Vec::new();
+        for set in fit(&totals, most.min(self.max_neffs.max(2) - 1).max(1), self.context) {
+            for (chunks, starts) in PREFILLS {
+                let lanes = self.lanes(&set.buckets, chunk, chunks);
+                let shares = self.shares(&lanes);
+                let room = self.max_neffs.max(2).saturating_sub(lanes.len() * chunks * starts);
+                for decodes in decodes(lanes.len(), starts == 1, room) {
+                    let joins = matches!(decodes, Decoding::Together(_));
+                    looks.push((joins, search.look(&lanes, &shares, Counts { chunks, starts, decodes })));
+                }
+            }
+        }
+        looks
     }
 
     fn score(&self, c: &Candidate) -> f64 {
@@ -166,6 +191,24 @@ impl Problem<'_> {
             Lane { rows: 0, longest: *longest, chunks }
         };
         bounds.iter().map(lane).collect()
+    }
+
+    /// Shares of rows: how long each lane's requests hold one, and more for the longer ones. Mixes drift, and a long row
+    /// serves anybody, a short one not.
+    fn shares(&self, lanes: &[Lane]) -> Vec<f64> {
+        let mut rounds = vec![0.0; lanes.len()];
+        for request in self.requests {
+            if let Some(i) = lanes.iter().position(|lane| request.total() <= lane.longest) {
+                let chunk = lanes[i].chunks.last().copied().unwrap_or(1);
+                rounds[i] += (request.prompt.div_ceil(chunk) + request.output - 1) as f64;
+            }
+        }
+        let steps = lanes.len().saturating_sub(1).max(1) as f64;
+        for (i, rounds) in rounds.iter_mut().enumerate().skip(1) {
+            *rounds *= 1.0 + SLACK * (i as f64 / steps).powi(2);
+        }
+        let all: f64 = rounds.iter().sum();
+        rounds.iter().map(|r| r / all.max(1.0)).collect()
     }
 }
 
@@ -214,15 +257,37 @@ fn decodes(classes: usize, may_join: bool, room: usize) -> Vec<Decoding> {
     alone.chain(together.into_iter().map(Decoding::Together)).collect()
 }
 
+/// What was found for one way to store a model.
+#[derive(Default)]
+pub struct Memo {
+    looks: Option<Vec<(bool, Result<Look, Nothing>)>>,
+    /// By look and rows: its candidate for all requests.
+    settled: BTreeMap<usize, Settled>,
+}
+
+type Settled = BTreeMap<usize, Candidate>;
+
+/// What requests did in as many rows as there may be, in looks and for all requests: there memory does not matter.
+#[derive(Default)]
+pub struct Shared {
+    looks: Replays,
+    all: Replays,
+}
+
+/// By lanes: chunks and rows.
+type Replays = BTreeMap<Vec<(usize, Vec<usize>)>, Rc<Replayed>>;
+
 struct Search<'a> {
     problem: &'a Problem<'a>,
     roofline: Roofline,
     grain: usize,
+    /// Rows at most.
+    cap: usize,
     /// What is replayed, and how often each row is taken at least.
     requests: Vec<Request>,
     turns: usize,
-    /// By lanes: chunks and rows.
-    replays: BTreeMap<Vec<(usize, Vec<usize>)>, Rc<Replayed>>,
+    replays: Replays,
+    shared: &'a mut Shared,
 }
 
 /// What requests did, and levels of 1, 2, ... modules for their decode steps, where they were asked for.
@@ -243,36 +308,38 @@ struct Look {
 
 impl Search<'_> {
     /// As many rows as fit in memory, and buckets for them.
-    fn look(&mut self, lanes: Vec<Lane>, counts: Counts) -> Result<Look, Nothing> {
+    fn look(&mut self, lanes: &[Lane], shares: &[f64], counts: Counts) -> Result<Look, Nothing> {
         let problem = self.problem;
-        let shares = self.shares(&lanes);
         let least = lanes.len();
-        let fits = |rows: usize| self.bound(&with_rows(&lanes, &shares, rows), counts).fits();
+        let fits = |rows: usize| self.bound(&with_rows(lanes, shares, rows), counts).fits();
         let mut rows = match problem.batch.or(problem.latency.then_some(1)) {
             Some(batch) => batch.max(least),
             None => largest(least, MAX_ROWS, fits),
         };
         if !fits(rows) {
-            let hbm = self.bound(&with_rows(&lanes, &shares, rows), counts);
+            let hbm = self.bound(&with_rows(lanes, shares, rows), counts);
             return Err(Nothing::Memory(hbm.total() - hbm.limit));
         }
-        let mut candidate = self.build(&with_rows(&lanes, &shares, rows), counts);
+        let mut candidate = self.build(&with_rows(lanes, shares, rows), counts);
         // The bound takes every class for one of its share of modules; some get more.
         while !candidate.hbm.fits() && problem.batch.is_none() && rows > least {
             rows = (rows - rows.div_ceil(16)).max(least);
-            candidate = self.build(&with_rows(&lanes, &shares, rows), counts);
+            candidate = self.build(&with_rows(lanes, shares, rows), counts);
         }
         match candidate.hbm.fits() {
-            true => Ok(Look { lanes, counts, shares, rows, candidate }),
+            true => Ok(Look { lanes: lanes.to_vec(), counts, shares: shares.to_vec(), rows, candidate }),
             false => Err(Nothing::Memory(candidate.hbm.total() - candidate.hbm.limit)),
         }
     }
 
     /// A look's candidate with as many rows as leave steps short enough and padding small enough: fewer rows make shorter
     /// steps, and maxima nearer to the mean.
-    fn settle(&mut self, look: &Look, best: f64) -> Result<Candidate, Nothing> {
+    fn settle(&mut self, look: &Look, best: f64, settled: &mut Settled) -> Result<Candidate, Nothing> {
         let problem = self.problem;
-        let of = |search: &mut Self, rows| search.build(&with_rows(&look.lanes, &look.shares, rows), look.counts);
+        let mut of = |search: &mut Self, rows| {
+            let build = || search.build(&with_rows(&look.lanes, &look.shares, rows), look.counts);
+            settled.entry(rows).or_insert_with(build).clone()
+        };
         let mut candidate = of(self, look.rows);
         let together = matches!(look.counts.decodes, Decoding::Together(_));
         if let (true, Some(Nothing::Useful(_))) = (together, problem.flaw(&candidate)) {
@@ -306,24 +373,6 @@ impl Search<'_> {
             Some(why) => Err(why),
             None => Ok(candidate),
         }
-    }
-
-    /// Shares of rows: how long each lane's requests hold one, and more for the longer ones. Mixes drift, and a long row
-    /// serves anybody, a short one not.
-    fn shares(&self, lanes: &[Lane]) -> Vec<f64> {
-        let mut rounds = vec![0.0; lanes.len()];
-        for request in self.problem.requests {
-            if let Some(i) = lanes.iter().position(|lane| request.total() <= lane.longest) {
-                let chunk = lanes[i].chunks.last().copied().unwrap_or(1);
-                rounds[i] += (request.prompt.div_ceil(chunk) + request.output - 1) as f64;
-            }
-        }
-        let steps = lanes.len().saturating_sub(1).max(1) as f64;
-        for (i, rounds) in rounds.iter_mut().enumerate().skip(1) {
-            *rounds *= 1.0 + SLACK * (i as f64 / steps).powi(2);
-        }
-        let all: f64 = rounds.iter().sum();
-        rounds.iter().map(|r| r / all.max(1.0)).collect()
     }
 
     /// Memory of the largest modules that these counts can give.
@@ -360,8 +409,13 @@ impl Search<'_> {
 
     fn replayed(&mut self, lanes: &[Lane]) -> Rc<Replayed> {
         let key: Vec<_> = lanes.iter().map(|l| (l.rows, [&[l.longest], l.chunks.as_slice()].concat())).collect();
-        let done = self.replays.entry(key).or_insert_with(|| {
-            let rows: usize = lanes.iter().map(|l| l.rows).sum();
+        let rows: usize = lanes.iter().map(|l| l.rows).sum();
+        let known = match (rows == self.cap, self.turns == TURNS) {
+            (false, _) => &mut self.replays,
+            (true, false) => &mut self.shared.looks,
+            (true, true) => &mut self.shared.all,
+        };
+        let done = known.entry(key).or_insert_with(|| {
             let times = (self.turns * rows).div_ceil(self.requests.len().max(1)).max(1);
             let replay = replay(lanes, &self.requests.repeat(times), None, true, self.grain);
             Rc::new(Replayed { replay, levels: OnceCell::new() })
@@ -374,7 +428,7 @@ impl Search<'_> {
         let replay = &done.replay;
         // Of each class its own, then those of all.
         let (grids, together) = match decodes {
-            Decoding::Alone(all) => (decode_grids(lanes, &replay.lanes, all, self.grain), vec![]),
+            Decoding::Alone(all) => (decode_grids(lanes, &replay.lanes, all), vec![]),
             Decoding::Together(most) => {
                 let sets = done.levels.get_or_init(|| levels(lanes, replay, MAX_LEVELS));
                 let levels = sets[most.min(sets.len()) - 1].iter().map(|level| self.level(lanes, level));
@@ -420,10 +474,10 @@ fn class(lane: &Lane) -> CacheShape {
 type Grid = (Vec<usize>, Vec<usize>);
 
 /// Shares `modules` out so that the padded work of all lanes is least: each in turn to whom it saves most.
-fn decode_grids(lanes: &[Lane], done: &[LaneUse], modules: usize, grain: usize) -> Vec<Grid> {
+fn decode_grids(lanes: &[Lane], done: &[LaneUse], modules: usize) -> Vec<Grid> {
     let most = (modules + 1).saturating_sub(lanes.len()).clamp(1, MAX_DECODES);
     let curves: Vec<Vec<(u128, Grid)>> =
-        lanes.iter().zip(done).map(|(lane, done)| decode_curve(lane, done, most, grain)).collect();
+        lanes.iter().zip(done).map(|(lane, done)| decode_curve(lane, done, most)).collect();
     let mut given = vec![1; lanes.len()];
     for _ in lanes.len()..modules {
         let saved = |(i, n): (usize, &usize)| curves[i].get(*n).map_or(0, |next| curves[i][n - 1].0 - next.0);
@@ -437,17 +491,12 @@ fn decode_grids(lanes: &[Lane], done: &[LaneUse], modules: usize, grain: usize) 
 }
 
 /// Padded positions and buckets with 1, 2, ... `most` modules; never more with more.
-fn decode_curve(lane: &Lane, done: &LaneUse, most: usize, grain: usize) -> Vec<(u128, Grid)> {
-    let batches: Vec<(usize, u64)> =
-        done.decode.iter().map(|((batch, len), n)| (*batch, n.saturating_mul(*len as u64))).collect();
+fn decode_curve(lane: &Lane, done: &LaneUse, most: usize) -> Vec<(u128, Grid)> {
+    let batches = done.by_rows();
     let mut curve: Vec<(u128, Grid)> = Vec::new();
     for (i, set) in fit(&batches, MAX_BATCHES.min(most), lane.rows).into_iter().enumerate() {
         let rounded = |batch: usize| set.buckets.iter().find(|b| **b >= batch).copied().unwrap_or(lane.rows);
-        let lens: Vec<(usize, u64)> = done
-            .decode
-            .iter()
-            .map(|((batch, len), n)| (coarse(*len, grain, lane.longest), n.saturating_mul(rounded(*batch) as u64)))
-            .collect();
+        let lens = done.by_len(rounded);
         for (j, lens) in fit(&lens, most / (i + 1), lane.longest).into_iter().enumerate() {
             let at = (i + 1) * (j + 1) - 1;
             let grid = (lens.padded, (set.buckets.clone(), lens.buckets));

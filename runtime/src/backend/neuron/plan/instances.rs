@@ -61,6 +61,9 @@ pub struct Instance {
     pub ram_gib: f64,
     /// USD per hour; absent where there is no list price.
     pub price_per_hour: Option<f64>,
+    /// Physical cores of a logical one, where somebody chose.
+    #[serde(skip)]
+    pub lnc: Option<u8>,
 }
 
 impl Instance {
@@ -72,11 +75,11 @@ impl Instance {
     /// With logical cores of `lnc` physical ones, among which memory, bandwidth and peak are divided; `None` where the chip has no
     /// such cores: only trn2's can be joined.
     pub fn with_lnc(&self, lnc: u8) -> Option<Instance> {
+        let (has, chosen) = (has_lnc(self.target(), lnc), Some(lnc));
         let lnc = usize::from(lnc);
-        let has = lnc == 1 || (self.target() == Target::Trn2 && lnc == 2);
         let cores =
             self.chip.physical_cores.checked_div(lnc).filter(|cores| has && cores * lnc == self.chip.physical_cores)?;
-        let mut changed = self.clone();
+        let mut changed = Instance { lnc: chosen, ..self.clone() };
         changed.chip.cores = cores;
         Some(changed)
     }
@@ -101,6 +104,11 @@ impl Instance {
     pub fn core_flops(&self, f32: bool) -> f64 {
         (if f32 { self.chip.tflops_f32 } else { self.chip.tflops_bf16 }) * 1e12 / self.chip.cores as f64
     }
+}
+
+/// Whether chips of `target` have logical cores of so many physical ones: only trn2's can be joined.
+pub fn has_lnc(target: Target, lnc: u8) -> bool {
+    lnc == 1 || (target == Target::Trn2 && lnc == 2)
 }
 
 /// All machines that are known.
@@ -185,7 +193,7 @@ impl Instances {
             within(&row.name, "ram_gib", row.ram_gib, 0.0, 1e6)?;
             within(&row.name, "price_per_hour", row.price_per_hour.unwrap_or(0.0), 0.0, 1e6)?;
             let Row { name, chips, vcpus, ram_gib, price_per_hour, .. } = row;
-            all.push(Instance { name, chip: chip.clone(), chips, vcpus, ram_gib, price_per_hour });
+            all.push(Instance { name, chip: chip.clone(), chips, vcpus, ram_gib, price_per_hour, lnc: None });
         }
         all.sort_by(|a, b| {
             let size = |i: &Instance| (i.core_bytes() * i.cores() as u64, i.vcpus);

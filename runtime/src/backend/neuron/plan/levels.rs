@@ -4,10 +4,10 @@
 //! needs of every class. Groups are joined in pairs, always the two whose joining pads least, until few are left; one of them
 //! holds every step there can be.
 
-use std::collections::BTreeMap;
-
 use super::buckets::fit;
-use super::replay::{Lane, Marks, Replay};
+use super::replay::{Lane, Replay};
+use super::steps::{Marks, place};
+use super::uses::LaneUse;
 use crate::backend::neuron::decodes::Need;
 
 /// What a module has of each class.
@@ -17,135 +17,266 @@ pub type Level = Vec<Need>;
 /// rows of `lanes` to their ends.
 pub fn levels(lanes: &[Lane], replay: &Replay, most: usize) -> Vec<Vec<Level>> {
     let whole: Level = lanes.iter().map(|lane| Need { rows: lane.rows, len: lane.longest }).collect();
-    let mut steps: BTreeMap<Level, u64> = BTreeMap::new();
-    replay.steps(&marks(lanes, replay), |needs, n| *steps.entry(needs.to_vec()).or_default() += n);
-    let of_whole = steps.remove(&whole).unwrap_or(0);
-    let mut groups: Vec<Group> = sample(steps).into_iter().map(|(level, n)| Group::new(level, n)).collect();
-    groups.push(Group::new(whole, of_whole));
+    let (steps, of_whole) = steps(replay, &marks(lanes, replay), &whole);
+    let mut groups = Groups::new(lanes.len(), steps.into_iter().chain([(whole, of_whole)]));
     let mut pairs = Pairs::new(&groups);
     let mut sets = vec![];
     loop {
         if groups.len() <= most.max(1) {
-            sets.push(groups.iter().map(|group| group.level.clone()).collect());
+            sets.push(groups.levels());
         }
         let Some((one, other)) = pairs.least() else { break };
-        // The later one leaves, and the last takes its place.
-        let gone = groups.swap_remove(other);
-        groups[one] = groups[one].with(&gone);
-        pairs.shrink(&groups, [one, other]);
+        groups.join(one, other);
+        pairs.join(&groups, one, other);
     }
     sets.reverse();
     sets
 }
 
-/// What joining two groups pads, of each with those before it, and with which of them least.
+/// Some of the steps rounded up to `marks`, ascending, with how many there are of each; those of all rows to their ends by
+/// themselves.
+fn steps(replay: &Replay, marks: &[Marks], whole: &[Need]) -> (Vec<(Level, u64)>, u64) {
+    // A need is one of a few marks: all of them are digits of a number that is in the order of the needs.
+    let order = |level: &[Need]| {
+        let mut order = 0_u128;
+        for (need, marks) in level.iter().zip(marks) {
+            let lens = marks.lens.len();
+            let digit = if need.rows == 0 {
+                0
+            } else {
+                1 + place(&marks.rows, need.rows) * lens + place(&marks.lens, need.len)
+            };
+            order = order.wrapping_mul((1 + marks.rows.len() * lens) as u128).wrapping_add(digit as u128);
+        }
+        order
+    };
+    let (mut needed, mut counts, mut sorted) = (Vec::<Need>::new(), Vec::<u64>::new(), Vec::<u128>::new());
+    let mut whole_is = None;
+    replay.steps(marks, |number, needs, n| {
+        if number == counts.len() {
+            if needs == whole {
+                whole_is = Some(number);
+            } else {
+                sorted.push(order(needs) << 32 | number as u128);
+            }
+            needed.extend_from_slice(needs);
+            counts.push(0);
+        }
+        counts[number] += n;
+    });
+    sorted.sort_unstable();
+    let numbers: Vec<(usize, u64)> = sorted.iter().map(|o| *o as u32 as usize).map(|i| (i, counts[i])).collect();
+    let level = |i: usize| needed[i * whole.len()..][..whole.len()].to_vec();
+    let steps = sample(numbers).into_iter().map(|(i, n)| (level(i), n)).collect();
+    (steps, whole_is.map_or(0, |i| counts[i]))
+}
+
+/// What joining two groups pads, of each with those before it, and with which of them least: the first of those.
 struct Pairs {
-    pads: Vec<Vec<u128>>,
-    least: Vec<Option<(u128, usize)>>,
+    /// Of so many groups at the beginning, a row of so many each.
+    width: usize,
+    pads: Vec<u128>,
+    least: Vec<(u128, usize)>,
 }
 
 impl Pairs {
-    fn new(groups: &[Group]) -> Pairs {
-        let pads: Vec<Vec<u128>> = (0..groups.len()).map(|i| row(groups, i)).collect();
-        let least = pads.iter().map(|row| least_of(row)).collect();
-        Pairs { pads, least }
+    fn new(groups: &Groups) -> Pairs {
+        let (width, view) = (groups.len(), groups.view());
+        let mut pads = vec![0; width * width];
+        let (cells, mut i) = (&mut pads[..], 0);
+        while i < width {
+            let mut j = 0;
+            while j < i {
+                cells[i * width + j] = view.joined_pads(i, j);
+                j += 1;
+            }
+            i += 1;
+        }
+        let least = (0..width).map(|i| least_of(&pads[i * width..][..i])).collect();
+        Pairs { width, pads, least }
     }
 
-    /// The two that pad least, the earlier one first.
+    /// The two that pad least, the earlier one first; of equals, the pair with the earliest.
     fn least(&self) -> Option<(usize, usize)> {
-        let rows = self.least.iter().enumerate().filter_map(|(i, least)| least.map(|(pads, j)| (pads, j, i)));
-        rows.min().map(|(_, j, i)| (j, i))
+        let (mut best, mut pair, mut i) = (NONE, None, 1);
+        let rows = &self.least[..];
+        while i < rows.len() {
+            let (pads, j) = rows[i];
+            let better = match pair {
+                Some((one, _)) => pads < best || (pads == best && j < one),
+                None => true,
+            };
+            if better {
+                (best, pair) = (pads, Some((j, i)));
+            }
+            i += 1;
+        }
+        pair
     }
 
-    /// There is one group less, and `changed` are others now, where there are so many.
-    fn shrink(&mut self, groups: &[Group], changed: [usize; 2]) {
-        self.pads.truncate(groups.len());
-        self.least.truncate(groups.len());
-        for i in 0..groups.len() {
-            if changed.contains(&i) {
-                self.pads[i] = row(groups, i);
-                self.least[i] = least_of(&self.pads[i]);
-                continue;
+    /// Group `one` is now what it was and `other`, and in place of that stands the group that was the last.
+    fn join(&mut self, groups: &Groups, one: usize, other: usize) {
+        self.least.pop();
+        let (view, width, last) = (groups.view(), self.width, self.least.len());
+        let (pads, rows) = (&mut self.pads[..], &mut self.least[..]);
+        let mut i = 0;
+        while i < last {
+            let row = i * width;
+            if i == other || i == one {
+                let mut j = 0;
+                while j < i {
+                    pads[row + j] = if i == one { view.joined_pads(i, j) } else { pads[last * width + j] };
+                    j += 1;
+                }
             }
-            for j in changed.into_iter().filter(|j| *j < i) {
-                self.pads[i][j] = groups[i].pads_with(&groups[j]);
+            if i > other {
+                pads[row + other] = pads[last * width + i];
             }
-            self.least[i] = match self.least[i] {
-                // It was with one that is another now.
-                Some((_, j)) if changed.contains(&j) => least_of(&self.pads[i]),
-                least => changed.into_iter().filter(|j| *j < i).map(|j| (self.pads[i][j], j)).chain(least).min(),
-            };
+            if i > one {
+                pads[row + one] = view.joined_pads(i, one);
+            }
+            let (_, with) = rows[i];
+            if i == one || i == other || with == one || with == other {
+                rows[i] = least_of(&pads[row..row + i]);
+            } else {
+                // What it padded least with is what it was: what changed may be less.
+                rows[i] = lesser(rows[i], one, i, pads[row + one]);
+                rows[i] = lesser(rows[i], other, i, pads[row + other]);
+            }
+            i += 1;
         }
     }
 }
 
-fn row(groups: &[Group], i: usize) -> Vec<u128> {
-    groups[..i].iter().map(|other| groups[i].pads_with(other)).collect()
+/// The least of a row up to `end`, where `pads` stands in place `j` of it.
+fn lesser(least: (u128, usize), j: usize, end: usize, pads: u128) -> (u128, usize) {
+    if j < end && (pads < least.0 || (pads == least.0 && j < least.1)) { (pads, j) } else { least }
 }
 
-fn least_of(row: &[u128]) -> Option<(u128, usize)> {
-    row.iter().copied().zip(0..).min()
+/// The least of a row and the first place of it.
+fn least_of(row: &[u128]) -> (u128, usize) {
+    let (mut least, mut at, mut place) = (NONE, 0, 0);
+    while place < row.len() {
+        if row[place] < least {
+            (least, at) = (row[place], place);
+        }
+        place += 1;
+    }
+    (least, at)
 }
 
 /// Rows and lengths that steps are rounded to, so that many have the same.
 fn marks(lanes: &[Lane], replay: &Replay) -> Vec<Marks> {
-    let of_lane = |(lane, done): (&Lane, &super::replay::LaneUse)| {
-        let rows: Vec<(usize, u64)> = done.decode.iter().map(|((rows, len), n)| (*rows, n * *len as u64)).collect();
-        let lens: Vec<(usize, u64)> = done.decode.iter().map(|((rows, len), n)| (*len, n * *rows as u64)).collect();
+    let of_lane = |(lane, done): (&Lane, &LaneUse)| {
         let last = |histogram: &[(usize, u64)], most, cover| {
             fit(histogram, most, cover).pop().map_or(vec![cover], |fitted| fitted.buckets)
         };
+        let (rows, lens) = (done.by_rows(), done.by_len(|rows| rows));
         Marks { rows: last(&rows, ROWS, lane.rows), lens: last(&lens, LENS, lane.longest) }
     };
     lanes.iter().zip(&replay.lanes).map(of_lane).collect()
 }
 
 /// Of many steps some, evenly among all rounds.
-fn sample(steps: BTreeMap<Level, u64>) -> Vec<(Level, u64)> {
+fn sample(mut steps: Vec<(usize, u64)>) -> Vec<(usize, u64)> {
     if steps.len() <= MOST_STEPS {
-        return steps.into_iter().collect();
+        return steps;
     }
-    let all: u64 = steps.values().sum();
-    let (mut found, mut before, mut taken) = (vec![], 0, 0);
-    for (level, n) in steps {
-        before += n;
+    let all: u64 = steps.iter().map(|(_, n)| n).sum();
+    let (mut before, mut taken) = (0, 0);
+    steps.retain_mut(|(_, n)| {
+        before += *n;
         // How many of the evenly spaced rounds are up to here.
         let reached = u128::from(before) * MOST_STEPS as u128 / u128::from(all.max(1));
-        if reached > taken {
-            found.push((level, (reached - taken) as u64)); // at most `MOST_STEPS`
-            taken = reached;
+        *n = (reached - taken) as u64; // at most `MOST_STEPS`
+        taken = reached;
+        *n > 0
+    });
+    steps
+}
+
+/// Groups of steps, each with the level that it runs at.
+struct Groups {
+    classes: usize,
+    /// Levels, one after another.
+    needs: Vec<Need>,
+    steps: Vec<u64>,
+    positions: Vec<u64>,
+}
+
+impl Groups {
+    fn new(classes: usize, steps: impl Iterator<Item = (Level, u64)>) -> Groups {
+        let mut groups = Groups { classes, needs: vec![], steps: vec![], positions: vec![] };
+        for (level, n) in steps {
+            groups.positions.push(positions(&level));
+            groups.needs.extend(level);
+            groups.steps.push(n);
         }
-    }
-    found
-}
-
-/// Steps that run at one level.
-struct Group {
-    level: Level,
-    steps: u64,
-    positions: u128,
-}
-
-impl Group {
-    fn new(level: Level, steps: u64) -> Group {
-        let positions = level.iter().map(|need| need.rows as u128 * need.len as u128).sum();
-        Group { level, steps, positions }
+        groups
     }
 
-    fn with(&self, other: &Group) -> Group {
+    fn len(&self) -> usize {
+        self.steps.len()
+    }
+
+    fn level(&self, group: usize) -> &[Need] {
+        &self.needs[group * self.classes..][..self.classes]
+    }
+
+    fn levels(&self) -> Vec<Level> {
+        (0..self.len()).map(|group| self.level(group).to_vec()).collect()
+    }
+
+    /// The `other` one leaves, into `one`, and the last takes its place.
+    fn join(&mut self, one: usize, other: usize) {
         let larger = |(a, b): (&Need, &Need)| Need { rows: a.rows.max(b.rows), len: a.len.max(b.len) };
-        Group::new(self.level.iter().zip(&other.level).map(larger).collect(), self.steps + other.steps)
+        let both: Level = self.level(one).iter().zip(self.level(other)).map(larger).collect();
+        self.positions[one] = positions(&both);
+        self.needs[one * self.classes..][..self.classes].copy_from_slice(&both);
+        self.steps[one] += self.steps.swap_remove(other);
+        self.positions.swap_remove(other);
+        let last = self.len() * self.classes;
+        self.needs.copy_within(last.., other * self.classes);
+        self.needs.truncate(last);
     }
 
-    /// Positions that all steps of both read more when they are one.
-    fn pads_with(&self, other: &Group) -> u128 {
-        let larger = |(a, b): (&Need, &Need)| a.rows.max(b.rows) as u128 * a.len.max(b.len) as u128;
-        let both: u128 = self.level.iter().zip(&other.level).map(larger).sum();
-        let more = |group: &Group| (both - group.positions) * u128::from(group.steps);
-        more(self) + more(other)
+    fn view(&self) -> View<'_> {
+        View { classes: self.classes, needs: &self.needs, steps: &self.steps, positions: &self.positions }
     }
 }
 
+/// Groups as slices. Most of the time of a search is spent here, and much of that of tests, which are hardly optimised: hence
+/// plain loops.
+struct View<'a> {
+    classes: usize,
+    needs: &'a [Need],
+    steps: &'a [u64],
+    positions: &'a [u64],
+}
+
+impl View<'_> {
+    /// Positions that all steps of both read more when they are one.
+    fn joined_pads(&self, one: usize, other: usize) -> u128 {
+        let (mut a, mut b) = (one * self.classes, other * self.classes);
+        let (mut both, end) = (0, a + self.classes);
+        while a < end {
+            let (x, y) = (&self.needs[a], &self.needs[b]);
+            let rows = if x.rows > y.rows { x.rows } else { y.rows };
+            let len = if x.len > y.len { x.len } else { y.len };
+            both += rows as u64 * len as u64; // at most MAX_ROWS of MAX_CONTEXT
+            (a, b) = (a + 1, b + 1);
+        }
+        let one = ((both - self.positions[one]) as u128).wrapping_mul(self.steps[one] as u128);
+        one + ((both - self.positions[other]) as u128).wrapping_mul(self.steps[other] as u128)
+    }
+}
+
+fn positions(level: &[Need]) -> u64 {
+    level.iter().map(|need| need.rows as u64 * need.len as u64).sum()
+}
+
+/// More than anything pads.
+const NONE: u128 = u128::MAX;
 /// Rows and lengths of a class that levels end at, at most.
 const ROWS: usize = 3;
 const LENS: usize = 8;
@@ -182,12 +313,12 @@ mod tests {
             for (i, set) in sets.iter().enumerate() {
                 prop_assert_eq!(set.len(), i + 1);
                 let mut padded = 0;
-                done.steps(&vec![Marks::default(); lanes.len()], |needs, n| {
+                done.steps(&vec![Marks::default(); lanes.len()], |_, needs, n| {
                     let level = set.iter().filter(|level| holds(level, needs)).map(work).min();
                     padded += level.expect("one holds all") * n as usize;
                 });
                 let mut most = 0;
-                done.steps(&vec![Marks::default(); lanes.len()], |_, n| most += work(&sets[0][0]) * n as usize);
+                done.steps(&vec![Marks::default(); lanes.len()], |_, _, n| most += work(&sets[0][0]) * n as usize);
                 prop_assert!(padded <= most, "{} levels read {padded}, one {most}", i + 1);
             }
         }

@@ -9,11 +9,10 @@
 //! is counted afterwards. A test holds it to the same rules played round by round.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
+use std::collections::{BinaryHeap, VecDeque};
 
-use super::buckets::{coarse, smallest};
 use super::lengths::Request;
-use crate::backend::neuron::decodes::Need;
+use super::uses::{LaneUse, Stay, chunks, used};
 
 /// One class of rows, as the scheduler sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,89 +23,6 @@ pub struct Lane {
     pub longest: usize,
     /// Prefill chunks, ascending.
     pub chunks: Vec<usize>,
-}
-
-/// What a class did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LaneUse {
-    /// Decode steps by rows needed and longest context, the latter rounded up to the grain.
-    pub decode: BTreeMap<(usize, usize), u64>,
-    /// Contexts of all decoded tokens.
-    pub positions: u128,
-    /// Tokens decoded.
-    pub decoded: u64,
-    /// Prefill steps by chunk and tokens before it.
-    pub prefill: BTreeMap<(usize, usize), u64>,
-    /// Tokens prefilled.
-    pub prompt: u64,
-    /// Rounds that rows were held, over all rows.
-    pub held: u64,
-    /// Who decoded, in order of time.
-    spans: Vec<Span>,
-}
-
-/// Rounds in which the same rows of a class decode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Span {
-    from: u64,
-    until: u64,
-    /// Rows needed.
-    rows: usize,
-    /// The longest context in a round is the round and this.
-    ahead: i64,
-}
-
-impl Span {
-    /// At least the prompt's length.
-    fn context(&self, round: u64) -> usize {
-        (round as i64 + self.ahead) as usize
-    }
-}
-
-/// Rows and lengths, ascending, that those of a class's decode steps are rounded up to; as they are beyond the last.
-#[derive(Clone, Debug, Default)]
-pub struct Marks {
-    /// Of rows.
-    pub rows: Vec<usize>,
-    /// Of lengths.
-    pub lens: Vec<usize>,
-}
-
-impl Replay {
-    /// What decode steps need of all classes at once, rounded up to `marks`, with how many rounds in a row do.
-    pub fn steps(&self, marks: &[Marks], mut each: impl FnMut(&[Need], u64)) {
-        let mut left: Vec<&[Span]> = self.lanes.iter().map(|lane| &lane.spans[..]).collect();
-        let mut needs = vec![Need::default(); left.len()];
-        let (mut round, last) =
-            (0, self.lanes.iter().filter_map(|l| l.spans.last()).map(|s| s.until).max().unwrap_or(0));
-        while round < last {
-            let mut next = last;
-            for ((spans, need), marks) in left.iter_mut().zip(&mut needs).zip(marks) {
-                while spans.first().is_some_and(|span| span.until <= round) {
-                    *spans = &spans[1..];
-                }
-                *need = Need::default();
-                let Some(span) = spans.first() else { continue };
-                if span.from > round {
-                    next = next.min(span.from);
-                    continue;
-                }
-                let context = span.context(round);
-                let len = up(&marks.lens, context);
-                *need = Need { rows: up(&marks.rows, span.rows), len };
-                next = next.min(span.until).min(round + (len - context) as u64 + 1);
-            }
-            if needs.iter().any(|need| need.rows > 0) {
-                each(&needs, next - round);
-            }
-            round = next;
-        }
-    }
-}
-
-/// The first of `marks` that is no less.
-fn up(marks: &[usize], n: usize) -> usize {
-    marks.get(marks.partition_point(|mark| *mark < n)).copied().unwrap_or(n)
 }
 
 /// What all of them did.
@@ -124,29 +40,20 @@ pub struct Replay {
     pub lanes: Vec<LaneUse>,
 }
 
-/// A request in a row.
-#[derive(Clone, Copy, Debug)]
-struct Stay {
-    row: usize,
-    /// Its first round.
-    start: u64,
-    /// Rounds of prefill; the last one gives the first token.
-    chunks: u64,
-    request: Request,
-}
-
-impl Stay {
-    /// The round after its last one.
-    fn end(&self) -> u64 {
-        self.start + self.chunks + self.request.output.max(1) as u64 - 1
-    }
-}
-
 /// Runs `requests` through `lanes`, ascending in length. With `limit`, every request asks for room for that many tokens
 /// (or what the longest lane leaves) and is put by that, as where clients do not know how long answers get. Without
 /// `drain`, it ends when nobody waits any more: a steady load. Contexts are counted in steps of `grain`.
 pub fn replay(lanes: &[Lane], requests: &[Request], limit: Option<usize>, drain: bool, grain: usize) -> Replay {
-    let mut hall = Hall::new(lanes);
+    let mut replay = uncounted(lanes, requests, limit, drain);
+    for (lane, done) in lanes.iter().zip(&mut replay.lanes) {
+        done.count_steps(lane.longest, grain);
+    }
+    replay
+}
+
+/// The same where nobody asks for decode steps by rows and context: they are not counted.
+pub fn uncounted(lanes: &[Lane], requests: &[Request], limit: Option<usize>, drain: bool) -> Replay {
+    let mut hall = Hall::new(lanes, requests.len() / lanes.len().max(1));
     let window = WINDOW * lanes.iter().map(|lane| lane.rows).sum::<usize>().max(1);
     let longest = lanes.last().map_or(0, |lane| lane.longest);
     let (mut round, mut next, mut refused) = (0, 0, 0);
@@ -160,9 +67,13 @@ pub fn replay(lanes: &[Lane], requests: &[Request], limit: Option<usize>, drain:
                     request.prompt.saturating_add(limit.max(request.output)).min(longest.max(request.total()))
                 }
             };
-            match lanes.iter().position(|lane| lane.rows > 0 && need <= lane.longest) {
-                Some(lane) => hall.wait(lane, request),
-                None => refused += 1,
+            let mut lane = 0;
+            while lane < lanes.len() && (lanes[lane].rows == 0 || need > lanes[lane].longest) {
+                lane += 1;
+            }
+            match lane < lanes.len() {
+                true => hall.wait(lane, request),
+                false => refused += 1,
             }
         }
         hall.admit(round);
@@ -182,12 +93,12 @@ pub fn replay(lanes: &[Lane], requests: &[Request], limit: Option<usize>, drain:
         hall.leave(round);
     }
     let mut replay = Replay { rounds: round, refused, ..Replay::default() };
-    for (lane, stays) in lanes.iter().zip(&hall.stays) {
+    for ((lane, stays), left) in lanes.iter().zip(&hall.stays).zip(&hall.left) {
         for stay in stays.iter().filter(|stay| stay.end() <= round) {
             replay.served += 1;
             replay.outputs += stay.request.output.max(1) as u64;
         }
-        replay.lanes.push(used(lane, stays, round, grain));
+        replay.lanes.push(used(lane, stays, left, round));
     }
     replay
 }
@@ -195,23 +106,27 @@ pub fn replay(lanes: &[Lane], requests: &[Request], limit: Option<usize>, drain:
 /// Rows and who waits for them.
 struct Hall<'a> {
     lanes: &'a [Lane],
-    free: Vec<BTreeSet<usize>>,
+    free: Vec<Free>,
     waiting: Vec<VecDeque<Request>>,
     queued: usize,
-    /// Ends, with lane and row.
-    ends: BinaryHeap<Reverse<(u64, usize, usize)>>,
+    /// Ends, with lane and stay, as [`end`] packs them.
+    ends: BinaryHeap<Reverse<u128>>,
     stays: Vec<Vec<Stay>>,
+    /// Of each lane, who has left, in order of time.
+    left: Vec<Vec<usize>>,
 }
 
 impl Hall<'_> {
-    fn new(lanes: &[Lane]) -> Hall<'_> {
+    /// For so many requests of each lane, more or less.
+    fn new(lanes: &[Lane], each: usize) -> Hall<'_> {
         Hall {
             lanes,
-            free: lanes.iter().map(|lane| (0..lane.rows).collect()).collect(),
+            free: lanes.iter().map(|lane| Free::new(lane.rows)).collect(),
             waiting: vec![VecDeque::new(); lanes.len()],
             queued: 0,
             ends: BinaryHeap::new(),
-            stays: vec![vec![]; lanes.len()],
+            stays: lanes.iter().map(|_| Vec::with_capacity(each)).collect(),
+            left: lanes.iter().map(|_| Vec::with_capacity(each)).collect(),
         }
     }
 
@@ -222,16 +137,20 @@ impl Hall<'_> {
 
     /// Gives free rows to those that wait, longest lane first.
     fn admit(&mut self, round: u64) {
-        for lane in (0..self.lanes.len()).rev() {
+        let mut lane = self.lanes.len();
+        while lane > 0 && self.queued > 0 {
+            lane -= 1;
             // Its own first; then the longest of the others.
-            for from in (0..=lane).rev() {
-                while !self.waiting[from].is_empty() {
-                    let Some(row) = self.free[lane].pop_first() else { break };
-                    let Some(request) = self.waiting[from].pop_front() else { break };
+            let mut from = lane + 1;
+            while from > 0 && self.free[lane].rows > 0 {
+                from -= 1;
+                while let Some(request) = self.waiting[from].front().copied() {
+                    let Some(row) = self.free[lane].take() else { break };
+                    self.waiting[from].pop_front();
                     self.queued -= 1;
-                    let chunks = chunks(&self.lanes[lane].chunks, request.prompt).count() as u64;
+                    let chunks = chunks(&self.lanes[lane].chunks, request.prompt);
                     let stay = Stay { row, start: round, chunks, request };
-                    self.ends.push(Reverse((stay.end(), lane, row)));
+                    self.ends.push(Reverse(end(stay.end(), lane, self.stays[lane].len())));
                     self.stays[lane].push(stay);
                 }
             }
@@ -239,84 +158,61 @@ impl Hall<'_> {
     }
 
     fn first_end(&self) -> Option<u64> {
-        self.ends.peek().map(|Reverse((end, ..))| *end)
+        self.ends.peek().map(|Reverse(packed)| (packed >> 64) as u64)
     }
 
     /// Frees the rows of those who are done before `round`.
     fn leave(&mut self, round: u64) {
-        while let Some(Reverse((_, lane, row))) = self.ends.peek().copied().filter(|Reverse((end, ..))| *end <= round) {
+        while let Some(Reverse(packed)) = self.ends.peek().copied().filter(|Reverse(end)| (end >> 64) as u64 <= round) {
             self.ends.pop();
-            self.free[lane].insert(row);
+            let (lane, stay) = ((packed >> 40) as usize & 0xff_ffff, packed as usize & 0xff_ffff_ffff);
+            self.free[lane].give(self.stays[lane][stay].row);
+            self.left[lane].push(stay);
         }
     }
 }
 
-/// Chunks of a prompt: size, tokens before it, tokens in it.
-fn chunks(sizes: &[usize], prompt: usize) -> impl Iterator<Item = (usize, usize, usize)> {
-    let mut done = 0;
-    std::iter::from_fn(move || {
-        let left = prompt - done;
-        let largest = sizes.last().copied().unwrap_or(left).max(1);
-        let size = smallest(sizes, left).unwrap_or(largest);
-        let (start, tokens) = (done, left.min(size));
-        done += tokens;
-        (left > 0).then_some((size, start, tokens))
-    })
+/// A round, a lane and a stay in one number, ordered by round.
+fn end(round: u64, lane: usize, stay: usize) -> u128 {
+    u128::from(round) << 64 | (lane as u128) << 40 | stay as u128
 }
 
-/// What `stays` add up to in the first `rounds` rounds.
-fn used(lane: &Lane, stays: &[Stay], rounds: u64, grain: usize) -> LaneUse {
-    let mut done = LaneUse::default();
-    let mut changes: Vec<(u64, bool, usize, i64)> = Vec::new();
-    for stay in stays {
-        let ran = stay.end().min(rounds) - stay.start;
-        done.held += ran;
-        for (size, start, tokens) in chunks(&lane.chunks, stay.request.prompt).take(ran.min(stay.chunks) as usize) {
-            *done.prefill.entry((size, start)).or_default() += 1;
-            done.prompt += tokens as u64;
+/// Rows that nobody is in, a bit each.
+struct Free {
+    bits: Vec<u64>,
+    rows: usize,
+    /// No word before it has any.
+    first: usize,
+}
+
+impl Free {
+    fn new(rows: usize) -> Free {
+        let mut free = Free { bits: vec![0; rows.div_ceil(64)], rows: 0, first: 0 };
+        (0..rows).for_each(|row| free.give(row));
+        free
+    }
+
+    /// The lowest.
+    fn take(&mut self) -> Option<usize> {
+        while self.first < self.bits.len() {
+            let word = self.bits[self.first];
+            if word != 0 {
+                self.bits[self.first] = word & (word - 1);
+                self.rows -= 1;
+                return Some(self.first * 64 + word.trailing_zeros() as usize);
+            }
+            self.first += 1;
         }
-        let decoded = ran.saturating_sub(stay.chunks);
-        if decoded > 0 {
-            let (prompt, first) = (stay.request.prompt as u64, stay.start + stay.chunks);
-            done.decoded += decoded;
-            done.positions += u128::from(decoded) * u128::from(2 * prompt + decoded - 1) / 2;
-            // Its context is the round and this.
-            let ahead = prompt as i64 - first as i64;
-            changes.push((first, true, stay.row, ahead));
-            changes.push((first + decoded, false, stay.row, ahead));
+        None
+    }
+
+    fn give(&mut self, row: usize) {
+        self.bits[row / 64] |= 1 << (row % 64);
+        self.rows += 1;
+        if row / 64 < self.first {
+            self.first = row / 64;
         }
     }
-    // Those who leave before those who come: a row changes hands between two rounds.
-    changes.sort_unstable();
-    let (mut live, mut ahead) = (BTreeSet::new(), BTreeMap::<i64, usize>::new());
-    let mut changes = changes.into_iter().peekable();
-    while let Some((round, comes, row, by)) = changes.next() {
-        if comes {
-            live.insert(row);
-            *ahead.entry(by).or_default() += 1;
-        } else {
-            live.remove(&row);
-            if let Some(n) = ahead.get_mut(&by) {
-                *n -= 1;
-                if *n == 0 {
-                    ahead.remove(&by);
-                }
-            }
-        }
-        let until = changes.peek().map_or(round, |next| next.0);
-        if let (Some(last), Some((most, _)), true) = (live.last(), ahead.last_key_value(), until > round) {
-            let span = Span { from: round, until, rows: last + 1, ahead: *most };
-            done.spans.push(span);
-            let (mut at, end) = (span.context(round), span.context(until));
-            while at < end {
-                let level = coarse(at, grain, lane.longest);
-                let steps = (level + 1).min(end).max(at + 1) - at;
-                *done.decode.entry((span.rows, level)).or_default() += steps as u64;
-                at += steps;
-            }
-        }
-    }
-    done
 }
 
 /// Requests that wait, per row.
@@ -324,7 +220,12 @@ const WINDOW: usize = 8;
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::buckets::{coarse, smallest};
+    use super::super::steps::{Marks, up};
     use super::*;
+    use crate::backend::neuron::decodes::Need;
     use proptest::prelude::*;
 
     /// The rules, round by round, and what all lanes need together.
@@ -399,7 +300,7 @@ mod tests {
 
     fn steps_of(replay: &Replay, marks: &[Marks]) -> BTreeMap<Vec<Need>, u64> {
         let mut steps = BTreeMap::new();
-        replay.steps(marks, |needs, n| *steps.entry(needs.to_vec()).or_default() += n);
+        replay.steps(marks, |_, needs, n| *steps.entry(needs.to_vec()).or_default() += n);
         steps
     }
 
@@ -422,7 +323,7 @@ mod tests {
             let exact = replay(&lanes, &requests, None, drain, 1);
             let (played, together) = played(&lanes, &requests, drain);
             let mut alone = exact.clone();
-            alone.lanes.iter_mut().for_each(|lane| lane.spans.clear());
+            alone.lanes.iter_mut().for_each(LaneUse::forget_spans);
             prop_assert_eq!(&alone, &played);
             prop_assert_eq!(&steps_of(&exact, &vec![Marks::default(); lanes.len()]), &together);
             // Rounded steps are the exact ones, rounded.

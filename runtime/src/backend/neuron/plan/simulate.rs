@@ -5,14 +5,14 @@
 //! the sequences in it need: rows whose sequence is shorter than the longest, rows of nobody, and rows of sequences that
 //! are still in prefill.
 
-use std::collections::HashMap;
-
 use serde::{Deserialize, Serialize};
 
+use super::choices::Choices;
 use super::lengths::Request;
-use super::replay::{Lane, Marks, Replay, replay};
+use super::replay::{Lane, Replay, uncounted};
+use super::steps::Marks;
 use super::{CacheShape, ModuleKind, ModuleSpec, Plan};
-use crate::backend::neuron::decodes::{Decodes, Need};
+use crate::backend::neuron::decodes::Decodes;
 
 /// Useful over padded, each in 0..=1; 1 where there was nothing to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -67,7 +67,7 @@ pub fn simulate(plan: &Plan, requests: &[Request], limit: Option<usize>) -> Simu
     let lanes: Vec<Lane> = plan.classes.iter().map(|class| plan.lane(*class)).collect();
     let modules: Vec<(ModuleSpec, f64)> =
         plan.modules.iter().cloned().zip(plan.module_seconds.iter().copied()).collect();
-    cost(&lanes, &replay(&lanes, requests, limit, true, 1), &plan.classes, &modules)
+    cost(&lanes, &uncounted(&lanes, requests, limit, true), &plan.classes, &modules)
 }
 
 /// Costs of `replay` of `lanes`, which are of `classes`, with modules and their seconds.
@@ -88,16 +88,18 @@ pub fn cost(lanes: &[Lane], replay: &Replay, classes: &[CacheShape], modules: &[
         }
     }
     let decodes = Decodes::new(classes, modules.iter().map(|(m, _)| m));
-    let mut known: HashMap<Vec<Need>, (usize, f64)> = HashMap::new();
-    replay.steps(&marks(classes, modules), |needs, steps| {
-        let (padded, time) = match known.get(needs) {
-            Some(step) => *step,
-            None => {
-                let step = decode_step(&decodes, needs.to_vec(), modules);
-                known.insert(needs.to_vec(), step);
-                step
-            }
-        };
+    let mut choices = Choices::new(&decodes, classes.len());
+    let mut known: Vec<(usize, f64)> = Vec::new();
+    replay.steps(&marks(classes, modules), |number, needs, steps| {
+        if number == known.len() {
+            let (mut positions, mut seconds) = (0, 0.0);
+            choices.each(needs, |decode| {
+                positions += decode.positions;
+                seconds += modules[decode.module].1;
+            });
+            known.push((positions, seconds));
+        }
+        let (padded, time) = known[number];
         decode.1 += padded as u128 * u128::from(steps);
         seconds += time * steps as f64;
     });
@@ -135,21 +137,6 @@ fn marks(classes: &[CacheShape], modules: &[(ModuleSpec, f64)]) -> Vec<Marks> {
         Marks { rows, lens }
     };
     classes.iter().map(of_class).collect()
-}
-
-/// Positions and seconds of the decode modules of a step.
-fn decode_step(decodes: &Decodes, mut needs: Vec<Need>, modules: &[(ModuleSpec, f64)]) -> (usize, f64) {
-    let (mut positions, mut seconds) = (0, 0.0);
-    while let Some(decode) = decodes.choose(&needs) {
-        positions += decode.positions;
-        seconds += modules[decode.module].1;
-        for (class, need) in needs.iter_mut().enumerate() {
-            if decode.covers(class, *need) {
-                *need = Need::default();
-            }
-        }
-    }
-    (positions, seconds)
 }
 
 /// Length and seconds of the shortest prefill module of this chunk.

@@ -134,7 +134,7 @@ fn what_is_planned_can_be_lowered() {
         let (tp, candidates) = ([None, Some(2)][i % 2], 16.min(program.vocab()));
         let wish = Wish { context: 48, max_neffs: 4, candidates, tp, biases: 2, mask: true, ..Wish::default() };
         let plan = plan(&program, &instance, &lengths, &wish).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let layout = Layout::of_plan(&plan, Profile::default(), None, true);
+        let layout = Layout::of_plan(&plan, Profile::default(), true);
         let sharded = shard(&program, plan.tp).unwrap();
         for module in &layout.modules {
             lower(&sharded, &layout.model_spec(), module)
@@ -268,6 +268,7 @@ fn a_plan_of_another_model_or_with_impossible_fields_is_refused() {
     assert!(refused(|p| p.replicas = 0).contains("`replicas` is 0"));
     assert!(refused(|p| p.weights = Quant::Int4).contains("`weights` is int4"));
     assert!(refused(|p| p.kv = KvType::F16).contains("`kv` is f16"));
+    assert!(refused(|p| p.lnc = Some(2)).contains("`lnc` is 2: inf2 has no such"));
     assert!(refused(|p| p.candidates = 0).contains("`candidates` is 0"));
     assert!(refused(|p| p.context = 1).contains("`context` is 1"));
     assert!(refused(|p| p.classes.clear()).contains("`classes` is a list of 0"));
