@@ -75,7 +75,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &
         Err(error) if error.is::<Compared>() => error.downcast_ref().map_or(FAILED, |Compared(verdict)| verdict.code()),
         Err(error) => {
             // Nothing is left to do if even this cannot be written.
-            let _ = writeln!(err, "error: {error:#}");
+            let _ = writeln!(err, "error: {}", told(&error));
             match () {
                 () if error.is::<UsageError>() => USAGE,
                 () if error.is::<EngineLost>() => ENGINE_LOST,
@@ -83,6 +83,17 @@ pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &
             }
         }
     }
+}
+
+/// An error and what led to it, in one line. Some say their cause themselves: that is not said twice.
+fn told(error: &anyhow::Error) -> String {
+    let mut told = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !told.ends_with(&cause) {
+            told = format!("{told}: {cause}");
+        }
+    }
+    told
 }
 
 fn is_terminal(stderr: bool) -> bool {

@@ -20,6 +20,7 @@ pub mod score;
 pub mod serve;
 pub mod top;
 pub mod tune;
+mod whole;
 
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;

@@ -279,7 +279,9 @@ pub enum SubmitError {
         limit: usize,
     },
     /// The backend takes no masks.
-    #[error("structured output needs masks of allowed tokens, which this backend was built without")]
+    #[error(
+        "structured output needs masks of allowed tokens, which the artifact was built without; build it anew with --masks"
+    )]
     NoMasks,
     /// An empty stop string would end every answer at once.
     #[error("stop holds an empty string")]

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,6 +21,35 @@ pub struct Body {
     content: Content,
     /// Kept until the body has been handed on: what counts and logs the request.
     guard: Option<Box<dyn Send>>,
+    /// Of the connection that it goes over.
+    pace: Option<Arc<Pace>>,
+}
+
+/// What a connection is handed before it has passed on to the system what it was handed before: hyper would take 128 KiB for a
+/// client that does not read.
+#[derive(Debug, Default)]
+pub struct Pace {
+    /// Bytes since then.
+    handed: AtomicUsize,
+}
+
+impl Pace {
+    /// Whether it has enough for now.
+    fn is_full(&self) -> bool {
+        self.handed.load(Ordering::Relaxed) >= MOST_HANDED
+    }
+
+    fn hand(&self, bytes: usize) {
+        self.handed.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Everything has been passed on.
+    pub fn passed(&self, context: &Context<'_>) {
+        // Within the connection's own task: whoever was told to wait waits with this waker.
+        if self.handed.swap(0, Ordering::Relaxed) >= MOST_HANDED {
+            context.waker().wake_by_ref();
+        }
+    }
 }
 
 enum Content {
@@ -36,17 +66,26 @@ pub trait Chunks: Send {
 impl Body {
     /// A body that is there.
     pub fn whole(bytes: impl Into<Bytes>) -> Body {
-        Body { content: Content::Whole(Some(bytes.into()).filter(|bytes: &Bytes| !bytes.is_empty())), guard: None }
+        Body {
+            content: Content::Whole(Some(bytes.into()).filter(|bytes: &Bytes| !bytes.is_empty())),
+            guard: None,
+            pace: None,
+        }
     }
 
     /// A body in the making.
     pub fn stream(chunks: Box<dyn Chunks>) -> Body {
-        Body { content: Content::Stream(chunks), guard: None }
+        Body { content: Content::Stream(chunks), guard: None, pace: None }
     }
 
     /// Keeps `guard` until the body has been handed on.
     pub fn with_guard(self, guard: Box<dyn Send>) -> Body {
         Body { guard: Some(guard), ..self }
+    }
+
+    /// Hands on no more than `pace` has room for.
+    pub fn paced(self, pace: Arc<Pace>) -> Body {
+        Body { pace: Some(pace), ..self }
     }
 }
 
@@ -58,12 +97,17 @@ impl HttpBody for Body {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let chunk = match &mut self.content {
+        let this = &mut *self;
+        let chunk = match &mut this.content {
             Content::Whole(bytes) => Poll::Ready(bytes.take()),
-            Content::Stream(chunks) => chunks.poll_chunk(context),
+            Content::Stream(chunks) => match &this.pace {
+                None => chunks.poll_chunk(context),
+                Some(pace) if pace.is_full() => return Poll::Pending,
+                Some(pace) => chunks.poll_chunk(context).map(|chunk| chunk.inspect(|bytes| pace.hand(bytes.len()))),
+            },
         };
         if let Poll::Ready(None) = chunk {
-            self.guard = None;
+            this.guard = None;
         }
         chunk.map(|chunk| chunk.map(|bytes| Ok(Frame::data(bytes))))
     }
@@ -142,6 +186,49 @@ fn too_slow() -> ApiError {
     ApiError { close: true, ..ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message) }
 }
 
+/// Bytes of a stream that a connection is handed at once, about.
+const MOST_HANDED: usize = 16 << 10;
 /// Memory for a body before any of it has arrived.
 const FIRST: usize = 64 << 10;
 const LEAST_BYTES_PER_SECOND: f64 = 65536.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::task::{Wake, Waker};
+
+    struct Endless;
+
+    impl Chunks for Endless {
+        fn poll_chunk(&mut self, _: &mut Context<'_>) -> Poll<Option<Bytes>> {
+            Poll::Ready(Some(Bytes::from_static(&[0; 5000])))
+        }
+    }
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_stream_waits_until_what_it_handed_on_has_been_passed_on() {
+        let (pace, woken) = (Arc::<Pace>::default(), Arc::<Woken>::default());
+        let waker = Waker::from(woken.clone());
+        let mut context = Context::from_waker(&waker);
+        let mut body = Body::stream(Box::new(Endless)).paced(pace.clone());
+        for round in 0..3 {
+            for _ in 0..MOST_HANDED.div_ceil(5000) {
+                assert!(Pin::new(&mut body).poll_frame(&mut context).is_ready());
+            }
+            assert!(Pin::new(&mut body).poll_frame(&mut context).is_pending());
+            assert_eq!(woken.0.load(Ordering::Relaxed), round);
+            pace.passed(&context);
+            pace.passed(&context);
+            assert_eq!(woken.0.load(Ordering::Relaxed), round + 1);
+        }
+    }
+}

@@ -29,7 +29,7 @@ pub struct ServerConfig {
     pub max_buffered_bodies: usize,
     /// Bytes of a request's headers.
     pub max_headers: usize,
-    /// Bytes of an answer that may wait to be read by its client.
+    /// Bytes of an answer that may wait to be read by its client, as they are kept before they are written.
     pub max_unread: usize,
     /// Requests that may wait for their first step.
     pub max_queued_requests: usize,
@@ -74,7 +74,7 @@ impl Default for ServerConfig {
             max_body: 8 << 20,
             max_buffered_bodies: 64 << 20,
             max_headers: 64 << 10,
-            max_unread: 128 << 10,
+            max_unread: 64 << 10,
             max_queued_requests: 64,
             max_queued_tokens: 1 << 20,
             max_n: 8,

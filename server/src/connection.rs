@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use crate::app::{App, Phase};
-use crate::body::Body;
+use crate::body::{Body, Pace};
 use crate::error::ApiError;
 use crate::respond;
 use crate::routes;
@@ -77,7 +77,10 @@ pub async fn serve(stream: TcpStream, place: Place, tls: Option<TlsAcceptor>, ap
         None => Transport::Plain(stream),
         Some(tls) => tokio::select! {
             shaken = timeout(app.config.read_timeout, tls.accept(stream)) => match shaken {
-                Ok(Ok(stream)) => Transport::Tls(Box::new(stream)),
+                Ok(Ok(mut stream)) => {
+                    stream.get_mut().1.set_buffer_limit(Some(TLS_BUFFER));
+                    Transport::Tls(Box::new(stream))
+                }
                 Ok(Err(error)) => return tracing::debug!(%error, "no TLS handshake"),
                 Err(_) => return tracing::debug!("no TLS handshake in time"),
             },
@@ -85,14 +88,15 @@ pub async fn serve(stream: TcpStream, place: Place, tls: Option<TlsAcceptor>, ap
         },
     };
     let partial = Arc::new(AtomicBool::new(false));
-    let wire = Wire::new(stream, app.config.write_timeout, partial.clone());
+    let pace = Arc::<Pace>::default();
+    let wire = Wire::new(stream, app.config.write_timeout, partial.clone(), pace.clone());
     let service = {
         let (app, partial, peer) = (app.clone(), partial.clone(), place.tenant);
         service_fn(move |request: Request<Incoming>| {
             partial.store(false, Ordering::Relaxed);
-            let app = app.clone();
+            let (app, pace) = (app.clone(), pace.clone());
             let answer: Pin<Box<dyn Future<Output = Result<Response<Body>, std::convert::Infallible>> + Send>> =
-                Box::pin(async move { Ok(routes::handle(app, peer, request).await) });
+                Box::pin(async move { Ok(routes::handle(app, peer, request).await.map(|body| body.paced(pace))) });
             answer
         })
     };
@@ -152,6 +156,8 @@ pub async fn refuse(mut stream: TcpStream) {
 /// hyper's least buffer.
 const LEAST_BUFFER: usize = 8192;
 const MAX_HEADERS: usize = 256;
+/// Bytes that TLS keeps beyond what the system takes: a record.
+const TLS_BUFFER: usize = 16 << 10;
 /// What of a body that is too large is read all the same: what is allowed, and so much more, within this time.
 const REST: usize = 1 << 20;
 const LINGER: Duration = Duration::from_millis(500);

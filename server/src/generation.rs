@@ -59,6 +59,8 @@ pub struct Generation {
     /// Sequences that have not ended.
     open: usize,
     constraint: Option<&'static str>,
+    /// Choices that a sequence answers.
+    copies: usize,
 }
 
 impl Generation {
@@ -67,7 +69,8 @@ impl Generation {
         let open = work.requests.len();
         let mailbox = Arc::new(Mailbox::new(open, unread));
         let constraint = work.constraint;
-        let mut generation = Generation { mailbox, tokens: Vec::with_capacity(open), open, constraint };
+        let copies = work.layout.copies;
+        let mut generation = Generation { mailbox, tokens: Vec::with_capacity(open), open, constraint, copies };
         for (index, request) in work.requests.into_iter().enumerate() {
             let share = Share { copies: work.layout.copies, first: work.layout.is_first(index) };
             let sink = generation.mailbox.sink(index, share, &app.metrics);
@@ -84,12 +87,20 @@ impl Generation {
         self.open == 0
     }
 
-    /// Moves what is new to `out`, with the number of its sequence.
-    pub fn poll(&mut self, context: &mut Context<'_>, out: &mut Vec<(usize, Part)>) -> Poll<Result<(), ApiError>> {
+    /// Moves what is new to `out`, with the number of its sequence: what about `most` bytes are written of, the rest the next
+    /// time.
+    pub fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        most: usize,
+        out: &mut Vec<(usize, Part)>,
+    ) -> Poll<Result<(), ApiError>> {
         let first = out.len();
-        ready!(self.mailbox.poll(context, out)).map_err(|error| match (error.code, self.constraint) {
-            ("grammar_error", Some(param)) => ApiError { param: Some(param.into()), ..error },
-            _ => error,
+        ready!(self.mailbox.poll(context, most / self.copies, out)).map_err(|error| {
+            match (error.code, self.constraint) {
+                ("grammar_error", Some(param)) => ApiError { param: Some(param.into()), ..error },
+                _ => error,
+            }
         })?;
         for (_, part) in &out[first..] {
             if let Some(end) = &part.end {
@@ -110,7 +121,7 @@ impl Generation {
         all.resize_with(self.open, Part::default);
         let mut new = Vec::new();
         while !self.is_done() {
-            poll_fn(|context| self.poll(context, &mut new)).await?;
+            poll_fn(|context| self.poll(context, usize::MAX, &mut new)).await?;
             for (index, part) in new.drain(..) {
                 all[index].merge(part);
             }

@@ -283,5 +283,5 @@ const ASIDE_THREADS: usize = 4;
 const LAST_WORDS: Duration = Duration::from_millis(500);
 const LAST_TASKS: Duration = Duration::from_secs(2);
 /// Bytes that the system keeps for a client; Linux takes twice as many.
-const SEND_BUFFER: usize = 64 << 10;
+const SEND_BUFFER: usize = 48 << 10;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

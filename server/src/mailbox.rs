@@ -1,7 +1,8 @@
 //! From the engine's thread to a connection: what the answers of one HTTP request have become since it was last looked at.
 //!
 //! The engine never waits: an event is merged into its sequence's part under a short lock. A client that does not read
-//! piles up text and log-probabilities, no events, and only up to a limit: then its sequences are cancelled.
+//! piles up text and log-probabilities, no events, and only up to a limit: then its sequences are cancelled. What was asked
+//! of a prompt is delivered whole and does not count. What waits is taken in pieces: as JSON it is many times larger.
 //!
 //! Invariant: every sequence has at most one [`End`], and after [`Mailbox::fail`] nothing more arrives.
 
@@ -74,6 +75,32 @@ impl Part {
         self.prompt_logprobs.extend(more.prompt_logprobs);
         self.end = more.end.or(self.end.take());
     }
+
+    /// Moves out what about `most` bytes of JSON are written of, one token at least: its prompt's log-probabilities, tokens,
+    /// and with the last of them its end. The rest, which has tokens, stays. Also says how many bytes are written of it.
+    fn split(&mut self, most: usize) -> (Part, usize) {
+        let (mut tokens, mut written, mut from) = (0, FRAME, 0);
+        while tokens < self.steps.len() && (tokens == 0 || written < most) {
+            let step = self.steps[tokens];
+            written += rendered(step.end - from, self.logprobs.get(tokens));
+            (tokens, from) = (tokens + 1, step.end);
+        }
+        if tokens == self.steps.len() {
+            return (std::mem::take(self), written);
+        }
+        let mut steps = self.steps.split_off(tokens);
+        steps.iter_mut().for_each(|step| step.end -= from);
+        let logprobs = self.logprobs.split_off(tokens.min(self.logprobs.len()));
+        let text = self.text.split_off(from);
+        let rest = Part { text, tokens: steps.len(), steps, logprobs, end: self.end.take(), ..Part::default() };
+        let part = std::mem::replace(self, rest);
+        (Part { tokens, ..part }, written)
+    }
+
+    /// Bytes that it takes in memory, about, but for those of its prompt.
+    fn kept(&self) -> usize {
+        self.text.len() + self.steps.len() * size_of::<Step>() + self.logprobs.iter().map(kept_logprob).sum::<usize>()
+    }
 }
 
 /// What a sequence stands for in the figures.
@@ -95,7 +122,7 @@ struct State {
     /// Sequences with something new.
     changed: Vec<usize>,
     failure: Option<ApiError>,
-    /// Bytes unread, about.
+    /// Bytes that the parts take, about, but for those of prompts.
     bytes: usize,
     limit: usize,
     waker: Option<Waker>,
@@ -121,13 +148,28 @@ impl Mailbox {
         wake(state);
     }
 
-    /// Moves what is new to `out`.
-    pub fn poll(&self, context: &mut Context<'_>, out: &mut Vec<(usize, Part)>) -> Poll<Result<(), ApiError>> {
+    /// Moves what is new to `out`, no more than about `most` bytes of JSON are written of; the rest is new the next time.
+    pub fn poll(
+        &self,
+        context: &mut Context<'_>,
+        most: usize,
+        out: &mut Vec<(usize, Part)>,
+    ) -> Poll<Result<(), ApiError>> {
         let mut state = self.lock();
         let State { parts, changed, bytes, .. } = &mut *state;
         if !changed.is_empty() {
-            out.extend(changed.drain(..).map(|index| (index, std::mem::take(&mut parts[index]))));
-            *bytes = 0;
+            let (mut room, mut whole) = (most, 0);
+            for &index in changed.iter() {
+                let (part, written) = parts[index].split(room);
+                *bytes -= part.kept();
+                room = room.saturating_sub(written);
+                out.push((index, part));
+                whole += usize::from(parts[index].steps.is_empty());
+                if room == 0 {
+                    break;
+                }
+            }
+            changed.drain(..whole);
             return Poll::Ready(Ok(()));
         }
         if let Some(failure) = &state.failure {
@@ -170,7 +212,7 @@ impl EventSink for Sink {
         if state.failure.is_some() {
             return Err(SinkClosed);
         }
-        let bytes = weight(&event);
+        let bytes = kept(&event);
         if let Err(error) = put(&mut state.parts[self.index], event) {
             state.failure = Some(error);
             wake(state);
@@ -227,15 +269,30 @@ fn put(part: &mut Part, event: Event) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Bytes that an event leaves in its part, about.
-fn weight(event: &Event) -> usize {
-    let logprob = |l: &TokenLogprob| size_of::<TokenLogprob>() + l.top.len() * size_of::<(u32, f32)>();
+/// Bytes that an event adds to what [`Part::kept`] counts.
+fn kept(event: &Event) -> usize {
     match event {
-        Event::Token { text, logprob: l, .. } => text.len() + l.as_ref().map_or(0, logprob),
-        Event::PromptLogprobs { tokens, .. } => tokens.iter().map(logprob).sum(),
+        Event::Token { text, logprob, .. } => text.len() + size_of::<Step>() + logprob.as_ref().map_or(0, kept_logprob),
+        Event::Finished { text, .. } => text.len(),
         _ => 0,
     }
 }
+
+fn kept_logprob(l: &TokenLogprob) -> usize {
+    size_of::<TokenLogprob>() + l.top.len() * size_of::<(u32, f32)>() + if l.top.is_empty() { 0 } else { BLOCK }
+}
+
+/// Bytes of JSON that are written of a token, about: its text, twice where it is a thought, its id, and each candidate with
+/// its text and bytes.
+fn rendered(text: usize, logprob: Option<&TokenLogprob>) -> usize {
+    2 * text + ID + logprob.map_or(0, |l| (1 + l.top.len()) * CANDIDATE)
+}
+
+/// Bytes of JSON of a part without tokens, of a token's id, of a candidate; what a block of memory takes beyond its bytes.
+const FRAME: usize = 256;
+const ID: usize = 8;
+const CANDIDATE: usize = 80;
+const BLOCK: usize = 16;
 
 #[cfg(test)]
 mod tests {
@@ -248,8 +305,16 @@ mod tests {
     }
 
     fn poll(mailbox: &Mailbox) -> Poll<Result<Vec<(usize, Part)>, ApiError>> {
+        poll_piece(mailbox, usize::MAX)
+    }
+
+    fn poll_piece(mailbox: &Mailbox, most: usize) -> Poll<Result<Vec<(usize, Part)>, ApiError>> {
         let mut out = Vec::new();
-        mailbox.poll(&mut Context::from_waker(Waker::noop()), &mut out).map_ok(|()| out)
+        mailbox.poll(&mut Context::from_waker(Waker::noop()), most, &mut out).map_ok(|()| out)
+    }
+
+    fn logprob(id: u32, top: usize) -> TokenLogprob {
+        TokenLogprob { id, logprob: -12.345_678, top: vec![(id, -12.345_678); top] }
     }
 
     #[test]
@@ -269,12 +334,78 @@ mod tests {
 
     #[test]
     fn who_does_not_read_is_cut_off_after_what_was_there() {
-        let mailbox = Arc::new(Mailbox::new(1, 10));
+        let mailbox = Arc::new(Mailbox::new(1, 10 * kept(&token("x"))));
         let mut sink = mailbox.sink(0, ONE, &Arc::new(Metrics::default()));
         assert!((0..10).all(|_| sink.send(token("x")).is_ok()));
         assert_eq!(sink.send(token("x")), Err(SinkClosed));
         assert!(matches!(poll(&mailbox), Poll::Ready(Ok(_))));
         assert!(matches!(poll(&mailbox), Poll::Ready(Err(e)) if e.code == "slow_reader"));
         assert_eq!(sink.send(token("x")), Err(SinkClosed));
+    }
+
+    #[test]
+    fn what_is_taken_in_pieces_is_what_is_taken_at_once() {
+        let metrics = Arc::new(Metrics::default());
+        let filled = || {
+            let mailbox = Arc::new(Mailbox::new(2, usize::MAX));
+            for index in 0..2 {
+                let mut sink = mailbox.sink(index, ONE, &metrics);
+                sink.send(Event::PromptLogprobs { start: 1, tokens: vec![logprob(9, 20); 100] }).unwrap();
+                for id in 0..50 {
+                    let text = ["", "a", "öö"][id as usize % 3].into();
+                    sink.send(Event::Token { id, index: 0, text, logprob: Some(logprob(id, 20)) }).unwrap();
+                }
+                let (reason, usage) = (FinishReason::Stop, Usage::default());
+                sink.send(Event::Finished { reason, matched: None, text: "end".into(), usage }).unwrap();
+            }
+            mailbox
+        };
+        let merged = |most: usize| {
+            let (mailbox, mut all, mut pieces) = (filled(), [Part::default(), Part::default()], 0);
+            while let Poll::Ready(Ok(parts)) = poll_piece(&mailbox, most) {
+                let tokens: usize = parts.iter().map(|(_, part)| part.tokens).sum();
+                assert!(tokens == 1 || (tokens - 1) * 1688 < most, "{tokens} tokens in {most} bytes");
+                parts.into_iter().for_each(|(index, part)| all[index].merge(part));
+                pieces += 1;
+            }
+            assert_eq!(mailbox.lock().bytes, 0);
+            (all, pieces)
+        };
+        let (whole, once) = merged(usize::MAX);
+        assert_eq!((once, whole[1].tokens, whole[1].prompt_logprobs.len()), (1, 50, 100));
+        for most in [1, 3000, 8000, 90_000] {
+            let (all, pieces) = merged(most);
+            assert_eq!(all, whole, "{most}");
+            assert!(pieces > 1 && (most > 1 || pieces == 100), "{pieces} of {most} bytes");
+        }
+    }
+
+    #[test]
+    fn weights_are_what_is_kept_and_what_is_written() {
+        let event = Event::Token { id: 1, index: 0, text: "abcd".into(), logprob: Some(logprob(1, 20)) };
+        // Candidates alone.
+        assert!(kept(&event) > 20 * 8 + 4);
+        let candidate = serde_json::json!({"token": "abcd", "logprob": -12.345_678, "bytes": [97, 98, 99, 100]});
+        let written = |top: usize| {
+            let mut token = candidate.clone();
+            token["top_logprobs"] = vec![candidate.clone(); top].into();
+            serde_json::json!({"token_ids": [151_000], "content": "abcd", "logprobs": [token]}).to_string().len()
+        };
+        for top in [0, 1, 5, 20] {
+            let (counted, written) = (FRAME + rendered(4, Some(&logprob(1, top))), written(top));
+            assert!(counted >= written && counted < 2 * written + FRAME, "{top}: {counted} for {written}");
+        }
+    }
+
+    #[test]
+    fn what_was_asked_of_a_prompt_is_delivered_whole() {
+        let mailbox = Arc::new(Mailbox::new(1, 1000));
+        let mut sink = mailbox.sink(0, ONE, &Arc::new(Metrics::default()));
+        for start in [1, 101] {
+            sink.send(Event::PromptLogprobs { start, tokens: vec![logprob(9, 20); 100] }).unwrap();
+        }
+        sink.send(token("x")).unwrap();
+        let Poll::Ready(Ok(parts)) = poll_piece(&mailbox, 1) else { panic!("nothing arrived") };
+        assert_eq!((parts[0].1.prompt_logprobs.len(), parts[0].1.tokens), (200, 1));
     }
 }

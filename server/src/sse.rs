@@ -1,7 +1,7 @@
 //! Server-sent events: an answer as it is made.
 //!
 //! Invariant: the stream ends with what its [`Render`] writes last, also after an error; text that was sent is never taken
-//! back; while nothing happens a comment is sent now and then, so that nobody between takes the connection for dead.
+//! back; an answer that piled up is written in pieces as its client takes them; while nothing happens a comment is sent now and then, so that nobody between takes the connection for dead.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -87,7 +87,7 @@ impl Chunks for EventStream {
             self.begin(&mut out);
         }
         while let Some(generation) = &mut self.generation {
-            let polled = generation.poll(context, &mut self.parts);
+            let polled = generation.poll(context, CHUNK, &mut self.parts);
             let done = generation.is_done();
             if !self.parts.is_empty() {
                 self.begin(&mut out);
@@ -155,5 +155,5 @@ pub fn failed(out: &mut Vec<u8>, error: &ApiError) {
     done(out);
 }
 
-/// Bytes after which a chunk is handed on.
-const CHUNK: usize = 16 << 10;
+/// Bytes after which a chunk is handed on, and of which no more is written at a time, about.
+const CHUNK: usize = 8 << 10;

@@ -35,7 +35,7 @@ impl Tools {
     pub fn take(fields: &mut Fields) -> Field<Tools> {
         let given = fields.array("tools", MAX_TOOLS)?;
         if given.as_ref().is_some_and(Vec::is_empty) {
-            return Err(ApiError::value("tools", "tools is empty"));
+            return Err(ApiError::value("tools", "tools is empty; leave it out where there are none"));
         }
         let single = fields.boolean("parallel_tool_calls")? == Some(false);
         let choice = match fields.take("tool_choice") {

@@ -15,6 +15,7 @@ use hyper::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
+use crate::body::Pace;
 use crate::error::ApiError;
 use crate::respond;
 use crate::tls::Transport;
@@ -29,12 +30,15 @@ pub struct Wire {
     written: usize,
     /// Whether bytes came that no request has been made of yet.
     partial: Arc<AtomicBool>,
+    /// Told whenever everything has been written.
+    pace: Arc<Pace>,
 }
 
 impl Wire {
-    /// Over `stream`. `partial` tells whether a request has begun to arrive; whoever gets the request takes it back.
-    pub fn new(stream: Transport, write_timeout: Duration, partial: Arc<AtomicBool>) -> Wire {
-        Wire { stream, write_timeout, stalled: None, replacement: Vec::new(), written: 0, partial }
+    /// Over `stream`. `partial` tells whether a request has begun to arrive; whoever gets the request takes it back. `pace` is
+    /// that of the bodies.
+    pub fn new(stream: Transport, write_timeout: Duration, partial: Arc<AtomicBool>, pace: Arc<Pace>) -> Wire {
+        Wire { stream, write_timeout, stalled: None, replacement: Vec::new(), written: 0, partial, pace }
     }
 
     fn poll_replacement(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -95,6 +99,10 @@ impl AsyncWrite for Wire {
             Poll::Ready(Ok(())) => Pin::new(&mut self.stream).poll_flush(context),
             other => other,
         };
+        if polled.is_ready() {
+            // hyper flushes when it has written all that it had.
+            self.pace.passed(context);
+        }
         self.in_time(polled, context)
     }
 

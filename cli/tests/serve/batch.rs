@@ -40,6 +40,41 @@ fn records(path: &Path) -> BTreeMap<String, Value> {
     all
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn where_the_disk_is_full_the_output_is_whole_lines_and_the_next_run_goes_on() {
+    let dir = scratch();
+    let lines: Vec<String> = (0..40).map(|i| line(&format!("{i}"), 60)).collect();
+    let (input, output) = (write(dir.path(), "in.jsonl", &lines.join("\n")), dir.path().join("out.jsonl"));
+    let shown = output.display().to_string();
+    // A limit on the size of files fails as a full disk does: with a part of what was to be written.
+    let limited = njoule(&args(&input, &shown, &testdata("qwen3")));
+    let mut shell = std::process::Command::new("bash");
+    shell
+        .args(["-c", "trap '' XFSZ; ulimit -f 3; exec \"$0\" \"$@\""])
+        .arg(limited.get_program())
+        .args(limited.get_args());
+    for (name, value) in limited.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    let said = ran(shell.output().expect("bash starts"));
+    assert_eq!(said.code, 1, "{}", said.stderr);
+    assert!(
+        said.stderr.contains("cannot write") && said.stderr.contains("out.jsonl: File too large"),
+        "{}",
+        said.stderr
+    );
+    assert_eq!(said.stderr.matches("File too large").count(), 1, "{}", said.stderr);
+    let text = fs::read_to_string(&output).unwrap();
+    assert!(!text.is_empty() && text.ends_with('\n'), "{text}");
+    assert!(records(&output).len() < 40);
+    assert_eq!(batch(&input, &shown).code, 0);
+    assert_eq!(records(&output).len(), 40);
+}
+
 #[test]
 fn every_line_has_an_answer_or_an_error_and_what_is_mended_is_all_that_runs_again() {
     let dir = scratch();

@@ -263,6 +263,30 @@ fn who_does_not_read_is_cut_off_and_delays_nobody() {
 }
 
 #[test]
+fn what_piled_up_is_written_in_pieces_and_whole() {
+    let live = start("qwen3", 2, ServerConfig { max_unread: 1 << 20, ..ServerConfig::default() });
+    let body = json!({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 480, "logprobs": true, "top_logprobs": 20,
+        "stream": true, "ignore_eos": true, "temperature": 2});
+    let mut client = send_json(live.address, "/v1/chat/completions", &body);
+    // All of it waits before any is read.
+    live.wait_for("done", |live| live.metric("njoule_generation_tokens_total") == 480.0);
+    assert_eq!(read_head(&mut client).unwrap().status, 200);
+    let (mut all, mut largest) = (Vec::new(), 0);
+    loop {
+        let chunk = read_chunk(&mut client).unwrap();
+        if chunk.is_empty() {
+            break;
+        }
+        largest = largest.max(chunk.len());
+        all.extend(chunk);
+    }
+    let text = String::from_utf8(all).unwrap();
+    assert!(text.len() > 480 * 20 * 40 && largest <= 24 << 10, "{largest} of {}", text.len());
+    assert_eq!(text.matches("\"top_logprobs\"").count(), 480);
+    assert!(text.ends_with("data: [DONE]\n\n"));
+}
+
+#[test]
 fn a_server_without_a_model_says_that_it_is_loading() {
     let server = Server::start(ServerConfig { port: 0, ..ServerConfig::default() }).unwrap();
     let get = |path: &str| call(server.address(), "GET", path, &[], b"");

@@ -163,6 +163,23 @@ impl Live {
         Ok(line.trim().trim_end_matches(" kB").parse::<i64>()? * 1024)
     }
 
+    /// Bytes that the system holds for its clients.
+    pub fn queued(&self) -> anyhow::Result<i64> {
+        let port: u16 = self.address.rsplit(':').next().context("no port")?.parse()?;
+        let end = format!(":{port:04X}");
+        let sockets = std::fs::read_to_string("/proc/net/tcp")?;
+        let mut queued = 0;
+        for line in sockets.lines().skip(1) {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            if let [_, local, _, _, queues, ..] = fields[..]
+                && local.ends_with(&end)
+            {
+                queued += i64::from_str_radix(queues.split(':').next().unwrap_or_default(), 16)?;
+            }
+        }
+        Ok(queued)
+    }
+
     /// Open files.
     pub fn descriptors(&self) -> anyhow::Result<usize> {
         Ok(std::fs::read_dir(format!("/proc/{}/fd", self.process.child.id()))?.count())

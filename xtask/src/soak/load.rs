@@ -103,20 +103,27 @@ fn tokens_after_leaving(live: &Live, times: usize) -> anyhow::Result<f64> {
 pub fn slow_clients(scale: &Scale) -> anyhow::Result<String> {
     let live = Live::start(scale, &["--max-num-seqs", "66", "--max-queued-requests", "256", "--write-timeout", "2"])?;
     let body = json!({"prompt": "Hi", "max_tokens": 16, "temperature": 0, "ignore_eos": true});
-    let slow = json!({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 480, "logprobs": true, "top_logprobs": 20,
-        "stream": true, "ignore_eos": true, "temperature": 2})
-    .to_string();
+    let asked = |top: Option<usize>| {
+        json!({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 480, "logprobs": top.is_some(),
+            "top_logprobs": top, "stream": true, "ignore_eos": true, "temperature": 2})
+        .to_string()
+    };
+    let (slow, plain) = (asked(Some(20)), asked(None));
     let readers = scale.count(64, 8);
-    // What as many clients that read take of memory: rows of the batch, blocks, connections.
-    let before = std::sync::atomic::AtomicI64::new(live.resident()?);
-    crowd(readers, readers, |_| {
-        let mut stream = live.send("POST", "/v1/chat/completions", slow.as_bytes())?;
-        let mut answer = read_head(&mut stream)?;
-        before.fetch_max(live.resident()?, std::sync::atomic::Ordering::Relaxed);
-        read_body(&mut stream, &mut answer)
-    })?;
-    live.idle(Duration::from_secs(60))?;
-    let before = before.into_inner();
+    let crowded = |body: &str| {
+        crowd(readers, readers, |_| {
+            let mut stream = live.send("POST", "/v1/chat/completions", body.as_bytes())?;
+            let mut answer = read_head(&mut stream)?;
+            read_body(&mut stream, &mut answer)?;
+            ensure!(!answer.text().contains("slow_reader"), "one that reads was cut off");
+            Ok(())
+        })?;
+        live.idle(Duration::from_secs(60))
+    };
+    // What as many clients that read take of memory: rows of the batch, blocks to their end, connections. Without
+    // log-probabilities, whose memory would be there for the others.
+    crowded(&plain)?;
+    let before = live.resident()?;
     let mut deaf = Vec::new();
     for _ in 0..readers {
         let stream = live.send("POST", "/v1/chat/completions", slow.as_bytes())?;
@@ -125,7 +132,7 @@ pub fn slow_clients(scale: &Scale) -> anyhow::Result<String> {
         deaf.push(stream);
     }
     let mut byte = [0];
-    let (mut times, mut most) = (Vec::new(), before);
+    let (mut times, mut most, mut most_queued) = (Vec::new(), before, 0);
     for _ in 0..scale.count(5, 4) {
         for reader in &mut deaf {
             // No more than that: one that was cut off has ended.
@@ -134,11 +141,14 @@ pub fn slow_clients(scale: &Scale) -> anyhow::Result<String> {
         let answer = live.post("/v1/completions", &body)?;
         ensure!(answer.status == 200, "{} {}", answer.status, answer.text());
         times.push(answer.took);
-        most = most.max(live.resident()?);
+        let queued = live.queued()?;
+        (most, most_queued) = (most.max(live.resident()? + queued), most_queued.max(queued));
         std::thread::sleep(Duration::from_secs(1));
     }
     live.idle(Duration::from_secs(60))?;
-    let each = (most - before) / readers as i64 / 1024;
+    // Those that read are never cut off, however much there is.
+    crowded(&slow)?;
+    let [each, queued] = [most - before, most_queued].map(|bytes| bytes / readers as i64 / 1024);
     let ended = |mut reader: BufReader<TcpStream>| {
         let mut rest = vec![];
         // A connection that was reset has no end of its own.
@@ -168,7 +178,7 @@ pub fn slow_clients(scale: &Scale) -> anyhow::Result<String> {
     let worst = percentile(&mut times, 1.0);
     ensure!(worst <= scale.within(500), "another request took {worst:?}");
     let figures = format!(
-        "{readers} slow readers, {cut} cut off, {each} KiB more for each, others within {:.0} ms; {count} slow headers closed after {:.1} s",
+        "{readers} slow readers, {cut} cut off, {each} KiB more for each ({queued} of them in sockets), others within {:.0} ms; {count} slow headers closed after {:.1} s",
         worst.as_secs_f64() * 1e3,
         closed.as_secs_f64()
     );

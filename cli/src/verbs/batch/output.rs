@@ -1,10 +1,11 @@
 //! The files of results: opened where an earlier run left them, appended to, and on the disk before much is lost.
 //!
 //! Invariant: a file that holds anything but results of ours is never written to or taken away, nor is any that another
-//! process has locked; a record is in it whole or, after a crash, as a torn last line that the next run takes away.
+//! process has locked; a record is in it whole or, after a crash, as a torn last line that the next run takes away. A disk that
+//! is full leaves no such line.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::fs::{OpenOptions, TryLockError};
+use std::io::{self, BufReader, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use serde_json::{Value, json};
 
 use super::job::{Names, Refused};
 use super::lines::Lines;
+use crate::verbs::whole::LineFile;
 
 /// Why a file of results cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +49,7 @@ pub enum OutputError {
 
 /// A file of results, locked as long as it is open.
 pub struct Output {
-    file: File,
+    file: LineFile,
     path: PathBuf,
     /// What is to be done before the first record is written.
     first: First,
@@ -83,7 +85,7 @@ impl Output {
     /// stays as it is until [`Output::begin`].
     pub fn resume(path: &Path, done: &mut Names) -> Result<Output, OutputError> {
         let mut output = Output::open(path)?;
-        let mut lines = Lines::new(BufReader::new(&output.file), MAX_RECORD);
+        let mut lines = Lines::new(BufReader::new(output.file.file()), MAX_RECORD);
         let mut first = First::Nothing;
         while let Some(line) = lines.next().map_err(|source| output.failed("read", source))? {
             let record = line.bytes.and_then(|bytes| serde_json::from_slice::<Earlier>(bytes).ok());
@@ -107,7 +109,7 @@ impl Output {
     pub fn anew(path: &Path) -> Result<Output, OutputError> {
         let mut output = Output::open(path)?;
         let mut begin = Vec::new();
-        let read = (&output.file).take(RECORD.len() as u64).read_to_end(&mut begin);
+        let read = output.file.file().take(RECORD.len() as u64).read_to_end(&mut begin);
         read.map_err(|source| output.failed("read", source))?;
         if !RECORD.as_bytes().starts_with(&begin) {
             output.fleeting = false;
@@ -120,11 +122,11 @@ impl Output {
     /// Makes the file ready for records.
     pub fn begin(&mut self) -> Result<(), OutputError> {
         let first = std::mem::replace(&mut self.first, First::Nothing);
-        if let First::Cut(end) = first {
-            self.file.set_len(end).map_err(|source| self.failed("write", source))?;
-        }
-        let end = self.file.seek(SeekFrom::End(0));
-        end.map_err(|source| self.failed("read", source))?;
+        let cut = match first {
+            First::Cut(end) => Some(end),
+            First::Nothing | First::EndLine => None,
+        };
+        self.file.begin(cut).map_err(|source| self.failed("write", source))?;
         if let First::EndLine = first { self.write(b"\n") } else { Ok(()) }
     }
 
@@ -147,7 +149,7 @@ impl Output {
             Err(TryLockError::Error(_)) => {}
         }
         let output = Output {
-            file,
+            file: LineFile::new(file),
             path: path.to_owned(),
             first: First::Nothing,
             fleeting: true,
@@ -161,7 +163,7 @@ impl Output {
     /// Whether the path still names this file.
     fn is_at_path(&self) -> bool {
         let there = std::fs::metadata(&self.path).map(|metadata| (metadata.dev(), metadata.ino()));
-        let own = self.file.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
+        let own = self.file.file().metadata().map(|metadata| (metadata.dev(), metadata.ino()));
         matches!((there, own), (Ok(there), Ok(own)) if there == own)
     }
 
@@ -177,13 +179,13 @@ impl Output {
 
     /// Makes what was written last.
     pub fn sync(&mut self) -> Result<(), OutputError> {
-        self.file.sync_data().map_err(|source| self.failed("write", source))?;
+        self.file.file().sync_data().map_err(|source| self.failed("write", source))?;
         (self.unsynced, self.synced) = (0, Instant::now());
         Ok(())
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), OutputError> {
-        self.file.write_all(bytes).map_err(|source| self.failed("write", source))
+        self.file.append(bytes).map_err(|source| self.failed("write", source))
     }
 
     fn failed(&self, what: &'static str, source: io::Error) -> OutputError {
@@ -193,7 +195,7 @@ impl Output {
 
 impl Drop for Output {
     fn drop(&mut self) {
-        let empty = self.file.metadata().is_ok_and(|metadata| metadata.len() == 0);
+        let empty = self.file.file().metadata().is_ok_and(|metadata| metadata.len() == 0);
         if self.fleeting && empty && self.is_at_path() {
             // What is left of it is empty.
             let _ = std::fs::remove_file(&self.path);

@@ -2,19 +2,19 @@
 //!
 //! Invariant: all lines of a file have the same fields in the same order; unknown is null, and empty in CSV.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use serde_json::{Map, Value};
 
 use super::measure::create;
+use crate::verbs::whole::LineFile;
 
 /// Such a file.
 pub struct Lines {
     path: PathBuf,
-    file: BufWriter<File>,
+    file: LineFile,
     csv: bool,
     /// Whether CSV has its head.
     begun: bool,
@@ -24,7 +24,7 @@ impl Lines {
     /// Makes it.
     pub fn make(path: &Path) -> anyhow::Result<Lines> {
         let csv = path.extension().is_some_and(|end| end.eq_ignore_ascii_case("csv"));
-        Ok(Lines { path: path.to_owned(), file: BufWriter::new(create(path)?), csv, begun: false })
+        Ok(Lines { path: path.to_owned(), file: LineFile::new(create(path)?), csv, begun: false })
     }
 
     /// Adds a line. Objects have no place in CSV.
@@ -41,15 +41,15 @@ impl Lines {
         if !self.csv {
             let object: Map<String, Value> =
                 fields.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
-            return writeln!(self.file, "{}", Value::Object(object));
+            return self.file.keep(&Value::Object(object).to_string());
         }
         let flat = || fields.iter().filter(|(key, _)| *key != NESTED);
         if !std::mem::replace(&mut self.begun, true) {
             let names: Vec<&str> = flat().map(|(key, _)| *key).collect();
-            writeln!(self.file, "{}", names.join(","))?;
+            self.file.keep(&names.join(","))?;
         }
         let values: Vec<String> = flat().map(|(_, value)| field(Some(value))).collect();
-        writeln!(self.file, "{}", values.join(","))
+        self.file.keep(&values.join(","))
     }
 }
 

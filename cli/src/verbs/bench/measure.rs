@@ -1,7 +1,7 @@
 //! What is metered while something is measured, and where the reports go.
 
 use std::fs::File;
-use std::io::{BufWriter, Write as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -15,6 +15,7 @@ use crate::session::{Interrupt, Interrupted};
 use crate::verbs::Context;
 use crate::verbs::energy::Required;
 use crate::verbs::energy::subject::{LocalArgs, MeterArgs, Source, Subject};
+use crate::verbs::whole::LineFile;
 
 /// Arguments about meters and reports.
 #[derive(clap::Args, Clone, Debug)]
@@ -131,8 +132,8 @@ impl Outputs {
     pub fn write_all(self, sets: &[(&str, &[Value])], charts: &[Chart]) -> anyhow::Result<()> {
         let all = || sets.iter().flat_map(|(_, reports)| reports.iter());
         if let Some((path, file)) = self.report {
-            let mut file = BufWriter::new(file);
-            let written = all().try_for_each(|report| writeln!(file, "{report}")).and_then(|()| file.flush());
+            let mut file = LineFile::new(file);
+            let written = all().try_for_each(|report| file.keep(&report.to_string())).and_then(|()| file.flush());
             written.with_context(|| format!("{}: cannot write", path.display()))?;
         }
         let text = |given: Option<(PathBuf, File)>, text: &dyn Fn() -> String| match given {

@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
@@ -17,6 +16,7 @@ use super::subject::MeterArgs;
 use super::watch::{seconds, utilisation, wait};
 use crate::session::{Interrupt, Interrupted};
 use crate::verbs::Context;
+use crate::verbs::whole::LineFile;
 
 /// Arguments of `energy record`.
 #[derive(Debug, clap::Args)]
@@ -132,12 +132,13 @@ fn open(path: &Path) -> anyhow::Result<File> {
     file.with_context(|| format!("{}: cannot write", path.display()))
 }
 
-fn write(mut file: File, report: &Value) -> std::io::Result<()> {
+fn write(file: File, report: &Value) -> std::io::Result<()> {
+    let mut file = LineFile::new(file);
     // A pipe or a terminal has no length.
-    if file.metadata()?.is_file() {
-        file.set_len(0)?;
+    if file.file().metadata()?.is_file() {
+        file.begin(Some(0))?;
     }
-    writeln!(file, "{report}")
+    file.append(format!("{report}\n").as_bytes())
 }
 
 /// As a shell has it: the exit code, or 128 and the signal.

@@ -121,7 +121,7 @@ fn what_the_device_cannot_do_is_refused_by_name() {
     );
     assert_eq!(
         refused(Request { mask: gaps(2), ..base.clone() }),
-        "structured output needs masks of allowed tokens, which this backend was built without"
+        "structured output needs masks of allowed tokens, which the artifact was built without; build it anew with --masks"
     );
     let biased = |n: u32| SamplingParams { logit_bias: (0..n).map(|i| (i, 1.0)).collect(), ..Default::default() };
     let request = Request { sampling: biased(5), min_tokens: 1, eos_ids: vec![4, 7, 8, 900], ..base.clone() };
