@@ -143,7 +143,7 @@ fn a_model_is_built_for_trn2_and_answers_there() {
 #[test]
 fn families_give_the_references_tokens() {
     let Some(bench) = Bench::new() else { return };
-    for fixture in ["gpt2", "gemma2", "gpt_oss", "phi3_longrope", "qwen2_moe"] {
+    for fixture in ["gpt2", "gemma2", "gpt_oss", "phi3_longrope", "qwen2_moe", "deepseek_v3"] {
         let model = fixture_path(fixture);
         let golden = golden(fixture);
         let cases = golden["prompts"].as_array().or(golden["cases"].as_array()).unwrap();
