@@ -30,7 +30,11 @@ pub type Field<T> = Result<T, ApiError>;
 impl Fields {
     /// The fields of a body, which must be an object.
     pub fn of_body(body: &[u8]) -> Field<Fields> {
-        let invalid = |message: String| ApiError::new(hyper::StatusCode::BAD_REQUEST, "invalid_json", message);
+        let refuse = |code, message: String| ApiError::new(hyper::StatusCode::BAD_REQUEST, code, message);
+        if values(body) > MOST_VALUES {
+            return Err(refuse("too_many_values", format!("the body has more than {MOST_VALUES} values")));
+        }
+        let invalid = |message: String| refuse("invalid_json", message);
         // A mark of the byte order is no part of the text.
         match serde_json::from_slice(body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body)) {
             Ok(Value::Object(map)) => Ok(Fields::of_object(map)),
@@ -200,6 +204,27 @@ pub fn wrong_type(name: &str, wanted: &str, found: &Value) -> ApiError {
     ApiError::value(name.to_owned(), format!("{name} must be {wanted}, not {found}"))
 }
 
+/// Values of a body, about: what commas part. Text is passed over.
+fn values(body: &[u8]) -> usize {
+    let (mut commas, mut rest) = (0, body);
+    while let Some(at) = rest.iter().position(|byte| matches!(byte, b',' | b'"')) {
+        commas += usize::from(rest[at] == b',');
+        let quoted = rest[at] == b'"';
+        rest = &rest[at + 1..];
+        while quoted && let Some(end) = rest.iter().position(|byte| matches!(byte, b'"' | b'\\')) {
+            let escape = rest[end] == b'\\';
+            rest = rest.get(end + 1 + usize::from(escape)..).unwrap_or_default();
+            if !escape {
+                break;
+            }
+        }
+    }
+    commas + 1
+}
+
+/// Values of a body at most: in memory each takes some forty times what `0,` takes in the body.
+const MOST_VALUES: usize = 1 << 19;
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -208,6 +233,17 @@ mod tests {
 
     fn fields(value: Value) -> Fields {
         Fields::of_body(value.to_string().as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_body_of_too_many_values_is_refused_before_they_take_memory() {
+        assert_eq!(values(br#"{"a": [1, 2, 3], "b,\",": ",,\\", "c": {"d": ","}}"#), 5);
+        assert_eq!([values(b""), values(br#"",,"#), values(br#""\"#), values(br#""a,b\\",1"#)], [1, 3, 1, 2]);
+        let body = |count: usize| format!("{{\"prompt\": [{}0]}}", "0,".repeat(count - 1));
+        assert!(Fields::of_body(body(MOST_VALUES).as_bytes()).is_ok());
+        let refused = Fields::of_body(body(MOST_VALUES + 1).as_bytes()).unwrap_err();
+        assert_eq!((refused.status.as_u16(), refused.code), (400, "too_many_values"));
+        assert!(Fields::of_body(format!("{{\"a\": \"{}\"}}", ",".repeat(1 << 20)).as_bytes()).is_ok());
     }
 
     #[test]
