@@ -85,6 +85,17 @@ impl AnyBackend {
         }
     }
 
+    /// Degree of tensor parallelism.
+    pub fn tp(&self) -> usize {
+        match self {
+            AnyBackend::Cpu(_) => 1,
+            #[cfg(feature = "candle")]
+            AnyBackend::Candle(_) => 1,
+            #[cfg(target_os = "linux")]
+            AnyBackend::Neuron(neuron) => neuron.layout().tp,
+        }
+    }
+
     /// Instruction set of its kernels; of cpu alone.
     pub fn isa(&self) -> Option<&'static str> {
         match self {

@@ -156,8 +156,7 @@ impl SweepArgs {
             ("params", json!(model.program.parameters())),
             ("active_params", json!(active_params(&model.program))),
             ("kv_bytes_per_token", json!(kv_bytes_per_token(&model.program, backend.kv_type()))),
-            // How many cores an artifact is divided over is its own affair.
-            ("tp", json!((backend.name() != "neuron").then_some(1))),
+            ("tp", json!(backend.tp())),
             ("kv_type", json!(kv_name(backend.kv_type()))),
             ("threads", json!(options.threads)),
         ]);
