@@ -1,7 +1,8 @@
 //! Server-sent events: an answer as it is made.
 //!
 //! Invariant: the stream ends with what its [`Render`] writes last, also after an error; text that was sent is never taken
-//! back; an answer that piled up is written in pieces as its client takes them; while nothing happens a comment is sent now and then, so that nobody between takes the connection for dead.
+//! back; an answer that piled up is written in pieces as its client takes them; while nothing happens a comment is sent now
+//! and then, so that nobody between takes the connection for dead.
 
 use std::future::Future;
 use std::pin::Pin;
