@@ -60,10 +60,11 @@ fn few_threads_share_steps_while_latency_allows() {
     let steps = 17;
     assert_eq!(shared_by(Objective::Latency, None), vec![4; steps]);
     assert_eq!(shared_by(within(Duration::from_micros(1)), None), vec![4; steps]);
-    // One takes as long as four here. A step that starts late on a busy machine is shared by more, up to all.
-    for (thrifty, few) in [(None, 1), (Some(3), 3)] {
+    // One takes as long as four here. A step that starts late on a busy machine is shared by the next larger crew, or all.
+    for (thrifty, crews) in [(None, &[1, 2, 4][..]), (Some(3), &[3, 4])] {
+        let few = crews[0];
         let shared = shared_by(within(Duration::from_millis(100)), thrifty);
-        assert!(shared.len() == steps && shared.iter().all(|n| (few..=4).contains(n)), "{shared:?}");
+        assert!(shared.len() == steps && shared.iter().all(|n| crews.contains(n)), "{shared:?}");
         assert!(shared.iter().filter(|n| **n == few).count() > steps / 2, "{shared:?}");
     }
 }
