@@ -51,7 +51,9 @@ fn every_family_in_f32_gives_candles_logits() {
         let program = checkpoint.config.program();
         let want = rows(&CandleBackend::on_cpu(Quant::None), &program, &checkpoint);
         let scale = rms(&want);
-        for tp in [1, 2, 4] {
+        // Heads that do not divide, and more cores than heads.
+        let uneven = ["deepseek_v2", "deepseek_v3", "falcon_alibi"].contains(&name.as_str());
+        for tp in [1, 2, 4].into_iter().chain([3, 8].into_iter().filter(|_| uneven)) {
             let got = rows(&EvaluatedBackend::f32(tp), &program, &checkpoint);
             let differences = got.iter().flatten().zip(want.iter().flatten()).map(|(a, b)| (a - b).abs());
             // A NaN is the worst.
