@@ -2,8 +2,8 @@
 //!
 //! * [`instances`]: machines; * [`lengths`]: what requests look like; * [`shard`]: one core's part of a program;
 //! * [`memory`]: what a core holds; * [`roofline`]: the least time of a step; * [`buckets`]: few buckets for many lengths;
-//! * `choose` and `classes`: the search; `levels`: decode modules over all classes; * [`mod@replay`]: a trace of requests through rows,
-//!   with `uses` and `steps`: what each class did, and all of them at once;
+//! * `choose` and `classes`: the search; `levels`: decode modules over all classes; `choices`: which of them steps run;
+//! * [`mod@replay`]: a trace of requests through rows, with `uses` and `steps`: what each class did, and all of them at once;
 //! * [`mod@simulate`]: a trace through a plan's buckets.
 //!
 //! Pure arithmetic over a [`Program`]: nothing is read, run or measured. A plan fits in memory by its own table, and every
