@@ -26,7 +26,7 @@ use crate::respond::Reply;
 use crate::sse::EventStream;
 use crate::structured::Spec;
 use crate::tenant::Tenant;
-use crate::tools::{Choice, Tools};
+use crate::tools::{Choice, MAX_TOOLS, Tools};
 
 /// A request for a message, ready to run.
 pub struct Messages {
@@ -255,5 +255,3 @@ fn tool_id(message: &str, i: usize) -> String {
 fn event(out: &mut Vec<u8>, name: &str, value: &impl Serialize) {
     crate::sse::named(out, name, value);
 }
-
-const MAX_TOOLS: usize = 128;

@@ -3,8 +3,11 @@
 //! Invariant: a value is taken with its type and its limits or refused by its name; nothing is coerced. `null` counts as
 //! absent, as OpenAI's schema has it for what is optional; integers are JSON integers, never floats or booleans.
 
+mod bounded;
+
 use std::ops::RangeInclusive;
 
+use memchr::memchr2;
 use serde_json::{Map, Value};
 
 use crate::error::ApiError;
@@ -36,10 +39,10 @@ impl Fields {
         }
         let invalid = |message: String| refuse("invalid_json", message);
         // A mark of the byte order is no part of the text.
-        match serde_json::from_slice(body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body)) {
-            Ok(Value::Object(map)) => Ok(Fields::of_object(map)),
-            Ok(_) => Err(invalid("the body is not a JSON object".into())),
-            Err(error) => Err(invalid(format!("the body is not JSON: {error}"))),
+        let text = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
+        match bounded::read(text, |error| invalid(format!("the body is not JSON: {error}")))? {
+            Value::Object(map) => Ok(Fields::of_object(map)),
+            _ => Err(invalid("the body is not a JSON object".into())),
         }
     }
 
@@ -204,14 +207,16 @@ pub fn wrong_type(name: &str, wanted: &str, found: &Value) -> ApiError {
     ApiError::value(name.to_owned(), format!("{name} must be {wanted}, not {found}"))
 }
 
-/// Values of a body, about: what commas part. Text is passed over.
+/// Values of a body, about: what commas part, no further than one beyond the most. Text is passed over.
 fn values(body: &[u8]) -> usize {
     let (mut commas, mut rest) = (0, body);
-    while let Some(at) = rest.iter().position(|byte| matches!(byte, b',' | b'"')) {
+    while commas < MOST_VALUES
+        && let Some(at) = memchr2(b',', b'"', rest)
+    {
         commas += usize::from(rest[at] == b',');
         let quoted = rest[at] == b'"';
         rest = &rest[at + 1..];
-        while quoted && let Some(end) = rest.iter().position(|byte| matches!(byte, b'"' | b'\\')) {
+        while quoted && let Some(end) = memchr2(b'"', b'\\', rest) {
             let escape = rest[end] == b'\\';
             rest = rest.get(end + 1 + usize::from(escape)..).unwrap_or_default();
             if !escape {

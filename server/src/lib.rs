@@ -10,6 +10,7 @@
 
 pub mod anthropic;
 mod app;
+mod aside;
 mod auth;
 mod body;
 mod chat;

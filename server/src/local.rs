@@ -11,12 +11,13 @@ use serde_json::{Map, Value};
 use tokio::runtime::Runtime;
 
 use crate::app::{App, Phase, lost};
+use crate::aside::aside;
 use crate::config::ServerConfig;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::model::{Model, ModelParts, shorten};
 use crate::respond::{Dialect, Reply};
-use crate::routes::{Prepared, Route, aside, prepare};
+use crate::routes::{Prepared, Route, prepare};
 use crate::{ASIDE_THREADS, LAST_TASKS, StartError, THREADS, watchdog};
 
 /// A model that answers bodies of requests.
@@ -108,7 +109,7 @@ async fn answer(app: &Arc<App>, url: &str, body: Map<String, Value>) -> Result<V
     let model = app.open()?.clone();
     let work = {
         let app = app.clone();
-        aside(move || {
+        aside(None, move || {
             let metered = app.config.usage_energy;
             prepare(&app, &model, route, Fields::of_object(body).metered(metered))
         })

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::anthropic::{self, Messages};
 use crate::app::{App, InFlight, Phase, lost};
+use crate::aside::aside;
 use crate::body::{self, Body};
 use crate::chat::Chat;
 use crate::completions::Completions;
@@ -270,8 +271,8 @@ async fn answer(app: &Arc<App>, route: Route, tenant: Tenant, request: Request<I
             let (body, room) = body::read(request, app).await?;
             let turn = app.turn(body.len()).await;
             let app = app.clone();
-            aside(move || {
-                let (_room, _turn) = (room, turn);
+            aside(turn, move || {
+                let _room = room;
                 let fields = Fields::of_body(&body)?;
                 match route {
                     Route::Tokenize => tokenize::tokenize(&app, &model, fields),
@@ -290,8 +291,8 @@ async fn answer(app: &Arc<App>, route: Route, tenant: Tenant, request: Request<I
             let turn = app.turn(body.len()).await;
             let work = {
                 let app = app.clone();
-                aside(move || {
-                    let (_room, _turn) = (room, turn);
+                aside(turn, move || {
+                    let _room = room;
                     prepare(&app, &model, route, Fields::of_body(&body)?.sent_by(tenant).metered(metered))
                 })
                 .await?
@@ -352,16 +353,6 @@ pub fn prepare(app: &Arc<App>, model: &Arc<Model>, route: Route, mut fields: Fie
         Route::Messages => Prepared::Messages(Box::new(Messages::prepare(app, model, fields)?)),
         _ => Prepared::Completions(Box::new(Completions::prepare(app, model, fields)?)),
     })
-}
-
-/// Does what takes a while where it delays no connection.
-pub async fn aside<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(_) => Err(ApiError::engine("internal_error", "the request could not be handled", false)),
-    }
 }
 
 fn loaded(app: &App) -> Result<&Arc<Model>, ApiError> {
