@@ -105,7 +105,7 @@ pub fn bad_input(scale: &Scale) -> anyhow::Result<String> {
 
 /// Values that would be expensive to obey.
 pub fn extremes(scale: &Scale) -> anyhow::Result<String> {
-    let live = Live::start(scale, &[])?;
+    let live = if scale.full { Live::start_default(scale)? } else { Live::start(scale, &[])? };
     let chat = |field: &str, value: Value| {
         let mut body = json!({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4});
         body[field] = value;
@@ -128,12 +128,12 @@ pub fn extremes(scale: &Scale) -> anyhow::Result<String> {
     ];
     let cases = cases.map(|(path, body)| (path, body.to_string()));
     let ((), mut calm) = live.beside(|| {
-        std::thread::sleep(scale.within(1000).min(Duration::from_secs(2)));
+        std::thread::sleep(Duration::from_secs(scale.count(5, 2) as u64));
         Ok(())
     })?;
     let (slowest, mut busy) = live.beside(|| {
         let mut slowest = Duration::ZERO;
-        for (path, text) in cases.iter().cycle().take(scale.count(5, 1) * cases.len()) {
+        for (path, text) in cases.iter().cycle().take(scale.count(50, 1) * cases.len()) {
             let answer = live.ask("POST", path, text.as_bytes())?;
             let what = &text[..text.len().min(60)];
             ensure!(matches!(answer.status, 400 | 413), "{what}: {} {}", answer.status, answer.text());

@@ -43,7 +43,16 @@ impl Answer {
 impl Live {
     pub fn start(scale: &Scale, arguments: &[&str]) -> anyhow::Result<Live> {
         let model = scale.model.to_str().context("the model's path is not text")?;
-        let always = [model, "--threads", "1", "--served-model-name", "m", "--log-level", "error", "--offline"];
+        Live::serve(scale, &[&[model, "--threads", "1", "--offline"], arguments].concat())
+    }
+
+    /// With the default model as it is served by default, where a token takes longer than it takes to wake a thread.
+    pub fn start_default(scale: &Scale) -> anyhow::Result<Live> {
+        Live::serve(scale, &[])
+    }
+
+    fn serve(scale: &Scale, arguments: &[&str]) -> anyhow::Result<Live> {
+        let always = ["--served-model-name", "m", "--log-level", "error"];
         let process = Process::start(&scale.binary, &[&always, arguments].concat())?;
         let address = process.url.strip_prefix("http://").context("it speaks TLS")?.to_owned();
         Ok(Live { process, address })

@@ -1,5 +1,6 @@
 //! Many clients at once: those that leave, those that dawdle, too many, and whether answers stay what they are.
 
+use std::fmt::Write as _;
 use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
 use std::sync::Mutex;
@@ -63,22 +64,28 @@ pub fn disconnects(scale: &Scale) -> anyhow::Result<String> {
         let took = live.idle(Duration::from_secs(30))?;
         slowest = slowest.max(took);
     }
-    let after = tokens_after_leaving(&live, scale.count(200, 20))?;
-    // This model has a token in less time than a thread needs to be woken.
-    let begun = Instant::now();
-    live.ok("/v1/completions", &endless(false))?;
-    let late = begun.elapsed().mul_f64(after / 480.0);
     let aborted =
         live.metric("njoule_requests_finished_total{model_name=\"m\",engine=\"0\",finished_reason=\"abort\"")?;
     ensure!(aborted > 0.0, "nobody left while its request ran");
     ensure!(slowest <= scale.within(200), "idle only after {slowest:?}");
     ensure!(live.get("/health")?.status == 200, "it is not well");
-    let figures = format!(
-        "{count} clients left, no block leaked, idle after {:.0} ms at the latest, {after:.0} tokens at most ({:.1} ms) after a client was gone",
-        slowest.as_secs_f64() * 1e3,
-        late.as_secs_f64() * 1e3
+    let mut figures = format!(
+        "{count} clients left, no block leaked, idle after {:.0} ms at the latest",
+        slowest.as_secs_f64() * 1e3
     );
-    ensure!(after <= 2.0 || late <= scale.within(10), "{figures}");
+    // This model has a token in less time than a thread needs to be woken: so many come in that time.
+    let after = tokens_after_leaving(&live, scale.count(200, 20))?;
+    let begun = Instant::now();
+    live.ok("/v1/completions", &endless(false))?;
+    let late = begun.elapsed().mul_f64(after / 480.0);
+    write!(figures, "; {after:.0} tokens at most, {:.1} ms, after a client was gone", late.as_secs_f64() * 1e3)?;
+    ensure!(late <= scale.within(10), "{figures}");
+    drop(live);
+    if scale.full {
+        let after = tokens_after_leaving(&Live::start_default(scale)?, 500)?;
+        write!(figures, "; {after:.0} at most of the default model")?;
+        ensure!(after <= 2.0, "{figures}");
+    }
     Ok(figures)
 }
 
