@@ -31,6 +31,8 @@ const fn part(seq: usize, start: usize, end: usize, all: bool) -> Part {
 pub struct Script {
     /// Tokens of the first sequence, the longest.
     longest: usize,
+    /// Which tokens.
+    variant: usize,
 }
 
 /// Logits of all rows that were wanted, in the order of the script.
@@ -51,11 +53,21 @@ pub const SEQUENCES: usize = TABLES.len();
 
 impl Script {
     /// For models of any length: it crosses the end of a tile of keys.
-    pub const FULL: Script = Script { longest: 73 };
+    pub const FULL: Script = Script { longest: 73, variant: 0 };
 
     /// For a model of `max_len` positions; `None` where the second sequence alone has more.
     pub fn within(max_len: usize) -> Option<Script> {
-        (max_len > 43).then(|| Script { longest: max_len.min(Script::FULL.longest) })
+        (max_len > 43).then(|| Script { longest: max_len.min(Script::FULL.longest), ..Script::FULL })
+    }
+
+    /// The same steps with other tokens, those of this number; 0 is the first.
+    pub fn variant(self, variant: usize) -> Script {
+        Script { variant, ..self }
+    }
+
+    fn token(self, seq: usize, position: usize, vocab: usize) -> u32 {
+        let place = position * 7919 + seq * 104_729 + position * position + 11;
+        ((place + self.variant * (31 + 17 * position)) % vocab) as u32
     }
 
     fn parts(self) -> [Vec<Part>; 6] {
@@ -83,7 +95,7 @@ impl Script {
     pub fn sequence(self, seq: usize, vocab: usize) -> (Vec<u32>, usize) {
         let parts = || self.parts().into_iter().flatten().filter(move |p| p.seq == seq);
         let len = parts().map(|p| p.rows.end).max().unwrap_or(0);
-        ((0..len).map(|position| token(seq, position, vocab)).collect(), ROPE_LEN[seq])
+        ((0..len).map(|position| self.token(seq, position, vocab)).collect(), ROPE_LEN[seq])
     }
 
     /// First block of a sequence, and its slot of each position so far.
@@ -102,7 +114,7 @@ impl Script {
             for Part { seq, rows, all } in parts {
                 let (first, table) = (batch.rows(), TABLES[seq]);
                 for position in rows.clone() {
-                    batch.tokens.push(token(seq, position, vocab));
+                    batch.tokens.push(self.token(seq, position, vocab));
                     batch.positions.push(position as u32);
                     batch.slots.push(table[position / 32] * 32 + (position % 32) as u32);
                 }
@@ -127,8 +139,4 @@ impl Script {
         }
         logits
     }
-}
-
-fn token(seq: usize, position: usize, vocab: usize) -> u32 {
-    ((position * 7919 + seq * 104_729 + position * position + 11) % vocab) as u32
 }

@@ -5,6 +5,7 @@
 //! operators, precision or speed.
 
 mod compare;
+mod family;
 mod large;
 mod passed;
 mod xla;
@@ -14,17 +15,8 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use anyhow::{Context, bail};
-use njoule_conformance::steps::{CAPACITY, Script};
-use njoule_models::checkpoint::Checkpoint;
-use njoule_models::program::{Op, Program};
-use njoule_models::weights::WeightSource;
-use njoule_runtime::backend::candle::{CandleBackend, CandleExecutor};
-use njoule_runtime::backend::neuron::evaluated::{Evaluated, EvaluatedBackend};
-use njoule_runtime::backend::neuron::shard;
-use njoule_runtime::backend::{Backend, BlockId, Quant, Routes};
+use anyhow::bail;
 
-use self::compare::Bound;
 use self::passed::Passed;
 use self::xla::{Host, Xla};
 
@@ -203,108 +195,12 @@ impl Check {
 
     fn run(&self, testdata: &Path, xla: &Xla) -> anyhow::Result<Outcome> {
         match &self.fixture {
-            Some(name) => family(&testdata.join(name), self, xla),
+            Some(name) => family::check(&testdata.join(name), self, xla),
             None => large::check(self.bf16, self.tp, xla).map(Outcome::Passed),
         }
     }
 }
 
-/// A fixture through the steps of the conformance suite: prefill, decode and score.
-fn family(dir: &Path, check: &Check, xla: &Xla) -> anyhow::Result<Outcome> {
-    let Check { bf16, tp, classes, .. } = *check;
-    let checkpoint = Checkpoint::open(dir)?;
-    let (program, source) = (checkpoint.config.program(), checkpoint.weights.as_ref());
-    if let Err(refusal) = shard(&program, tp) {
-        return Ok(Outcome::Refused(refusal.to_string()));
-    }
-    let max_len = checkpoint.config.max_len;
-    let Some(script) = Script::within(max_len) else {
-        return Ok(Outcome::LeftOut(format!("it is for {max_len} positions, the steps have more")));
-    };
-    let quant = if bf16 { Quant::Bf16 } else { Quant::None };
-    let mut candle = CandleBackend::on_cpu(quant).load_candle(&program, source, CAPACITY)?;
-    // A near-tie of a router is decided by the last bit: in bf16 either way.
-    let routed = bf16 && program.ops.iter().any(|op| matches!(op, Op::Route { .. }));
-    if routed {
-        candle.note_routes();
-    }
-    let want = script.run(&mut candle, program.vocab());
-    let want: Vec<&[f32]> = want.rows().collect();
-
-    let backend = if bf16 { EvaluatedBackend::bf16(tp) } else { EvaluatedBackend::f32(tp) };
-    let backend = EvaluatedBackend { classes, ..backend };
-    let run = |streams: bool| -> anyhow::Result<_> {
-        let mut model = backend.load_evaluated(&program, source, CAPACITY)?;
-        let spec = model.spec_mut();
-        (spec.candidates, spec.shares, spec.streams) = (CANDIDATES, routed, streams);
-        model.run_by(Box::new(xla.clone()));
-        let got = script.run(&mut model, program.vocab());
-        Ok((model, got))
-    };
-    let (model, got) = run(false)?;
-    let got: Vec<&[f32]> = got.rows().collect();
-
-    let agree = |model: &Evaluated, candle: &CandleExecutor, seq: usize, position: usize| match candle.routes() {
-        Some(routes) => alike(routes, model.routes(), script.slots(seq).0, position),
-        None => true,
-    };
-    let bound = if bf16 { Bound::Mean(bf16_itself(dir, &program, source, script, &want)?) } else { Bound::Worst(1e-4) };
-    let kept: Vec<bool> =
-        script.wanted().into_iter().map(|(seq, position)| agree(&model, &candle, seq, position)).collect();
-    let logits = compare::logits(&got, &want, bound, &kept)?;
-    let bound = if bf16 { 2.0 / 128.0 } else { 1e-4 };
-    let caches = |model: &Evaluated, candle: &CandleExecutor| {
-        compare::caches(model, candle, (&program, script), bound, &|s, p| agree(model, candle, s, p))
-    };
-    let caches = match caches(&model, &candle) {
-        // A sum between two bf16 numbers is rounded either way by the last bit of an f32, and layers above make more of it: each
-        // layer is then held to the bound over what XLA's layers below have given.
-        Err(alone) if bf16 => {
-            let (model, _) = run(true)?;
-            compare::follow(&model, &mut candle, &program, script)?;
-            if routed {
-                candle.note_routes();
-            }
-            script.run(&mut candle, program.vocab());
-            let layers = caches(&model, &candle).with_context(|| format!("{alone:#}; layer by layer"))?;
-            format!("{layers} where candle's layers read what XLA's gave; by its own, {alone:#}")
-        }
-        caches => caches?,
-    };
-    Ok(Outcome::Passed(format!("{logits}, {caches}")))
-}
-
-/// Whether both routed a token, and all before it in its sequence, to the same experts: it attends to those.
-fn alike(a: &Routes, b: &Routes, first: BlockId, position: usize) -> bool {
-    let chosen = |routes: &Routes, p: u32| routes.get(&(first, p)).cloned().unwrap_or_default();
-    // What the last router chose is known of outputs alone.
-    (0..=position as u32).all(|p| chosen(a, p).iter().zip(&chosen(b, p)).all(|(a, b)| a == b))
-}
-
-/// How far bf16 is from f32 in the mean: by the reference implementation, else by candle, but no more than [`MOST_MEAN`].
-fn bf16_itself(
-    dir: &Path,
-    program: &Program,
-    source: &dyn WeightSource,
-    script: Script,
-    bf16: &[&[f32]],
-) -> anyhow::Result<f64> {
-    let golden = std::fs::read(dir.join("golden.json")).context("golden.json")?;
-    let golden: serde_json::Value = serde_json::from_slice(&golden)?;
-    if let Some(mean) = golden["conditioning"]["bf16_logit_meandiff"].as_f64() {
-        return Ok(mean);
-    }
-    let mut exact = CandleBackend::on_cpu(Quant::None).load(program, source, CAPACITY)?;
-    let exact = script.run(exact.as_mut(), program.vocab());
-    let differences = exact.rows().zip(bf16).flat_map(|(a, b)| a.iter().zip(*b)).map(|(a, b)| f64::from((a - b).abs()));
-    Ok((differences.sum::<f64>() / (bf16.len() * program.vocab()) as f64).min(MOST_MEAN))
-}
-
-/// What bf16 may cost in the mean where no reference says it: a model that is far off in candle as well is no excuse.
-const MOST_MEAN: f64 = 0.03;
-
-/// Of a step that chooses. XLA takes seconds to compile the rounds of some hundred.
-const CANDIDATES: usize = 8;
 /// Each has a Python and the processes of one model's modules.
 const MOST_WORKERS: usize = 4;
 
@@ -326,6 +222,9 @@ const TOGETHER: [(&str, bool, usize); 3] = [("llama_tied", false, 2), ("gemma2",
 
 #[cfg(test)]
 mod tests {
+    use njoule_models::checkpoint::Checkpoint;
+    use njoule_runtime::backend::neuron::shard;
+
     use super::*;
 
     #[test]

@@ -25,6 +25,7 @@
 
 mod attention;
 mod interpret;
+mod noise;
 mod ops;
 mod weights;
 
@@ -35,6 +36,7 @@ use njoule_models::program::{CacheId, Program, Val, WeightUse};
 use njoule_models::weights::{WeightError, WeightSource};
 
 use self::attention::Cache;
+pub use self::noise::Noise;
 use self::weights::Weights;
 use super::{
     Backend, Batch, Capacity, Cost, CostModel, Executor, KvType, Limits, LoadError, MemoryUse, PREFIX_LEN, Quant,
@@ -136,6 +138,7 @@ impl CandleBackend {
             logits: None,
             routes: None,
             streams: None,
+            noise: None,
         })
     }
 }
@@ -173,6 +176,8 @@ pub struct CandleExecutor {
     routes: Option<Routes>,
     /// What layers read in place of what those below have computed.
     streams: Option<(Vec<Val>, Streams)>,
+    /// What sums are off by.
+    noise: Option<Noise>,
     memory: MemoryUse,
     streamed: usize,
     kv: KvType,
@@ -187,6 +192,11 @@ impl CandleExecutor {
     /// What they chose since, if it was to be noted.
     pub fn routes(&self) -> Option<&Routes> {
         self.routes.as_ref()
+    }
+
+    /// From here on what an op has summed up is off by this, or by nothing: what changes then depends on the order of sums.
+    pub fn disturb(&mut self, noise: Option<Noise>) {
+        self.noise = noise;
     }
 
     /// Keys and values of a cache, `[slots, columns]` each.

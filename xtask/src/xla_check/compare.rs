@@ -4,8 +4,11 @@ use anyhow::{bail, ensure};
 use njoule_conformance::steps::{SEQUENCES, Script};
 use njoule_models::program::{CacheId, Program};
 use njoule_runtime::backend::candle::CandleExecutor;
-use njoule_runtime::backend::neuron::evaluated::Evaluated;
+use njoule_runtime::backend::neuron::evaluated::{Column, Evaluated};
 use njoule_runtime::backend::neuron::interface::CachePart;
+
+/// Two units in the last place of bf16, of which a unit is at most a 128th.
+pub const BF16_ULPS: f32 = 2.0 / 128.0;
 
 /// How far logits may be off.
 #[derive(Clone, Copy, Debug)]
@@ -87,27 +90,55 @@ pub fn caches(
     agrees: &dyn Fn(usize, usize) -> bool,
 ) -> anyhow::Result<String> {
     let mut tally = Tally::new(bound);
-    for cache in (0..program.caches.len() as u32).map(CacheId) {
-        for (part, want) in PARTS.into_iter().zip(want.cached(cache)?) {
-            for seq in 0..SEQUENCES {
-                let (first, slots) = script.slots(seq);
-                let size = size(slots.iter().flat_map(|slot| &want[*slot]).copied()).max(1e-6);
-                let mut found = vec![false; want[0].len()];
-                let cores = got.caches().len();
-                for column in (0..cores).flat_map(|rank| got.cached(rank, cache, part, first, slots.len())) {
-                    ensure!(column.values.len() == slots.len(), "{cache:?} has {} positions", column.values.len());
-                    found[column.whole] = true;
-                    for (position, (value, slot)) in column.values.iter().zip(&slots).enumerate() {
-                        if agrees(seq, position) {
-                            tally.compare(*value, want[*slot][column.whole], size);
-                        }
-                    }
-                }
-                ensure!(found.iter().all(|found| *found), "no core has all columns of {cache:?}");
-            }
+    for (cache, part, want) in parts(want, program)? {
+        for seq in 0..SEQUENCES {
+            let (first, slots) = script.slots(seq);
+            let columns = (0..got.caches().len()).flat_map(|rank| got.cached(rank, cache, part, first, slots.len()));
+            tally.sequence(columns, &want, &slots, &|position| agrees(seq, position))?;
         }
     }
     tally.verdict()
+}
+
+/// The same of the first row alone, whose positions lie in candle's first slots.
+pub fn first_row(
+    got: &Evaluated,
+    want: &CandleExecutor,
+    program: &Program,
+    len: usize,
+    bound: f32,
+) -> anyhow::Result<String> {
+    let (mut tally, slots): (_, Vec<usize>) = (Tally::new(bound), (0..len).collect());
+    for (cache, part, want) in parts(want, program)? {
+        let columns = (0..got.caches().len()).flat_map(|rank| got.cached_in(rank, (cache, part), (0, 0), len));
+        tally.sequence(columns, &want, &slots, &|_| true)?;
+    }
+    tally.verdict()
+}
+
+/// How far the keys and values of the steps are off from those of other steps of candle's, of their size as above.
+pub fn between(got: &Kept, want: &Kept, script: Script, agrees: &dyn Fn(usize, usize) -> bool) -> anyhow::Result<f32> {
+    let mut tally = Tally::new(0.0);
+    for ((_, _, got), (_, _, want)) in got.iter().zip(want) {
+        for seq in 0..SEQUENCES {
+            let (_, slots) = script.slots(seq);
+            let column = |whole: usize| Column { whole, values: slots.iter().map(|slot| got[*slot][whole]).collect() };
+            tally.sequence((0..got[0].len()).map(column), want, &slots, &|position| agrees(seq, position))?;
+        }
+    }
+    Ok(tally.largest)
+}
+
+/// Keys and values of each cache, `[slots, columns]`.
+pub type Kept = Vec<(CacheId, CachePart, Vec<Vec<f32>>)>;
+
+/// What candle has in its caches.
+pub fn parts(of: &CandleExecutor, program: &Program) -> anyhow::Result<Kept> {
+    let mut parts = vec![];
+    for cache in (0..program.caches.len() as u32).map(CacheId) {
+        parts.extend(PARTS.into_iter().zip(of.cached(cache)?).map(|(part, rows)| (cache, part, rows)));
+    }
+    Ok(parts)
 }
 
 /// Has candle's layers read what passed from layer to layer in XLA's, and its attention what the steps have left in XLA's caches.
@@ -142,6 +173,29 @@ struct Tally {
 impl Tally {
     fn new(bound: f32) -> Tally {
         Tally { bound, compared: 0, largest: 0.0, wrong: 0 }
+    }
+
+    /// Columns of a sequence against what candle has in its slots; each column must be there.
+    fn sequence(
+        &mut self,
+        columns: impl Iterator<Item = Column>,
+        want: &[Vec<f32>],
+        slots: &[usize],
+        agrees: &dyn Fn(usize) -> bool,
+    ) -> anyhow::Result<()> {
+        let size = size(slots.iter().flat_map(|slot| &want[*slot]).copied()).max(1e-6);
+        let mut found = vec![false; want[0].len()];
+        for column in columns {
+            ensure!(column.values.len() == slots.len(), "a cache has {} positions", column.values.len());
+            found[column.whole] = true;
+            for (position, (value, slot)) in column.values.iter().zip(slots).enumerate() {
+                if agrees(position) {
+                    self.compare(*value, want[*slot][column.whole], size);
+                }
+            }
+        }
+        ensure!(found.iter().all(|found| *found), "no core has all columns of a cache");
+        Ok(())
     }
 
     fn compare(&mut self, got: f32, want: f32, size: f32) {

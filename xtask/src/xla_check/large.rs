@@ -9,9 +9,9 @@ use njoule_models::checkpoint::Checkpoint;
 use njoule_runtime::backend::candle::CandleBackend;
 use njoule_runtime::backend::neuron::evaluated::EvaluatedBackend;
 use njoule_runtime::backend::neuron::{Input, ModuleKind, ModuleSpec, Output};
-use njoule_runtime::backend::{Backend, Batch, BlockId, Capacity, Masks, Quant, SeqSpan, StepOutput};
+use njoule_runtime::backend::{Batch, BlockId, Capacity, Executor, Masks, Quant, SeqSpan, StepOutput};
 
-use super::compare::{self, Bound};
+use super::compare::{self, BF16_ULPS, Bound};
 use super::xla::Xla;
 
 /// bf16 or not, and cores: what every change must pass.
@@ -30,7 +30,7 @@ pub fn check(bf16: bool, tp: usize, xla: &Xla) -> anyhow::Result<String> {
     let tokens: Vec<u32> = (0..=TOKENS as u32).map(|i| (i * 9973 + 17) % vocab as u32).collect();
 
     let quant = if bf16 { Quant::Bf16 } else { Quant::None };
-    let mut candle = CandleBackend::on_cpu(quant).load(&program, source, capacity)?;
+    let mut candle = CandleBackend::on_cpu(quant).load_candle(&program, source, capacity)?;
     candle.submit(&Batch {
         tokens: tokens.clone(),
         positions: (0..=TOKENS as u32).collect(),
@@ -78,6 +78,8 @@ pub fn check(bf16: bool, tp: usize, xla: &Xla) -> anyhow::Result<String> {
     let place = || vector(&[TOKENS as i32]);
     let one = [(Input::Tokens, vector(&tokens[TOKENS..])), (Input::Positions, place()), (Input::Slots, place())];
     let decoded = model.step(&modules[1], &one.into_iter().chain(choice).collect())?;
+    let bound = if bf16 { BF16_ULPS } else { 1e-4 };
+    let caches = compare::first_row(&model, &candle, &program, TOKENS + 1, bound)?;
     let scored = model.step(&modules[2], &chunk(1))?;
 
     let logits = scored[&Output::Logits].as_slice::<f32>().context("logits of f32")?;
@@ -89,7 +91,7 @@ pub fn check(bf16: bool, tp: usize, xla: &Xla) -> anyhow::Result<String> {
     for (results, want) in [(&prefilled, want[TOKENS - 1]), (&decoded, want[TOKENS])] {
         candidates(results, want, &mask, if bf16 { size / 64.0 } else { size * 1e-4 })?;
     }
-    Ok(figures)
+    Ok(format!("{figures}, {caches}"))
 }
 
 /// Candidates are the largest of candle's logits, biases and mask applied, but for what lies within twice `near` of the least

@@ -10,7 +10,7 @@ use njoule_models::program::{
 
 use super::attention::Attention;
 use super::ops::{self, Angles};
-use super::{CandleExecutor, Weights};
+use super::{CandleExecutor, Weights, noise};
 use crate::backend::{Batch, Routes, Streams};
 
 /// A step in the making.
@@ -37,6 +37,12 @@ impl CandleExecutor {
                 continue;
             }
             self.op(i, batch, &mut step)?;
+            if let Some(noise) = &mut self.noise {
+                for val in noise::summed(&self.program.ops[i]) {
+                    let disturbed = noise.on(step.val(val)?)?;
+                    step.vals.insert(val, disturbed);
+                }
+            }
             if let Some((vals, streams)) = &self.streams {
                 let written = self.program.ops[i].outputs();
                 for (number, val) in vals.iter().enumerate().filter(|(_, val)| written.contains(val)) {

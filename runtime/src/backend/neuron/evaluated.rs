@@ -266,10 +266,21 @@ impl Evaluated {
     /// Keys or values of the first `len` positions of the sequence that begins with this block, as one core has them: for
     /// each column of that core, the column of the whole that it is, and the values. Columns of padding are left out.
     pub fn cached(&self, rank: usize, cache: CacheId, part: CachePart, first: BlockId, len: usize) -> Vec<Column> {
+        let of_row = |&(class, row): &(usize, usize)| self.cached_in(rank, (cache, part), (class, row), len);
+        self.rows.get(&first).map(of_row).unwrap_or_default()
+    }
+
+    /// The same of a row of a class, whoever is in it.
+    pub fn cached_in(
+        &self,
+        rank: usize,
+        (cache, part): (CacheId, CachePart),
+        (class, row): (usize, usize),
+        len: usize,
+    ) -> Vec<Column> {
         let attends = |op: &&Op| matches!(op, Op::Attend { cache: c, .. } if *c == cache);
         let Some(Op::Attend { k, v, .. }) = self.sharded.program.ops.iter().find(attends) else { return vec![] };
         let val = if part == CachePart::Keys { *k } else { *v };
-        let Some(&(class, row)) = self.rows.get(&first) else { return vec![] };
         let class = self.classes[class];
         let tensor = self.caches[rank].get(&Input::Cache(class, cache, part));
         let Some(values) = tensor.and_then(widened) else { return vec![] };
