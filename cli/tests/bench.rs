@@ -148,6 +148,20 @@ fn reports_have_a_line_per_case_phase_and_repeat_and_are_compared() {
         assert!(report["cpu_s"].as_f64().unwrap() >= 0.0 && report["warmup"]["runs"].as_u64().unwrap() >= 2);
         assert_eq!(report["quality"]["output_sha256"].as_str().unwrap().len(), 64);
         assert_eq!(report["stats"]["repeats"], 2);
+        let commit = report["git"].as_str();
+        assert!(
+            report["git"].is_null()
+                || commit.is_some_and(|c| c.len() == 40 && c.bytes().all(|b| b.is_ascii_hexdigit()))
+        );
+        // As git itself says, where there is git and a repository.
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let git = std::process::Command::new("git").args(["rev-parse", "HEAD"]).current_dir(&root).output();
+        if let Ok(said) = git
+            && said.status.success()
+            && root.join(".git").exists()
+        {
+            assert_eq!(commit, Some(String::from_utf8(said.stdout).unwrap().trim()));
+        }
         let flags = report["validity"]["flags"].as_array().unwrap();
         assert!(!flags.contains(&"output_mismatch".into()), "{flags:?}");
     }

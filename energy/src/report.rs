@@ -96,6 +96,8 @@ pub struct Report {
     pub client: Client,
     /// Least joules per output token, if it was worked out.
     pub limit_joules_per_token: Option<f64>,
+    /// Commit of the program that makes the report.
+    pub git: Option<String>,
 }
 
 impl Report {
@@ -127,6 +129,7 @@ impl Report {
             idle_baseline_w: None,
             client: Client::default(),
             limit_joules_per_token: None,
+            git: None,
         }
     }
 
@@ -154,7 +157,7 @@ impl Report {
             "run_id": self.run_id,
             "subject": self.subject,
             "time_start_unix_s": self.start_unix_s,
-            "git": null,
+            "git": self.git,
             "host": window.map(host),
             "model": self.model,
             "workload": self.work,
@@ -188,7 +191,7 @@ impl Report {
         })
     }
 
-    /// Puts what this side knows (run, subject, work, client, baseline) into a report that an agent made, and works the
+    /// Puts what this side knows (run, subject, commit, work, client, baseline) into a report that an agent made, and works the
     /// figures out anew from the agent's joules.
     /// `Err` says what of the published form it lacks; it is left as it is then.
     pub fn complete(&self, theirs: &mut Value) -> Result<(), String> {
@@ -219,6 +222,7 @@ impl Report {
         };
         put("run_id", json!(self.run_id));
         put("subject", json!(self.subject));
+        put("git", json!(self.git));
         put("workload", json!(self.work));
         put("client", json!(self.client));
         put("metrics", self.metrics(joules, duration_s, util.map(|u| u.seconds)));

@@ -24,6 +24,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use super::subject::{LocalArgs, Polled};
+use crate::commit;
 use crate::verbs::Context;
 
 /// Arguments of `energy serve`.
@@ -147,7 +148,11 @@ async fn report(body: &[u8], meters: &Arc<Polled>) -> Response<String> {
         Err(error) => return refuse(StatusCode::INTERNAL_SERVER_ERROR, error),
     };
     match Window::between(&start, &end) {
-        Ok(window) => text(StatusCode::OK, JSON, format!("{}\n", Report::of("agent", "local", window).json())),
+        Ok(window) => {
+            let mut report = Report::of("agent", "local", window);
+            report.git = commit::of_this_build().map(str::to_owned);
+            text(StatusCode::OK, JSON, format!("{}\n", report.json()))
+        }
         Err(error) => refuse(StatusCode::CONFLICT, error),
     }
 }

@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::place::is_here;
 use super::watch::wait;
 use crate::args::UsageError;
+use crate::commit;
 use crate::session::Interrupt;
 use crate::session::metering::MeteringArgs;
 
@@ -296,6 +297,7 @@ impl Source {
         let unknown = |reason: String| {
             let duration_s = mark.at.elapsed().as_secs_f64();
             let mut report = Report::unknown(run_id, subject.to_string(), Some(reason), mark.unix_s, duration_s);
+            of_this_build(&mut report);
             adjust(&mut report);
             report.json()
         };
@@ -312,6 +314,7 @@ impl Source {
                 match window {
                     Ok(window) => {
                         let mut report = Report::of(run_id, subject.to_string(), window);
+                        of_this_build(&mut report);
                         adjust(&mut report);
                         report.json()
                     }
@@ -321,6 +324,7 @@ impl Source {
             (Source::There(url), Beginning::There(start)) => {
                 // The work and the client are ours, and so are the figures of both.
                 let mut ours = Report::unknown(run_id, subject.to_string(), None, mark.unix_s, 0.0);
+                of_this_build(&mut ours);
                 adjust(&mut ours);
                 let completed = ask(url, Some(start)).and_then(|mut theirs| {
                     ours.complete(&mut theirs)
@@ -332,6 +336,10 @@ impl Source {
             _ => unknown("the beginning is of other meters".into()),
         }
     }
+}
+
+fn of_this_build(report: &mut Report) {
+    report.git = commit::of_this_build().map(str::to_owned);
 }
 
 impl Mark {
