@@ -148,6 +148,7 @@ fn reports_have_a_line_per_case_phase_and_repeat_and_are_compared() {
         assert!(report["cpu_s"].as_f64().unwrap() >= 0.0 && report["warmup"]["runs"].as_u64().unwrap() >= 2);
         assert_eq!(report["quality"]["output_sha256"].as_str().unwrap().len(), 64);
         assert_eq!(report["stats"]["repeats"], 2);
+        assert_eq!(report["stats"]["output_tokens_per_joule"]["reason"], "the energy is unknown");
         let commit = report["git"].as_str();
         assert!(
             report["git"].is_null()

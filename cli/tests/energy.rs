@@ -469,6 +469,9 @@ fn bench_measures_the_idle_machine_and_says_what_ran() {
         assert!(number("/model/kv_bytes_per_token") > 0.0 && report["model"]["tp"] == 1, "{report}");
         assert_eq!(report["model"]["sha256"].as_str().unwrap().len(), 64);
     }
+    let alone = &reports[1]["stats"]["output_tokens_per_joule"];
+    assert_eq!((&alone["ci95"], &alone["reason"]), (&Value::Null, &"0 whole blocks of 10 s, and 5 are needed".into()));
+    assert_eq!(alone["mean"], reports[1]["metrics"]["output_tokens_per_joule"]);
     let decode = &reports[1]["metrics"];
     assert!(decode["pj_per_weight_bit"].as_f64().unwrap() > 0.0, "{decode}");
     assert_eq!(decode["limit_constants"]["p_static_w"], reports[1]["energy"]["idle_baseline_w"]);

@@ -184,7 +184,8 @@ impl Report {
             "metrics": self.metrics(joules, self.duration_s, util.map(|u| u.seconds)),
             "stats": {
                 "repeats": 1,
-                "output_tokens_per_joule": {"mean": null, "ci95": null, "cv": null},
+                "output_tokens_per_joule":
+                    {"mean": null, "ci95": null, "cv": null, "interval": null, "blocks": null, "reason": null},
             },
             // A window is valid if nothing flagged could have changed its figures; the text of flags says what.
             "validity": {"ok": window.is_some() && flags.iter().all(|f| *f == Flag::Extrapolated), "flags": flags},
@@ -202,7 +203,10 @@ impl Report {
         if let Some(object) = theirs.as_object_mut() {
             object.entry("conditions").or_insert_with(|| conditions(None));
         }
-        if let Some(path) = lacking(&self.json(), theirs, String::new()) {
+        // Statistics are ours.
+        let mut shape = self.json();
+        let stats = shape["stats"].take();
+        if let Some(path) = lacking(&shape, theirs, String::new()) {
             return Err(format!("{path} is missing"));
         }
         let number = |value: &Value, path: &str| value.pointer(path).and_then(Value::as_f64);
@@ -223,6 +227,7 @@ impl Report {
         put("run_id", json!(self.run_id));
         put("subject", json!(self.subject));
         put("git", json!(self.git));
+        put("stats", stats);
         put("workload", json!(self.work));
         put("client", json!(self.client));
         put("metrics", self.metrics(joules, duration_s, util.map(|u| u.seconds)));

@@ -7,6 +7,8 @@
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -17,7 +19,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use super::case::{Case, until_steady};
-use super::client::{Answer, Asked, Endpoint, digest};
+use super::client::{Answer, Asked, Endpoint, List, digest};
 use super::lines::{Lines, NESTED};
 use super::measure::{MeasureArgs, Metered};
 use super::record::{self, Run, percentile};
@@ -165,7 +167,8 @@ impl LoadArgs {
                 }
                 let plan = |lap| self.plan(case, (round, lap), wanted.least, texts.as_deref());
                 let run = Run { repeat: round, warmup: Some(warmups[at]), ..self.run_of(case) };
-                let (report, answers) = self.measure(&endpoint, &metered, case, run, wanted.least, &plan, &model);
+                let times = Times { least: wanted.least, traced: wanted.repeat == 1 };
+                let (report, answers) = self.measure(&endpoint, &metered, case, run, times, &plan, &model);
                 for (number, answer) in answers.iter().enumerate() {
                     if let Err(error) = answer {
                         failed += 1;
@@ -201,8 +204,11 @@ impl LoadArgs {
         until_steady(|run| {
             // Prompts of its own: what is measured later must not find them in a cache.
             let seed = prompts::mix(self.seed, &[usize::MAX, run, case.batch, case.prompt]);
-            let (wall, answers) = endpoint.run(&prompts::closed(seed, case.batch, 0, case.prompt, short), case.batch);
-            answers.into_iter().find_map(Result::err).map_or(Ok(wall.as_secs_f64()), Err)
+            let asked = prompts::closed(seed, case.batch, 0, case.prompt, short);
+            let start = Instant::now();
+            let answers = endpoint.run(&List::of(&asked, &AtomicU64::new(0)), case.batch, start);
+            let wall_s = start.elapsed().as_secs_f64();
+            answers.into_iter().find_map(Result::err).map_or(Ok(wall_s), Err)
         })
     }
 
@@ -262,32 +268,22 @@ impl LoadArgs {
         metered: &Metered,
         case: Case,
         run: Run,
-        least: Duration,
-        plan: &dyn Fn(usize) -> Vec<Asked>,
+        Times { least, traced }: Times,
+        plan: &(dyn Fn(usize) -> Vec<Asked> + Sync),
         model: &Value,
     ) -> (Value, Vec<Result<Answer, String>>) {
         let own = own_cpu_s();
-        let mut answers: Vec<Result<Answer, String>> = vec![];
-        let mut next = plan(0);
-        let mut first_lap = 0;
+        let first = plan(0);
+        let first_lap = first.len();
+        let pieces = Arc::new(AtomicU64::new(0));
         let mark = metered.source.mark();
-        let start = Instant::now();
-        for lap in 0.. {
-            // Those that arrive by the clock wait for nobody.
-            let clients = if self.workload == Workload::Chat { next.len().min(MOST_CLIENTS) } else { case.batch };
-            let before = start.elapsed().as_secs_f64();
-            let (_, mut more) = endpoint.run(&next, clients);
-            more.iter_mut().flatten().for_each(|answer| answer.sent_s += before);
-            let none_good = more.iter().all(Result::is_err);
-            answers.append(&mut more);
-            if lap == 0 {
-                first_lap = answers.len();
-            }
-            if start.elapsed() >= least || none_good {
-                break;
-            }
-            next = plan(lap + 1);
+        if traced {
+            metered.source.trace(&mark, &pieces);
         }
+        let start = Instant::now();
+        // Those that arrive by the clock wait for nobody.
+        let clients = if self.workload == Workload::Chat { MOST_CLIENTS } else { case.batch };
+        let answers = rounds(endpoint, first, clients, plan, (start, least), &pieces);
         let wall_s = start.elapsed().as_secs_f64();
         let client_cpu_s = own_cpu_s() - own;
         let good: Vec<&Answer> = answers.iter().flatten().collect();
@@ -317,7 +313,9 @@ impl LoadArgs {
             itl: sorted(good.iter().filter_map(|answer| answer.itl_s).collect()),
             // Every repeat has prompts of its own: what they answer is compared between servers, not among them.
             // How many laps there is time for is no answer.
-            output_sha256: Some(digest(answers[..first_lap].iter().flatten())),
+            output_sha256: Some(digest(answers[..first_lap.min(answers.len())].iter().flatten())),
+            blocks: traced.then(|| metered.source.traced()),
+            counted: Some(pieces.load(Ordering::Relaxed)),
             ..run
         };
         (record::of(metered, &mark, &run, model), answers)
@@ -355,6 +353,39 @@ impl LoadArgs {
         }
         Ok(Some(server))
     }
+}
+
+/// How long a run lasts at least, and whether its course is kept.
+#[derive(Clone, Copy)]
+struct Times {
+    least: Duration,
+    traced: bool,
+}
+
+/// Lap after lap for at least `least`.
+fn rounds(
+    endpoint: &Endpoint,
+    first: Vec<Asked>,
+    clients: usize,
+    plan: &(dyn Fn(usize) -> Vec<Asked> + Sync),
+    (start, least): (Instant, Duration),
+    pieces: &AtomicU64,
+) -> Vec<Result<Answer, String>> {
+    let mut answers: Vec<Result<Answer, String>> = vec![];
+    let mut next = first;
+    for lap in 1.. {
+        let begun = Instant::now();
+        let mut more = endpoint.run(&List::of(&next, pieces), next.len().min(clients), begun);
+        let before = (begun - start).as_secs_f64();
+        more.iter_mut().flatten().for_each(|answer| answer.later(before));
+        let none_good = more.iter().all(Result::is_err);
+        answers.append(&mut more);
+        if start.elapsed() >= least || none_good {
+            break;
+        }
+        next = plan(lap);
+    }
+    answers
 }
 
 /// A server's process; it ends with the value.

@@ -23,7 +23,8 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-use super::subject::{LocalArgs, Polled};
+use super::polled::Polled;
+use super::subject::LocalArgs;
 use crate::commit;
 use crate::verbs::Context;
 
