@@ -259,6 +259,7 @@ fn a_server_is_started_loaded_and_ended() {
         assert_eq!(form::check(report), Vec::<String>::new(), "{report:#}");
         assert!(report["metrics"]["ttft_s"]["p50"].as_f64().unwrap() > 0.0 && report["cpu_s"].as_f64().is_some());
         assert!(report["client"]["own_cpu_s"].as_f64().unwrap() > 0.0);
+        assert!(report["steady"].is_object() != report["steady_reason"].is_string(), "{report:#}");
     }
     assert_eq!(dir.reports("q.jsonl").len(), 2 + 6);
     // It is gone, and another workload starts it again.
@@ -267,7 +268,8 @@ fn a_server_is_started_loaded_and_ended() {
     let chat = ["--workload", "chat", "--rate", "200", "--requests", "12", "--batch", "4", "--json"];
     let chat = bench(&[&chat[..], &["--request-log", &csv]].concat());
     let chat: serde_json::Value = chat.json();
-    let work = &chat["runs"][0]["workload"];
+    let (work, steady) = (&chat["runs"][0]["workload"], &chat["runs"][0]["steady_reason"]);
+    assert!(steady.as_str().unwrap().contains("by the clock") && chat["runs"][0]["steady"].is_null(), "{steady}");
     assert_eq!((&work["name"], &work["requests"], &work["aborted_requests"]), (&"chat".into(), &12.into(), &0.into()));
     let requests = std::fs::read_to_string(&csv).unwrap();
     assert!(requests.starts_with("id,sent_s,") && requests.lines().count() == 1 + 12, "{requests}");

@@ -28,7 +28,11 @@ use crate::args::UsageError;
 use crate::verbs::Context;
 use crate::verbs::energy::subject::Subject;
 
+mod laps;
 mod prompts;
+mod steady;
+
+use self::laps::Laps;
 
 /// Arguments about a server and what is sent to it.
 #[derive(Debug, clap::Args)]
@@ -281,9 +285,21 @@ impl LoadArgs {
             metered.source.trace(&mark, &pieces);
         }
         let start = Instant::now();
-        // Those that arrive by the clock wait for nobody.
-        let clients = if self.workload == Workload::Chat { MOST_CLIENTS } else { case.batch };
-        let answers = rounds(endpoint, first, clients, plan, (start, least), &pieces);
+        let (answers, window) = if self.workload == Workload::Chat {
+            let answers = arriving(endpoint, first, plan, (start, least), &pieces);
+            (answers, Err("requests arrive by the clock: no number of them is under way all the time".to_owned()))
+        } else {
+            let clients = case.batch.min(first_lap);
+            let (edges, seen) = channel();
+            let laps = Laps::new((plan, first), clients, (start, least), &pieces, edges);
+            std::thread::scope(|scope| {
+                let window = scope.spawn(move || steady::observe(&seen, metered));
+                let answers = endpoint.run(&laps, clients, start);
+                // Its sender ends with it: nobody waits for an edge that does not come.
+                drop(laps);
+                (answers, window.join().unwrap_or_else(|_| Err("reading the meters failed".to_owned())))
+            })
+        };
         let wall_s = start.elapsed().as_secs_f64();
         let client_cpu_s = own_cpu_s() - own;
         let good: Vec<&Answer> = answers.iter().flatten().collect();
@@ -318,7 +334,13 @@ impl LoadArgs {
             counted: Some(pieces.load(Ordering::Relaxed)),
             ..run
         };
-        (record::of(metered, &mark, &run, model), answers)
+        let mut report = record::of(metered, &mark, &run, model);
+        let clients = case.batch.min(first_lap);
+        (report["steady"], report["steady_reason"]) = match window {
+            Ok(span) => (steady::json(span, start, clients, metered, &answers), Value::Null),
+            Err(reason) => (Value::Null, json!(reason)),
+        };
+        (report, answers)
     }
 
     /// Starts the server that was named, and waits until it answers.
@@ -362,11 +384,10 @@ struct Times {
     traced: bool,
 }
 
-/// Lap after lap for at least `least`.
-fn rounds(
+/// Requests that arrive by the clock, which wait for nobody: lap after lap for at least `least`.
+fn arriving(
     endpoint: &Endpoint,
     first: Vec<Asked>,
-    clients: usize,
     plan: &(dyn Fn(usize) -> Vec<Asked> + Sync),
     (start, least): (Instant, Duration),
     pieces: &AtomicU64,
@@ -375,7 +396,7 @@ fn rounds(
     let mut next = first;
     for lap in 1.. {
         let begun = Instant::now();
-        let mut more = endpoint.run(&List::of(&next, pieces), next.len().min(clients), begun);
+        let mut more = endpoint.run(&List::of(&next, pieces), next.len().min(MOST_CLIENTS), begun);
         let before = (begun - start).as_secs_f64();
         more.iter_mut().flatten().for_each(|answer| answer.later(before));
         let none_good = more.iter().all(Result::is_err);
@@ -440,8 +461,8 @@ fn table(name: &str, reports: &[Value], context: &mut Context<'_>) -> std::io::R
     writeln!(context.out, "{name}; energy and CPU time of {subject}")?;
     writeln!(
         context.out,
-        "{:44} {:>9} {:>17} {:>17} {:>14} {:>12}",
-        "case", "tokens/s", "TTFT ms p50, p99", "ITL ms p50, p99", "CPU s/1000 tok", "J/token"
+        "{:44} {:>9} {:>9} {:>17} {:>17} {:>14} {:>12}",
+        "case", "tokens/s", "steady", "TTFT ms p50, p99", "ITL ms p50, p99", "CPU s/1000 tok", "J/token"
     )?;
     let mut keys: Vec<String> = vec![];
     for report in reports {
@@ -469,13 +490,17 @@ fn table(name: &str, reports: &[Value], context: &mut Context<'_>) -> std::io::R
         let method = runs[0]["energy"]["method"].as_str().unwrap_or("unknown");
         writeln!(
             context.out,
-            "{key:44} {:>9} {:>17} {:>17} {:>14} {:>12}",
+            "{key:44} {:>9} {:>9} {:>17} {:>17} {:>14} {:>12}",
             at("/metrics/output_tokens_per_s", 1.0),
+            at("/steady/metrics/output_tokens_per_s", 1.0),
             pair("ttft"),
             pair("itl"),
             cpu.map_or("-".to_owned(), |s| format!("{s:.3}")),
             joules.map_or("unknown".to_owned(), |j| format!("{j:.4} ({method})")),
         )?;
+    }
+    if let Some(reason) = reports.iter().find_map(|r| r["steady_reason"].as_str()) {
+        writeln!(context.out, "no steady window in every run: {reason}")?;
     }
     if let Some(reasons) = reports.first().map(|r| &r["energy"]["reasons"]).and_then(Value::as_array)
         && !reasons.is_empty()

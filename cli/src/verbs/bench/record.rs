@@ -1,7 +1,7 @@
 //! A report of one run: the meters' part, and what the benchmark knows.
 //!
-//! Everything beyond `njoule.energy/1`'s own fields is added (`repeat`, `repeats`, `cpu_s`, `quality`, `warmup`), as its
-//! rules allow.
+//! Everything beyond `njoule.energy/1`'s own fields is added (`repeat`, `repeats`, `cpu_s`, `quality`, `warmup`, `steady`,
+//! `steady_reason`), as its rules allow.
 
 use std::collections::BTreeMap;
 
