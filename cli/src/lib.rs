@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod args;
+mod commit;
 pub mod config;
 pub mod fetch;
 pub mod session;

@@ -148,6 +148,21 @@ fn reports_have_a_line_per_case_phase_and_repeat_and_are_compared() {
         assert!(report["cpu_s"].as_f64().unwrap() >= 0.0 && report["warmup"]["runs"].as_u64().unwrap() >= 2);
         assert_eq!(report["quality"]["output_sha256"].as_str().unwrap().len(), 64);
         assert_eq!(report["stats"]["repeats"], 2);
+        assert_eq!(report["stats"]["output_tokens_per_joule"]["reason"], "the energy is unknown");
+        let commit = report["git"].as_str();
+        assert!(
+            report["git"].is_null()
+                || commit.is_some_and(|c| c.len() == 40 && c.bytes().all(|b| b.is_ascii_hexdigit()))
+        );
+        // As git itself says, where there is git and a repository.
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let git = std::process::Command::new("git").args(["rev-parse", "HEAD"]).current_dir(&root).output();
+        if let Ok(said) = git
+            && said.status.success()
+            && root.join(".git").exists()
+        {
+            assert_eq!(commit, Some(String::from_utf8(said.stdout).unwrap().trim()));
+        }
         let flags = report["validity"]["flags"].as_array().unwrap();
         assert!(!flags.contains(&"output_mismatch".into()), "{flags:?}");
     }
@@ -244,6 +259,7 @@ fn a_server_is_started_loaded_and_ended() {
         assert_eq!(form::check(report), Vec::<String>::new(), "{report:#}");
         assert!(report["metrics"]["ttft_s"]["p50"].as_f64().unwrap() > 0.0 && report["cpu_s"].as_f64().is_some());
         assert!(report["client"]["own_cpu_s"].as_f64().unwrap() > 0.0);
+        assert!(report["steady"].is_object() != report["steady_reason"].is_string(), "{report:#}");
     }
     assert_eq!(dir.reports("q.jsonl").len(), 2 + 6);
     // It is gone, and another workload starts it again.
@@ -252,7 +268,8 @@ fn a_server_is_started_loaded_and_ended() {
     let chat = ["--workload", "chat", "--rate", "200", "--requests", "12", "--batch", "4", "--json"];
     let chat = bench(&[&chat[..], &["--request-log", &csv]].concat());
     let chat: serde_json::Value = chat.json();
-    let work = &chat["runs"][0]["workload"];
+    let (work, steady) = (&chat["runs"][0]["workload"], &chat["runs"][0]["steady_reason"]);
+    assert!(steady.as_str().unwrap().contains("by the clock") && chat["runs"][0]["steady"].is_null(), "{steady}");
     assert_eq!((&work["name"], &work["requests"], &work["aborted_requests"]), (&"chat".into(), &12.into(), &0.into()));
     let requests = std::fs::read_to_string(&csv).unwrap();
     assert!(requests.starts_with("id,sent_s,") && requests.lines().count() == 1 + 12, "{requests}");

@@ -469,9 +469,53 @@ fn bench_measures_the_idle_machine_and_says_what_ran() {
         assert!(number("/model/kv_bytes_per_token") > 0.0 && report["model"]["tp"] == 1, "{report}");
         assert_eq!(report["model"]["sha256"].as_str().unwrap().len(), 64);
     }
+    let alone = &reports[1]["stats"]["output_tokens_per_joule"];
+    assert_eq!((&alone["ci95"], &alone["reason"]), (&Value::Null, &"0 whole blocks of 10 s, and 5 are needed".into()));
+    assert_eq!(alone["mean"], reports[1]["metrics"]["output_tokens_per_joule"]);
     let decode = &reports[1]["metrics"];
     assert!(decode["pj_per_weight_bit"].as_f64().unwrap() > 0.0, "{decode}");
     assert_eq!(decode["limit_constants"]["p_static_w"], reports[1]["energy"]["idle_baseline_w"]);
+}
+
+/// The steady window is a part of the run, has tokens, time and joules of its own, and is not where it cannot be.
+#[test]
+fn a_closed_loop_has_its_steady_window_beside_the_whole_run() {
+    let machine = Machine::with_zone();
+    let (model, file) = (support::testdata("gguf_llama"), machine.path("r.jsonl"));
+    let bench = |server: &Agent, more: &[&str]| {
+        let args = ["bench", "--endpoint", &server.1, "-p", "4", "-g", "8", "-r", "1", "--meter", "local"];
+        let done = machine.run(&[&args[..], &["--report", &file], more].concat());
+        assert_eq!(done.code, 0, "{}{}", done.stdout, done.stderr);
+        let text = fs::read_to_string(&file).unwrap();
+        let report: Value = serde_json::from_str(text.trim()).unwrap();
+        (report, done.stdout)
+    };
+    let server = Agent::serving(&machine, &model);
+    let ticking = machine.ticking();
+    let (report, _) = bench(&server, &["-b", "3", "--min-seconds", "1"]);
+    drop(ticking);
+    let steady = &report["steady"];
+    let number =
+        |of: &Value, path: &str| of.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("{path}: {of}"));
+    let near = |a: f64, b: f64| assert!((a - b).abs() <= 1e-9 * b, "{a} is not {b}: {steady}");
+    let (length, joules) = (number(steady, "/window/duration_s"), number(steady, "/energy/total_j"));
+    let tokens = number(steady, "/output_tokens");
+    assert_eq!((&report["window"]["kind"], &steady["window"]["kind"]), (&"full".into(), &"steady".into()));
+    assert_eq!((&steady["window"]["mean_running_seqs"], &steady["energy"]["method"]), (&3.into(), &"measured".into()));
+    assert!(0.5 < length && length < number(&report, "/window/duration_s"), "{report}");
+    assert!(0.0 < joules && joules < number(&report, "/energy/total_j"), "{report}");
+    // A server of a few tokens per millisecond, of which a second has many.
+    assert!(0.0 < tokens && tokens < number(&report, "/workload/output_tokens"), "{report}");
+    near(number(steady, "/metrics/output_tokens_per_s"), tokens / length);
+    near(number(steady, "/metrics/output_tokens_per_joule"), tokens / joules);
+    // Whole rounds, whoever sends them.
+    assert_eq!(report["workload"]["requests"].as_u64().unwrap() % 12, 0);
+    assert!(steady["validity"]["flags"].as_array().unwrap().contains(&"short_window".into()));
+
+    // Those that arrive by the clock keep nobody busy all the time.
+    let (report, told) = bench(&server, &["-b", "2", "--workload", "chat", "--rate", "100", "--requests", "4"]);
+    assert!(report["steady"].is_null() && told.contains("no steady window in every run: requests arrive"), "{told}");
+    assert_eq!((&report["window"]["kind"], &report["workload"]["requests"]), (&"full".into(), &4.into()));
 }
 
 #[test]

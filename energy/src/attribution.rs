@@ -167,6 +167,8 @@ pub struct Ledger {
     split: Split,
     /// What idling since the last step has used, in its bucket.
     tail: Joules,
+    /// Of the last reading, what accounts got.
+    given: f64,
     cpu_s: f64,
     fit: Fit,
 }
@@ -182,6 +184,8 @@ struct Account {
     worked: Option<u64>,
     /// Whether a period lacked the seconds of cores, and the utilisation.
     lost: [bool; 2],
+    /// Its seconds of cores by the last [`Ledger::mark_cores`].
+    marked_core_s: f64,
 }
 
 impl Account {
@@ -270,6 +274,7 @@ impl Ledger {
             round: 0,
             split: Split::default(),
             tail: Joules::ZERO,
+            given: 0.0,
             cpu_s: 0.0,
             fit: Fit::default(),
         }
@@ -380,6 +385,29 @@ impl Ledger {
     /// Whether readings cover every step that a request has run in, whether or not they knew its energy.
     pub fn is_told(&self, id: AccountId) -> bool {
         !self.accounts[id.0 as usize].touched
+    }
+
+    /// What readings have told of a request so far, where all of them knew: the rest is still to come. `None` if a part will
+    /// never be known.
+    pub fn so_far(&self, id: AccountId) -> Option<f64> {
+        let used = &self.accounts[id.0 as usize].used;
+        used.known.then_some(used.prefill_j + used.decode_j + used.wasted_j)
+    }
+
+    /// Of the last reading, what accounts got: neither padding nor idling nor loading.
+    pub fn given(&self) -> f64 {
+        self.given
+    }
+
+    /// From here on [`Ledger::core_s_since`] counts.
+    pub fn mark_cores(&mut self) {
+        self.accounts.iter_mut().for_each(|account| account.marked_core_s = account.used.core_s.unwrap_or(0.0));
+    }
+
+    /// Seconds of cores of a request since the last mark, or since it began.
+    pub fn core_s_since(&self, id: AccountId) -> Option<f64> {
+        let account = &self.accounts[id.0 as usize];
+        account.used.core_s.map(|core_s| core_s - account.marked_core_s)
     }
 
     /// A step of `seconds` that read `weight_bytes` and did `shares`.
@@ -543,6 +571,7 @@ impl Ledger {
                 *sum = amount.filter(|_| !*lost).map(|amount| sum.unwrap_or(0.0) + amount * worked);
             }
         }
+        self.given = given - padding;
         // What closed accounts had pending, and what nobody can be given.
         self.split.unattributed_j += (active - given).max(0.0);
     }

@@ -96,6 +96,8 @@ pub struct Report {
     pub client: Client,
     /// Least joules per output token, if it was worked out.
     pub limit_joules_per_token: Option<f64>,
+    /// Commit of the program that makes the report.
+    pub git: Option<String>,
 }
 
 impl Report {
@@ -127,6 +129,7 @@ impl Report {
             idle_baseline_w: None,
             client: Client::default(),
             limit_joules_per_token: None,
+            git: None,
         }
     }
 
@@ -154,7 +157,7 @@ impl Report {
             "run_id": self.run_id,
             "subject": self.subject,
             "time_start_unix_s": self.start_unix_s,
-            "git": null,
+            "git": self.git,
             "host": window.map(host),
             "model": self.model,
             "workload": self.work,
@@ -181,14 +184,15 @@ impl Report {
             "metrics": self.metrics(joules, self.duration_s, util.map(|u| u.seconds)),
             "stats": {
                 "repeats": 1,
-                "output_tokens_per_joule": {"mean": null, "ci95": null, "cv": null},
+                "output_tokens_per_joule":
+                    {"mean": null, "ci95": null, "cv": null, "interval": null, "blocks": null, "reason": null},
             },
             // A window is valid if nothing flagged could have changed its figures; the text of flags says what.
             "validity": {"ok": window.is_some() && flags.iter().all(|f| *f == Flag::Extrapolated), "flags": flags},
         })
     }
 
-    /// Puts what this side knows (run, subject, work, client, baseline) into a report that an agent made, and works the
+    /// Puts what this side knows (run, subject, commit, work, client, baseline) into a report that an agent made, and works the
     /// figures out anew from the agent's joules.
     /// `Err` says what of the published form it lacks; it is left as it is then.
     pub fn complete(&self, theirs: &mut Value) -> Result<(), String> {
@@ -199,7 +203,10 @@ impl Report {
         if let Some(object) = theirs.as_object_mut() {
             object.entry("conditions").or_insert_with(|| conditions(None));
         }
-        if let Some(path) = lacking(&self.json(), theirs, String::new()) {
+        // Statistics are ours.
+        let mut shape = self.json();
+        let stats = shape["stats"].take();
+        if let Some(path) = lacking(&shape, theirs, String::new()) {
             return Err(format!("{path} is missing"));
         }
         let number = |value: &Value, path: &str| value.pointer(path).and_then(Value::as_f64);
@@ -219,6 +226,8 @@ impl Report {
         };
         put("run_id", json!(self.run_id));
         put("subject", json!(self.subject));
+        put("git", json!(self.git));
+        put("stats", stats);
         put("workload", json!(self.work));
         put("client", json!(self.client));
         put("metrics", self.metrics(joules, duration_s, util.map(|u| u.seconds)));

@@ -3,6 +3,7 @@
 //! Without `--endpoint` cases run straight on the executor (`sweep`), with it by clients over HTTP (`load`). Both give reports
 //! of the form `njoule.energy/1`, one per case, phase and repeat (`record`), which `compare` and `plot` read.
 
+mod blocks;
 pub mod case;
 mod client;
 mod compare;

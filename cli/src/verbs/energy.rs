@@ -6,6 +6,7 @@
 mod agent;
 mod calibrate;
 pub mod place;
+pub mod polled;
 mod record;
 pub mod subject;
 mod watch;

@@ -51,7 +51,10 @@ fn answers_and_buckets_share_the_drivers_minute() {
     for answer in report["results"].as_array().unwrap() {
         let energy = &answer["usage"]["energy"];
         assert!(
-            energy["settled"] == true && number(&energy["core_s"]) > 0.0 && number(&energy["util_s"]) > 0.0,
+            energy["settled"] == true
+                && energy["extrapolated"] == false
+                && number(&energy["core_s"]) > 0.0
+                && number(&energy["util_s"]) > 0.0,
             "{energy}"
         );
     }

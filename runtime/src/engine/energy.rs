@@ -146,8 +146,11 @@ pub struct RequestEnergy {
     pub cpu_s: f64,
     /// Seconds of accelerator cores.
     pub core_s: Option<f64>,
-    /// Utilisation-seconds of accelerators; `None` unless every step it ran in was covered.
+    /// Utilisation-seconds of accelerators; `None` unless every step it ran in was covered, or the rest could be extrapolated.
     pub util_s: Option<f64>,
+    /// Whether they are those of the minutes that were told, and as many for each core-second of the rest as requests had by
+    /// then: no meter has told all of them yet.
+    pub extrapolated: bool,
     /// Whether nothing of it is still to be told: what is unknown now stays so.
     pub settled: bool,
 }

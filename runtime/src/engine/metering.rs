@@ -4,7 +4,8 @@
 //! utilisation-seconds, whose readings may be rarer. A request that wants its energy is answered when the readings reach beyond
 //! its end, or after [`EngineConfig::energy_wait`](super::EngineConfig::energy_wait) without; for minutes nobody waits, and what
 //! they bring is written where the answer's [`Later`] is. A reading that was made in the middle of a step settles the part of its
-//! work that was done by then. What operations, cache bytes and a step cost is fitted to the readings as they come, and declared
+//! work that was done by then. Utilisation-seconds of time that is still to be told are extrapolated for an answer alone, and say so
+//! (`pace`): no bucket and no joule comes of them. What operations, cache bytes and a step cost is fitted to the readings as they come, and declared
 //! before that. Invariant: a step allocates nothing here after warm-up, and what was settled is the sum of the buckets.
 
 use std::sync::Arc;
@@ -21,8 +22,10 @@ use crate::backend::{Cost, CostModel};
 use crate::policy::StepEnergy;
 
 mod book;
+mod pace;
 
 use self::book::Book;
+use self::pace::Pace;
 
 /// A request's place in the books.
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +108,8 @@ pub struct Metering {
     /// Seconds since the last reading of utilisation, and those of which none was told.
     util_period_s: f64,
     util_lost_s: f64,
+    /// What core-seconds had of them in the last minutes.
+    pace: Pace,
     tokens_before: u64,
     stats: EnergyStats,
     step_energy: Option<StepEnergy>,
@@ -155,6 +160,7 @@ impl Metering {
             period_s: late_s,
             util_period_s: loading_s,
             util_lost_s: 0.0,
+            pace: Pace::default(),
             tokens_before: 0,
             stats: EnergyStats::default(),
             step_energy: None,
@@ -337,6 +343,9 @@ impl Metering {
         let Reading { cpu_s, core_s, util, energy, lag_s } = reading;
         let held = std::mem::take(&mut self.core_s);
         let core_s = core_s.or(self.cores.map(|_| held));
+        // Of a time without a step a source may tell what others' cores did.
+        let ran = self.seconds.ledger.pending_steps() > 0;
+        self.pace.work(core_s.filter(|_| ran).unwrap_or(0.0));
         self.seconds.ledger.settle(&Amounts { joules: None, cpu_s, core_s, util_s: None });
         // Where a device computes, CPU time says nothing of what its seconds went for.
         if self.cores.is_none() {
@@ -370,6 +379,8 @@ impl Metering {
         if let Some(book) = &mut self.util {
             let held_s = book.settle(seconds, lag_s);
             let period_s = std::mem::replace(&mut self.util_period_s, held_s) - held_s;
+            self.pace.told(seconds.map(|_| book.ledger.given()));
+            self.seconds.ledger.mark_cores();
             book.close_leaving();
             match seconds {
                 Some(_) => self.stats.util = Some(book.ledger.split()),
@@ -496,12 +507,21 @@ impl Metering {
     /// What the readings so far say of a request that has ended.
     fn used(&self, account: &Account) -> RequestEnergy {
         let used = self.seconds.ledger.used(account.seconds);
-        let util = self.util.as_ref().zip(account.util).and_then(|(book, id)| book.ledger.used(id).joules());
+        let owed = self.owed(account);
+        let util = self.util.as_ref().zip(account.util);
+        let util_s = match owed {
+            [_, _, true] => util.and_then(|(book, id)| {
+                let rest_s = self.seconds.ledger.core_s_since(account.seconds)?;
+                Some(book.ledger.so_far(id)? + self.pace.util_s(rest_s)?)
+            }),
+            _ => util.and_then(|(book, id)| book.ledger.used(id).joules()).map(Joules::best),
+        };
         let mut energy = RequestEnergy {
             cpu_s: used.cpu_s,
             core_s: used.core_s,
-            util_s: util.map(Joules::best),
-            settled: self.owed(account) == [false; 3],
+            util_s,
+            extrapolated: owed[2] && util_s.is_some(),
+            settled: owed == [false; 3],
             ..RequestEnergy::default()
         };
         if let Some((book, id)) = self.joules.as_ref().zip(account.joules) {

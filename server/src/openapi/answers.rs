@@ -50,6 +50,7 @@ pub fn schemas() -> Map<String, Value> {
         "UsedEnergy": closed(json!({"total_j": amount(), "low_j": amount(), "high_j": amount(), "method": method(), "rel_unc": amount(),
             "prefill_j": amount(), "decode_j": amount(), "wasted_j": amount(), "static_j": amount(),
             "interpolated": {"type": "boolean"}, "cpu_s": {"type": "number", "minimum": 0}, "core_s": amount(), "util_s": amount(),
+            "extrapolated": {"type": "boolean", "description": "whether a part of util_s is taken from earlier minutes of other answers, because none has told of it yet: what is told later takes its place"},
             "settled": {"type": "boolean", "description": "whether nothing is still to be told by a meter: else GET /v1/energy/requests/{id} has it later"}})),
         "Energy": closed(json!({"total_j": amount(), "low_j": amount(), "high_j": amount(), "method": method(), "by_bucket": {"anyOf": [{"type": "null"}, closed(json!({
                 "prefill_j": amount(), "decode_j": amount(), "wasted_j": amount(), "idle_j": amount(), "load_j": amount(),

@@ -1,5 +1,7 @@
 //! One case on an executor: prefill, then decode, timed from outside.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use njoule_runtime::backend::{
@@ -77,13 +79,15 @@ pub struct Bench<'a> {
     steps: Option<Steps>,
     /// Rows of each sequence in a decode step beyond one.
     guesses: usize,
+    /// Sequences of all decode steps so far.
+    decoded: Arc<AtomicU64>,
 }
 
 impl<'a> Bench<'a> {
     /// Cases within `capacity`.
     pub fn new(executor: &'a mut dyn Executor, capacity: Capacity, vocab: usize) -> Self {
         let (batch, out) = (Batch::default(), StepOutput::default());
-        Bench { executor, capacity, vocab, batch, out, steps: None, guesses: 0 }
+        Bench { executor, capacity, vocab, batch, out, steps: None, guesses: 0, decoded: Arc::default() }
     }
 
     /// The same, every step of the last phase recorded in the room that `steps` has.
@@ -94,6 +98,11 @@ impl<'a> Bench<'a> {
     /// The steps of the last phase, if they are recorded.
     pub fn steps(&self) -> Option<&Steps> {
         self.steps.as_ref()
+    }
+
+    /// Counts the sequences of decode steps, as they come.
+    pub fn decoded(&self) -> &Arc<AtomicU64> {
+        &self.decoded
     }
 
     /// Lets decode steps have so many rows more of each sequence, with outputs, as guessed tokens have them.
@@ -191,6 +200,10 @@ impl<'a> Bench<'a> {
         total.kv_bytes += cost.kv_bytes;
         phase.steps += 1;
         phase.padded_rows += self.executor.padding().rows as u64;
+        if !prefills {
+            // A count alone, which who reads the meters looks at.
+            self.decoded.fetch_add(self.batch.seqs.len() as u64, Ordering::Relaxed);
+        }
         if let Some(steps) = &mut self.steps {
             let rows = self.batch.rows();
             let (prefill, decode) = if prefills { (rows, 0) } else { (0, rows) };

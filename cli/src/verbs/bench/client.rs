@@ -4,8 +4,8 @@
 //! and stops nobody else.
 
 use std::io::{BufRead, BufReader, Read};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -43,6 +43,56 @@ pub struct Answer {
     pub energy: Value,
     /// The text.
     pub text: String,
+    /// When its pieces came that are not empty, from the beginning.
+    pub pieces: Vec<f64>,
+}
+
+impl Answer {
+    /// The same, with so many seconds more before its beginning.
+    pub fn later(&mut self, seconds: f64) {
+        self.sent_s += seconds;
+        self.pieces.iter_mut().for_each(|at| *at += seconds);
+    }
+}
+
+/// What is sent, by whom, and who sees what becomes of it; clients are numbered from 0.
+pub trait Load: Sync {
+    /// The next request with its number; once there is none, there is none any more.
+    fn next(&self) -> Option<(usize, Asked)>;
+
+    /// A piece has come that is not empty.
+    fn piece(&self, client: usize);
+
+    /// A request has its answer, or failed.
+    fn answered(&self, _good: bool) {}
+
+    /// A client found no request any more.
+    fn nothing_left(&self, _client: usize) {}
+}
+
+/// Requests that are there before the first is sent.
+pub struct List<'a> {
+    requests: &'a [Asked],
+    next: AtomicUsize,
+    pieces: &'a AtomicU64,
+}
+
+impl<'a> List<'a> {
+    /// These; `pieces` counts what comes.
+    pub fn of(requests: &'a [Asked], pieces: &'a AtomicU64) -> List<'a> {
+        List { requests, next: AtomicUsize::new(0), pieces }
+    }
+}
+
+impl Load for List<'_> {
+    fn next(&self) -> Option<(usize, Asked)> {
+        let at = self.next.fetch_add(1, Ordering::Relaxed);
+        Some((at, self.requests.get(at)?.clone()))
+    }
+
+    fn piece(&self, _client: usize) {
+        self.pieces.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// A server.
@@ -95,7 +145,7 @@ impl Endpoint {
         self.agent.get(format!("{}/health", self.url)).call().is_ok_and(|answer| answer.status() != 503)
     }
 
-    fn ask(&self, asked: &Asked, start: Instant) -> Result<Answer, String> {
+    fn ask(&self, asked: &Asked, start: Instant, seen: impl Fn()) -> Result<Answer, String> {
         let body = json!({
             "model": self.model,
             "prompt": asked.prompt,
@@ -122,6 +172,7 @@ impl Endpoint {
             return Err(format!("HTTP {}: {message}", status.as_u16()));
         }
         let (mut first, mut last, mut usage, mut text) = (None, sent, Value::Null, String::new());
+        let mut pieces = vec![];
         let mut lines = BufReader::new(response.into_body().into_reader().take(MOST_BYTES));
         let mut line = String::new();
         loop {
@@ -139,6 +190,10 @@ impl Endpoint {
                 last = Instant::now();
                 first.get_or_insert(last);
                 text.push_str(piece);
+                if !piece.is_empty() {
+                    pieces.push((last - start).as_secs_f64());
+                    seen();
+                }
             }
             if chunk["usage"].is_object() {
                 usage = chunk["usage"].clone();
@@ -160,33 +215,33 @@ impl Endpoint {
             output_tokens,
             energy: usage["energy"].clone(),
             text,
+            pieces,
         })
     }
 
-    /// Sends all requests by `clients` clients, each its next one when the last is answered, none before its time.
-    pub fn run(&self, requests: &[Asked], clients: usize) -> (Duration, Vec<Result<Answer, String>>) {
-        let next = AtomicUsize::new(0);
-        let answers: Mutex<Vec<(usize, Result<Answer, String>)>> = Mutex::new(Vec::with_capacity(requests.len()));
-        let start = Instant::now();
+    /// Sends a load by `clients`, each its next request when the last is answered, none before its time, which is from `start`
+    /// on. Answers are in the order of their numbers.
+    pub fn run(&self, load: &dyn Load, clients: usize, start: Instant) -> Vec<Result<Answer, String>> {
+        let answers: Mutex<Vec<(usize, Result<Answer, String>)>> = Mutex::new(vec![]);
         std::thread::scope(|scope| {
-            for _ in 0..clients.min(requests.len()) {
-                scope.spawn(|| {
-                    loop {
-                        let at = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(asked) = requests.get(at) else { return };
+            for client in 0..clients {
+                let answers = &answers;
+                scope.spawn(move || {
+                    while let Some((at, asked)) = load.next() {
                         if let Some(due) = asked.at {
                             std::thread::sleep(due.saturating_sub(start.elapsed()));
                         }
-                        let answer = self.ask(asked, start);
-                        answers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((at, answer));
+                        let answer = self.ask(&asked, start, || load.piece(client));
+                        load.answered(answer.is_ok());
+                        answers.lock().unwrap_or_else(PoisonError::into_inner).push((at, answer));
                     }
+                    load.nothing_left(client);
                 });
             }
         });
-        let wall = start.elapsed();
-        let mut answers = answers.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut answers = answers.into_inner().unwrap_or_else(PoisonError::into_inner);
         answers.sort_by_key(|(at, _)| *at);
-        (wall, answers.into_iter().map(|(_, answer)| answer).collect())
+        answers.into_iter().map(|(_, answer)| answer).collect()
     }
 }
 

@@ -1,4 +1,5 @@
-//! Means of few repeats, with Student's 95 % interval, and how likely chance alone is to make such a mean.
+//! Means of few repeats, with Student's 95 % interval, and how likely chance alone is to make such a mean; and the ratio of two
+//! runs without repeats whose intervals are known.
 
 /// A mean and how sure it is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,13 +28,17 @@ impl Interval {
         }
         let deviation = (values.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / freedom as f64).sqrt();
         let cv = (mean != 0.0).then(|| deviation / mean.abs());
-        let error = deviation / n.sqrt();
+        Some(Interval { cv, ..Interval::around(mean, deviation / n.sqrt(), freedom) })
+    }
+
+    /// Of a mean with its standard error, which comes of so many degrees of freedom.
+    fn around(mean: f64, error: f64, freedom: usize) -> Interval {
         let chance = match (mean == 0.0, error == 0.0) {
             (true, _) => 1.0,
             (false, true) => 0.0,
             (false, false) => beyond(mean / error, freedom),
         };
-        Some(Interval { mean, half: Some(student(freedom) * error), cv, chance: Some(chance) })
+        Interval { mean, half: Some(student(freedom) * error), cv: None, chance: Some(chance) }
     }
 
     /// Both ends.
@@ -47,6 +52,18 @@ pub fn paired_ratio(a: &[f64], b: &[f64]) -> Option<Interval> {
     // A difference of logarithms changes nothing but its sign when both are exchanged.
     let logs: Vec<f64> = a.iter().zip(b).map(|(a, b)| b.ln() - a.ln()).collect();
     Interval::of(&logs)
+}
+
+/// The logarithm of the ratio `b/a` of two values, each with its 95 % interval from so many blocks of one run: their variances
+/// together, with the freedom of the fewer blocks. `None` where an end is no positive number.
+pub fn ratio_of_runs(a: (f64, [f64; 2], usize), b: (f64, [f64; 2], usize)) -> Option<Interval> {
+    let error = |(_, [low, high], blocks): (f64, [f64; 2], usize)| {
+        let freedom = blocks.checked_sub(1).filter(|freedom| *freedom > 0)?;
+        let known = low > 0.0 && low <= high && high.is_finite();
+        known.then(|| (high.ln() - low.ln()) / (2.0 * student(freedom)))
+    };
+    let mean = Some(b.0.ln() - a.0.ln()).filter(|mean| mean.is_finite())?;
+    Some(Interval::around(mean, error(a)?.hypot(error(b)?), a.2.min(b.2) - 1))
 }
 
 /// Holm's procedure at 5 %: which of several findings, each with the probability that chance makes it, stand together. Of many
@@ -65,7 +82,7 @@ pub fn holm(chances: &[f64]) -> Vec<bool> {
 }
 
 /// The 0.975 quantile of Student's distribution, by bisection.
-fn student(freedom: usize) -> f64 {
+pub fn student(freedom: usize) -> f64 {
     let (mut low, mut high) = (1.0, 20.0);
     for _ in 0..60 {
         let middle = 0.5 * (low + high);
@@ -75,7 +92,7 @@ fn student(freedom: usize) -> f64 {
 }
 
 /// Probability that a Student variable is further from 0 than `t`, on either side.
-fn beyond(t: f64, freedom: usize) -> f64 {
+pub fn beyond(t: f64, freedom: usize) -> f64 {
     let n = freedom as f64;
     incomplete_beta(n / (n + t * t), 0.5 * n, 0.5)
 }
@@ -169,6 +186,33 @@ mod tests {
         assert!((there.mean + back.mean).abs() < 1e-12 && there.half == back.half);
         // The geometric mean of 2, 1.5 and 2.25.
         assert!((there.mean.exp() - 6.75f64.powf(1.0 / 3.0)).abs() < 1e-12);
+    }
+
+    /// Two runs of 11 blocks, 5 % and 12 % wide on either side by the logarithm: 13 % together, as 5, 12 and 13 are a right
+    /// triangle's sides. Student's quantile of 10 degrees is in both and goes out.
+    #[test]
+    fn two_runs_have_the_variances_of_both() {
+        let wide = |value: f64, by: f64| (value, [value * (-by).exp(), value * by.exp()], 11);
+        let ratio = ratio_of_runs(wide(4.0, 0.05), wide(5.0, 0.12)).unwrap();
+        assert!((ratio.mean - 1.25f64.ln()).abs() < 1e-12 && (ratio.half.unwrap() - 0.13).abs() < 1e-12, "{ratio:?}");
+        assert!(ratio.chance.unwrap() < 0.05);
+        assert!(ratio_of_runs(wide(4.0, 0.12), wide(4.5, 0.12)).unwrap().chance.unwrap() > 0.05);
+        // Fewer blocks know less of the same width.
+        let few = (5.0, [4.5, 5.5], 5);
+        assert!(
+            ratio_of_runs(few, (5.2, [4.7, 5.7], 30)).unwrap().half
+                > ratio_of_runs((5.0, [4.5, 5.5], 30), (5.2, [4.7, 5.7], 30)).unwrap().half
+        );
+        for bad in [
+            (1.0, [0.0, 1.0], 9),
+            (1.0, [2.0, 1.0], 9),
+            (1.0, [1.0, f64::INFINITY], 9),
+            (0.0, [1.0, 1.0], 9),
+            (1.0, [1.0, 1.0], 1),
+            (1.0, [1.0, 1.0], 0),
+        ] {
+            assert_eq!(ratio_of_runs(bad, wide(1.0, 0.1)), None, "{bad:?}");
+        }
     }
 
     /// Holm's own order: the least against 5 % over all, the next over one fewer, until one does not stand.

@@ -7,6 +7,8 @@
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -17,7 +19,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use super::case::{Case, until_steady};
-use super::client::{Answer, Asked, Endpoint, digest};
+use super::client::{Answer, Asked, Endpoint, List, digest};
 use super::lines::{Lines, NESTED};
 use super::measure::{MeasureArgs, Metered};
 use super::record::{self, Run, percentile};
@@ -26,7 +28,11 @@ use crate::args::UsageError;
 use crate::verbs::Context;
 use crate::verbs::energy::subject::Subject;
 
+mod laps;
 mod prompts;
+mod steady;
+
+use self::laps::Laps;
 
 /// Arguments about a server and what is sent to it.
 #[derive(Debug, clap::Args)]
@@ -165,7 +171,8 @@ impl LoadArgs {
                 }
                 let plan = |lap| self.plan(case, (round, lap), wanted.least, texts.as_deref());
                 let run = Run { repeat: round, warmup: Some(warmups[at]), ..self.run_of(case) };
-                let (report, answers) = self.measure(&endpoint, &metered, case, run, wanted.least, &plan, &model);
+                let times = Times { least: wanted.least, traced: wanted.repeat == 1 };
+                let (report, answers) = self.measure(&endpoint, &metered, case, run, times, &plan, &model);
                 for (number, answer) in answers.iter().enumerate() {
                     if let Err(error) = answer {
                         failed += 1;
@@ -201,8 +208,11 @@ impl LoadArgs {
         until_steady(|run| {
             // Prompts of its own: what is measured later must not find them in a cache.
             let seed = prompts::mix(self.seed, &[usize::MAX, run, case.batch, case.prompt]);
-            let (wall, answers) = endpoint.run(&prompts::closed(seed, case.batch, 0, case.prompt, short), case.batch);
-            answers.into_iter().find_map(Result::err).map_or(Ok(wall.as_secs_f64()), Err)
+            let asked = prompts::closed(seed, case.batch, 0, case.prompt, short);
+            let start = Instant::now();
+            let answers = endpoint.run(&List::of(&asked, &AtomicU64::new(0)), case.batch, start);
+            let wall_s = start.elapsed().as_secs_f64();
+            answers.into_iter().find_map(Result::err).map_or(Ok(wall_s), Err)
         })
     }
 
@@ -262,32 +272,34 @@ impl LoadArgs {
         metered: &Metered,
         case: Case,
         run: Run,
-        least: Duration,
-        plan: &dyn Fn(usize) -> Vec<Asked>,
+        Times { least, traced }: Times,
+        plan: &(dyn Fn(usize) -> Vec<Asked> + Sync),
         model: &Value,
     ) -> (Value, Vec<Result<Answer, String>>) {
         let own = own_cpu_s();
-        let mut answers: Vec<Result<Answer, String>> = vec![];
-        let mut next = plan(0);
-        let mut first_lap = 0;
+        let first = plan(0);
+        let first_lap = first.len();
+        let pieces = Arc::new(AtomicU64::new(0));
         let mark = metered.source.mark();
-        let start = Instant::now();
-        for lap in 0.. {
-            // Those that arrive by the clock wait for nobody.
-            let clients = if self.workload == Workload::Chat { next.len().min(MOST_CLIENTS) } else { case.batch };
-            let before = start.elapsed().as_secs_f64();
-            let (_, mut more) = endpoint.run(&next, clients);
-            more.iter_mut().flatten().for_each(|answer| answer.sent_s += before);
-            let none_good = more.iter().all(Result::is_err);
-            answers.append(&mut more);
-            if lap == 0 {
-                first_lap = answers.len();
-            }
-            if start.elapsed() >= least || none_good {
-                break;
-            }
-            next = plan(lap + 1);
+        if traced {
+            metered.source.trace(&mark, &pieces);
         }
+        let start = Instant::now();
+        let (answers, window) = if self.workload == Workload::Chat {
+            let answers = arriving(endpoint, first, plan, (start, least), &pieces);
+            (answers, Err("requests arrive by the clock: no number of them is under way all the time".to_owned()))
+        } else {
+            let clients = case.batch.min(first_lap);
+            let (edges, seen) = channel();
+            let laps = Laps::new((plan, first), clients, (start, least), &pieces, edges);
+            std::thread::scope(|scope| {
+                let window = scope.spawn(move || steady::observe(&seen, metered));
+                let answers = endpoint.run(&laps, clients, start);
+                // Its sender ends with it: nobody waits for an edge that does not come.
+                drop(laps);
+                (answers, window.join().unwrap_or_else(|_| Err("reading the meters failed".to_owned())))
+            })
+        };
         let wall_s = start.elapsed().as_secs_f64();
         let client_cpu_s = own_cpu_s() - own;
         let good: Vec<&Answer> = answers.iter().flatten().collect();
@@ -317,10 +329,18 @@ impl LoadArgs {
             itl: sorted(good.iter().filter_map(|answer| answer.itl_s).collect()),
             // Every repeat has prompts of its own: what they answer is compared between servers, not among them.
             // How many laps there is time for is no answer.
-            output_sha256: Some(digest(answers[..first_lap].iter().flatten())),
+            output_sha256: Some(digest(answers[..first_lap.min(answers.len())].iter().flatten())),
+            blocks: traced.then(|| metered.source.traced()),
+            counted: Some(pieces.load(Ordering::Relaxed)),
             ..run
         };
-        (record::of(metered, &mark, &run, model), answers)
+        let mut report = record::of(metered, &mark, &run, model);
+        let clients = case.batch.min(first_lap);
+        (report["steady"], report["steady_reason"]) = match window {
+            Ok(span) => (steady::json(span, start, clients, metered, &answers), Value::Null),
+            Err(reason) => (Value::Null, json!(reason)),
+        };
+        (report, answers)
     }
 
     /// Starts the server that was named, and waits until it answers.
@@ -355,6 +375,38 @@ impl LoadArgs {
         }
         Ok(Some(server))
     }
+}
+
+/// How long a run lasts at least, and whether its course is kept.
+#[derive(Clone, Copy)]
+struct Times {
+    least: Duration,
+    traced: bool,
+}
+
+/// Requests that arrive by the clock, which wait for nobody: lap after lap for at least `least`.
+fn arriving(
+    endpoint: &Endpoint,
+    first: Vec<Asked>,
+    plan: &(dyn Fn(usize) -> Vec<Asked> + Sync),
+    (start, least): (Instant, Duration),
+    pieces: &AtomicU64,
+) -> Vec<Result<Answer, String>> {
+    let mut answers: Vec<Result<Answer, String>> = vec![];
+    let mut next = first;
+    for lap in 1.. {
+        let begun = Instant::now();
+        let mut more = endpoint.run(&List::of(&next, pieces), next.len().min(MOST_CLIENTS), begun);
+        let before = (begun - start).as_secs_f64();
+        more.iter_mut().flatten().for_each(|answer| answer.later(before));
+        let none_good = more.iter().all(Result::is_err);
+        answers.append(&mut more);
+        if start.elapsed() >= least || none_good {
+            break;
+        }
+        next = plan(lap);
+    }
+    answers
 }
 
 /// A server's process; it ends with the value.
@@ -409,8 +461,8 @@ fn table(name: &str, reports: &[Value], context: &mut Context<'_>) -> std::io::R
     writeln!(context.out, "{name}; energy and CPU time of {subject}")?;
     writeln!(
         context.out,
-        "{:44} {:>9} {:>17} {:>17} {:>14} {:>12}",
-        "case", "tokens/s", "TTFT ms p50, p99", "ITL ms p50, p99", "CPU s/1000 tok", "J/token"
+        "{:44} {:>9} {:>9} {:>17} {:>17} {:>14} {:>12}",
+        "case", "tokens/s", "steady", "TTFT ms p50, p99", "ITL ms p50, p99", "CPU s/1000 tok", "J/token"
     )?;
     let mut keys: Vec<String> = vec![];
     for report in reports {
@@ -438,13 +490,17 @@ fn table(name: &str, reports: &[Value], context: &mut Context<'_>) -> std::io::R
         let method = runs[0]["energy"]["method"].as_str().unwrap_or("unknown");
         writeln!(
             context.out,
-            "{key:44} {:>9} {:>17} {:>17} {:>14} {:>12}",
+            "{key:44} {:>9} {:>9} {:>17} {:>17} {:>14} {:>12}",
             at("/metrics/output_tokens_per_s", 1.0),
+            at("/steady/metrics/output_tokens_per_s", 1.0),
             pair("ttft"),
             pair("itl"),
             cpu.map_or("-".to_owned(), |s| format!("{s:.3}")),
             joules.map_or("unknown".to_owned(), |j| format!("{j:.4} ({method})")),
         )?;
+    }
+    if let Some(reason) = reports.iter().find_map(|r| r["steady_reason"].as_str()) {
+        writeln!(context.out, "no steady window in every run: {reason}")?;
     }
     if let Some(reasons) = reports.first().map(|r| &r["energy"]["reasons"]).and_then(Value::as_array)
         && !reasons.is_empty()

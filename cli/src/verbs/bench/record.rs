@@ -1,7 +1,7 @@
 //! A report of one run: the meters' part, and what the benchmark knows.
 //!
-//! Everything beyond `njoule.energy/1`'s own fields is added (`repeat`, `repeats`, `cpu_s`, `quality`, `warmup`), as its
-//! rules allow.
+//! Everything beyond `njoule.energy/1`'s own fields is added (`repeat`, `repeats`, `cpu_s`, `quality`, `warmup`, `steady`,
+//! `steady_reason`), as its rules allow.
 
 use std::collections::BTreeMap;
 
@@ -9,8 +9,10 @@ use njoule_energy::bound::{DecodeStep, LimitConstants, Speeds};
 use njoule_energy::report::{Client, Work};
 use serde_json::{Map, Value, json};
 
+use super::blocks;
 use super::interval::Interval;
 use super::measure::Metered;
+use crate::verbs::energy::polled::Block;
 use crate::verbs::energy::subject::Mark;
 
 /// What was run, once.
@@ -48,6 +50,10 @@ pub struct Run {
     pub cost: Option<njoule_runtime::backend::Cost>,
     /// Runs until the speed was steady, and how far the last two were apart.
     pub warmup: Option<(usize, f64)>,
+    /// Of a run without repeats: its blocks, or why there are none.
+    pub blocks: Option<Result<Vec<Block>, String>>,
+    /// What their counter came to in all of the run.
+    pub counted: Option<u64>,
 }
 
 /// The report of `run`, which began at `mark` and ends now.
@@ -88,9 +94,11 @@ pub fn of(metered: &Metered, mark: &Mark, run: &Run, model: &Value) -> Value {
     ] {
         put(&mut report, path, value);
     }
-    if too_short(&report) {
-        flag(&mut report, "short_window");
+    if let Some(blocks) = &run.blocks {
+        let statistics = alone(&report, run, blocks);
+        put(&mut report, "/stats/output_tokens_per_joule", statistics);
     }
+    check_length(&mut report);
     // Of a server whose CPU time nobody knows it cannot be told from others'.
     if let Some(cpu_s) = cpu_s {
         other_load(&mut report, cpu_s + run.client_cpu_s.unwrap_or(0.0));
@@ -134,6 +142,35 @@ fn pj_per_weight_bit(report: &Value, run: &Run) -> Option<f64> {
     let bytes = run.cost.filter(|_| run.work.output_tokens.is_some())?.weight_bytes;
     let joules = report["energy"]["total_j"].as_f64().filter(|_| bytes > 0.0)?;
     Some(1e12 * joules / (8.0 * bytes))
+}
+
+/// The statistics of a run without repeats.
+fn alone(report: &Value, run: &Run, blocks: &Result<Vec<Block>, String>) -> Value {
+    let mean = &report["metrics"]["output_tokens_per_joule"];
+    // Blocks count pieces or sequences: what each is in tokens, on average.
+    let each = run.work.output_tokens.zip(run.counted.filter(|n| *n > 0)).map(|(tokens, n)| tokens as f64 / n as f64);
+    let found = match (each, blocks) {
+        _ if mean.is_null() => Err("the energy is unknown".to_owned()),
+        (_, Err(reason)) => Err(reason.clone()),
+        (None, _) => Err("nothing was counted while it ran".to_owned()),
+        (Some(each), Ok(blocks)) => blocks::interval(blocks).map(|ends| ends.map(|end| end * each)),
+    };
+    let blocks = blocks.as_ref().map_or(0, Vec::len);
+    json!({
+        "mean": mean,
+        "ci95": found.as_ref().ok(),
+        "cv": null,
+        "interval": found.as_ref().ok().map(|_| BY_BLOCKS),
+        "blocks": blocks,
+        "reason": found.err(),
+    })
+}
+
+/// Flags joules of too short a time.
+pub fn check_length(report: &mut Value) {
+    if too_short(report) {
+        flag(report, "short_window");
+    }
 }
 
 /// Whether joules are of a shorter time than an honest comparison has: half a minute, or 200 renewals of a meter that counts.
@@ -186,19 +223,33 @@ pub fn finish(reports: &mut [Value], perplexity: Option<f64>) {
         let rates: Option<Vec<f64>> =
             members.iter().map(|at| reports[*at]["metrics"]["output_tokens_per_joule"].as_f64()).collect();
         let interval = rates.and_then(|rates| Interval::of(&rates));
+        let known = members.iter().all(|at| reports[*at]["energy"]["total_j"].is_number());
         let hashes: Vec<Value> = members.iter().map(|at| reports[*at]["quality"]["output_sha256"].clone()).collect();
         // A server's repeats have prompts of their own.
         let alike = matches!(reports[members[0]]["workload"]["name"].as_str(), Some("prefill" | "decode"));
         let differ = alike && hashes.windows(2).any(|pair| pair[0] != pair[1]);
         for at in members {
             let report = &mut reports[*at];
-            let statistics = json!({
-                "mean": interval.map(|i| i.mean),
-                "ci95": interval.and_then(|i| i.ends()).map(|(low, high)| [low, high]),
-                "cv": interval.and_then(|i| i.cv),
-            });
             put(report, "/stats/repeats", json!(members.len()));
-            put(report, "/stats/output_tokens_per_joule", statistics);
+            // A run without repeats has an interval of its own.
+            if members.len() > 1 || report["stats"]["output_tokens_per_joule"]["mean"].is_null() {
+                let ends = interval.and_then(|i| i.ends());
+                let reason = match interval {
+                    None if known => Some("nothing was generated"),
+                    None => Some("the energy is unknown"),
+                    Some(_) if ends.is_none() => Some("one repeat"),
+                    Some(_) => None,
+                };
+                let statistics = json!({
+                    "mean": interval.map(|i| i.mean),
+                    "ci95": ends.map(|(low, high)| [low, high]),
+                    "cv": interval.and_then(|i| i.cv),
+                    "interval": ends.map(|_| BY_REPEATS),
+                    "blocks": null,
+                    "reason": reason,
+                });
+                put(report, "/stats/output_tokens_per_joule", statistics);
+            }
             put(report, "/quality/perplexity", json!(perplexity));
             if differ {
                 flag(report, "output_mismatch");
@@ -226,6 +277,12 @@ pub fn model(fields: &[(&str, Value)]) -> Value {
     }
     model.into()
 }
+
+/// How an interval was made: from the repeats of a case.
+const BY_REPEATS: &str = "student_t";
+
+/// From the blocks of a single run.
+pub const BY_BLOCKS: &str = "block_bootstrap";
 
 /// Seconds that joules need at least, and renewals of a meter's value.
 const LEAST_S: f64 = 30.0;
@@ -259,9 +316,41 @@ mod tests {
         finish(&mut reports, Some(7.5));
         assert_eq!(reports[0]["stats"]["output_tokens_per_joule"]["mean"], 3.0);
         assert_eq!(reports[3]["stats"]["repeats"], 2);
+        assert_eq!(reports[0]["stats"]["output_tokens_per_joule"]["interval"], "student_t");
         assert_eq!(reports[0]["validity"]["flags"], json!([]));
         assert_eq!(reports[1]["validity"], json!({"ok": false, "flags": ["output_mismatch"]}));
         assert_eq!(reports[2]["quality"]["perplexity"], 7.5);
+    }
+
+    /// Ten pieces a block of two tokens each: what a block has for a joule is twice its pieces.
+    #[test]
+    fn a_run_without_repeats_has_the_interval_of_its_blocks_and_others_say_why_they_have_none() {
+        let alone = |blocks: Option<Result<Vec<Block>, String>>, rate: Value| {
+            let work = Work { output_tokens: Some(120), ..Work::default() };
+            let run = Run { workload: "decode", work, counted: Some(60), ..Run::default() };
+            let mut report = json!({
+                "workload": {"name": "decode"}, "metrics": {"output_tokens_per_joule": rate}, "stats": {},
+                "energy": {"total_j": rate.as_f64().map(|rate| 120.0 / rate)}, "quality": {},
+            });
+            if let Some(blocks) = &blocks {
+                report["stats"]["output_tokens_per_joule"] = super::alone(&report, &run, blocks);
+            }
+            let mut reports = [report];
+            finish(&mut reports, None);
+            reports[0]["stats"]["output_tokens_per_joule"].clone()
+        };
+        let block = Block { done: 10, joules: Some(4.0) };
+        let told = alone(Some(Ok(vec![block; 6])), json!(5.0));
+        let by_blocks =
+            json!({"mean": 5.0, "ci95": [5.0, 5.0], "cv": null, "interval": BY_BLOCKS, "blocks": 6, "reason": null});
+        assert_eq!(told, by_blocks);
+        let without = |reason: &str, told: Value| {
+            assert!(told["ci95"].is_null() && told["interval"].is_null() && told["reason"] == reason, "{told}");
+        };
+        without("3 whole blocks of 10 s, and 5 are needed", alone(Some(Ok(vec![block; 3])), json!(5.0)));
+        without("an agent", alone(Some(Err("an agent".to_owned())), json!(5.0)));
+        without("the energy is unknown", alone(Some(Ok(vec![block; 6])), Value::Null));
+        without("one repeat", alone(None, json!(5.0)));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use std::num::NonZero;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -269,8 +270,14 @@ impl Rounds<'_> {
                 self.report(&mark, phase_run(run("prefill"), &prefill))?;
                 phases[at][0].push(prefill);
                 let mark = self.metered.source.mark();
+                let before = self.bench.decoded().load(Ordering::Relaxed);
+                if repeat == 1 {
+                    self.metered.source.trace(&mark, self.bench.decoded());
+                }
                 if let Some(decode) = self.bench.decode(case, self.least)? {
-                    self.report(&mark, phase_run(run("decode"), &decode))?;
+                    let blocks = (repeat == 1).then(|| self.metered.source.traced());
+                    let counted = Some(self.bench.decoded().load(Ordering::Relaxed) - before);
+                    self.report(&mark, Run { blocks, counted, ..phase_run(run("decode"), &decode) })?;
                     phases[at][1].push(decode);
                 }
             }

@@ -23,7 +23,9 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-use super::subject::{LocalArgs, Polled};
+use super::polled::Polled;
+use super::subject::LocalArgs;
+use crate::commit;
 use crate::verbs::Context;
 
 /// Arguments of `energy serve`.
@@ -147,7 +149,11 @@ async fn report(body: &[u8], meters: &Arc<Polled>) -> Response<String> {
         Err(error) => return refuse(StatusCode::INTERNAL_SERVER_ERROR, error),
     };
     match Window::between(&start, &end) {
-        Ok(window) => text(StatusCode::OK, JSON, format!("{}\n", Report::of("agent", "local", window).json())),
+        Ok(window) => {
+            let mut report = Report::of("agent", "local", window);
+            report.git = commit::of_this_build().map(str::to_owned);
+            text(StatusCode::OK, JSON, format!("{}\n", report.json()))
+        }
         Err(error) => refuse(StatusCode::CONFLICT, error),
     }
 }

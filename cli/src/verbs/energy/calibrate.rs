@@ -12,7 +12,7 @@ use njoule_energy::profile::{NeuronWatts, Watts};
 use njoule_energy::{Snapshot, Wanted};
 use serde_json::json;
 
-use super::subject::Polled;
+use super::polled::Polled;
 use super::watch::wait;
 use crate::args::UsageError;
 use crate::session::Interrupt;

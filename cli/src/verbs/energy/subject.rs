@@ -1,20 +1,19 @@
 //! Whose energy is asked for, and by which meters.
 
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::thread::JoinHandle;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::Context as _;
-use njoule_energy::conditions::Conditions;
 use njoule_energy::load::Part;
-use njoule_energy::meter::feed::SharedCommand;
-use njoule_energy::{Meters, Report, Root, Snapshot, Wanted, Window};
+use njoule_energy::{Report, Snapshot, Wanted, Window};
 use serde_json::Value;
 
 use super::place::is_here;
+use super::polled::{Block, Polled};
 use super::watch::wait;
 use crate::args::UsageError;
+use crate::commit;
 use crate::session::Interrupt;
 use crate::session::metering::MeteringArgs;
 
@@ -95,88 +94,6 @@ impl LocalArgs {
     pub fn wanted(&self, part: Option<Part>) -> Wanted {
         Wanted { instance: self.instance.clone(), part, ..self.metering.wanted() }
     }
-}
-
-/// Meters that are read once a second, so that no counter wraps unseen and no minute is missed.
-pub struct Polled {
-    meters: Arc<Mutex<Meters>>,
-    root: Root,
-    commands: Vec<Arc<SharedCommand>>,
-    stop: Option<mpsc::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Polled {
-    /// Opens them.
-    pub fn open(wanted: &Wanted) -> anyhow::Result<Polled> {
-        let meters = Meters::open(wanted);
-        let (commands, root) = (meters.commands(), meters.root().clone());
-        let (meters, ours) = (Arc::new(Mutex::new(meters)), commands.clone());
-        let (stop, stopped) = mpsc::channel::<()>();
-        let polled = meters.clone();
-        let body = move || {
-            let start = Instant::now();
-            for round in 1u32.. {
-                // Absolute deadlines with a fifth of jitter: a program of a steady rhythm must not hide between the looks.
-                let jitter = 0.2 * (f64::from(round.wrapping_mul(2_654_435_769)) / f64::from(u32::MAX) * 2.0 - 1.0);
-                let due = start + Duration::from_secs_f64((f64::from(round) + jitter).max(0.0));
-                match stopped.recv_timeout(due.saturating_duration_since(Instant::now())) {
-                    Err(mpsc::RecvTimeoutError::Timeout) => {
-                        commands.iter().for_each(|command| command.run());
-                        lock(&polled).poll();
-                    }
-                    _ => return,
-                }
-            }
-        };
-        let thread = std::thread::Builder::new().name("njoule-meters".into()).spawn(body);
-        let thread = Some(thread.context("cannot start a thread for the meters")?);
-        Ok(Polled { meters, root, commands: ours, stop: Some(stop), thread })
-    }
-
-    /// Where all stand at a window's beginning. What it costs to read the conditions lies before it.
-    pub fn begin(&self) -> Snapshot {
-        let conditions = Some(Conditions::read(&self.root));
-        Snapshot { conditions, ..self.snapshot() }
-    }
-
-    /// The same at its end, and behind it. The end is now: a feed's command that takes its time is waited for afterwards,
-    /// and the stamp of what it says tells how far behind the end that is.
-    pub fn end(&self) -> Snapshot {
-        let end = self.now();
-        Snapshot { conditions: Some(Conditions::read(&self.root)), ..end }
-    }
-
-    /// Where all stand now, as far as feeds' commands can say.
-    fn now(&self) -> Snapshot {
-        let mut now = lock(&self.meters).snapshot();
-        if !self.commands.is_empty() {
-            self.commands.iter().for_each(|command| command.run_if_it_answers());
-            lock(&self.meters).refresh(&mut now);
-        }
-        now
-    }
-
-    /// Where all stand. Waits for the command of a feed, if there is one, and holds nobody else up meanwhile.
-    pub fn snapshot(&self) -> Snapshot {
-        self.commands.iter().for_each(|command| command.run());
-        lock(&self.meters).snapshot()
-    }
-}
-
-impl Drop for Polled {
-    fn drop(&mut self) {
-        self.stop = None;
-        self.commands.iter().for_each(|command| command.stop());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-/// A panic of another thread leaves totals as they were.
-fn lock(meters: &Mutex<Meters>) -> std::sync::MutexGuard<'_, Meters> {
-    meters.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Somebody to ask.
@@ -271,7 +188,7 @@ impl Source {
             Source::Here(meters) => Some(meters.now()),
             Source::There(_) | Source::Nobody(_) => None,
         };
-        let report = self.until(mark, end.as_ref(), run_id, subject, |_| {});
+        let report = self.until(mark, end.as_ref()).report(run_id, subject, |_| {});
         *mark = match end {
             Some(end) => Mark::now(Ok(Beginning::Here(Box::new(end)))),
             None => self.mark(),
@@ -281,55 +198,94 @@ impl Source {
 
     /// The report since `mark`. What could not be asked is unknown, never this machine's in the place of another's.
     pub fn since(&self, mark: &Mark, run_id: &str, subject: &Subject, adjust: impl Fn(&mut Report)) -> Value {
-        self.until(mark, None, run_id, subject, adjust)
+        self.end(mark).report(run_id, subject, adjust)
+    }
+
+    /// The window since `mark` ends.
+    pub fn end(&self, mark: &Mark) -> Span {
+        self.until(mark, None)
     }
 
     /// Until `end`, or now.
-    fn until(
-        &self,
-        mark: &Mark,
-        end: Option<&Snapshot>,
-        run_id: &str,
-        subject: &Subject,
-        adjust: impl Fn(&mut Report),
-    ) -> Value {
-        let unknown = |reason: String| {
-            let duration_s = mark.at.elapsed().as_secs_f64();
-            let mut report = Report::unknown(run_id, subject.to_string(), Some(reason), mark.unix_s, duration_s);
-            adjust(&mut report);
-            report.json()
-        };
-        let start = match &mark.snapshot {
-            Ok(start) => start,
-            Err(reason) => return unknown(reason.clone()),
-        };
-        match (self, start) {
-            (Source::Here(meters), Beginning::Here(start)) => {
+    fn until(&self, mark: &Mark, end: Option<&Snapshot>) -> Span {
+        let told = match (self, &mark.snapshot) {
+            (_, Err(reason)) => Err(reason.clone()),
+            (Source::Here(meters), Ok(Beginning::Here(start))) => {
                 let window = match end {
                     Some(end) => Window::between(start, end),
                     None => Window::between(start, &meters.end()),
                 };
-                match window {
-                    Ok(window) => {
-                        let mut report = Report::of(run_id, subject.to_string(), window);
-                        adjust(&mut report);
-                        report.json()
-                    }
-                    Err(reason) => unknown(reason.to_string()),
-                }
+                window.map(|window| Told::Here(Box::new(window))).map_err(|reason| reason.to_string())
             }
-            (Source::There(url), Beginning::There(start)) => {
-                // The work and the client are ours, and so are the figures of both.
-                let mut ours = Report::unknown(run_id, subject.to_string(), None, mark.unix_s, 0.0);
-                adjust(&mut ours);
-                let completed = ask(url, Some(start)).and_then(|mut theirs| {
-                    ours.complete(&mut theirs)
-                        .map_err(|what| format!("{url}: what answers there is no agent: {what}"))?;
-                    Ok(theirs)
-                });
-                completed.unwrap_or_else(unknown)
+            (Source::There(url), Ok(Beginning::There(start))) => {
+                ask(url, Some(start)).map(|theirs| Told::There(url.clone(), theirs))
             }
-            _ => unknown("the beginning is of other meters".into()),
+            _ => Err("the beginning is of other meters".into()),
+        };
+        let by_client_s = mark.at.elapsed().as_secs_f64();
+        let duration_s = match &told {
+            Ok(Told::Here(window)) => window.duration_s,
+            Ok(Told::There(_, theirs)) => theirs["window"]["duration_s"].as_f64().unwrap_or(by_client_s),
+            Err(_) => by_client_s,
+        };
+        Span { start: mark.at, start_unix_s: mark.unix_s, duration_s, told }
+    }
+
+    /// From `mark` on what happens in every ten seconds is kept, with what `done` has counted by then.
+    pub fn trace(&self, mark: &Mark, done: &Arc<AtomicU64>) {
+        if let (Source::Here(meters), Ok(Beginning::Here(start))) = (self, &mark.snapshot) {
+            meters.trace(start, mark.at, done.clone());
+        }
+    }
+
+    /// What was kept since then, or why nothing was.
+    pub fn traced(&self) -> Result<Vec<Block>, String> {
+        match self {
+            Source::Here(meters) => Ok(meters.traced()),
+            Source::There(_) => Err("an agent is asked at the ends of a run alone".to_owned()),
+            Source::Nobody(_) => Err("no meter is read".to_owned()),
+        }
+    }
+}
+
+/// A window that has ended, before it is said what was done in it.
+pub struct Span {
+    start: Instant,
+    start_unix_s: f64,
+    duration_s: f64,
+    told: Result<Told, String>,
+}
+
+/// What the meters say of it.
+enum Told {
+    Here(Box<Window>),
+    /// An agent at this address.
+    There(String, Value),
+}
+
+impl Span {
+    /// Its beginning by the client's clock, and its length.
+    pub fn place(&self) -> (Instant, f64) {
+        (self.start, self.duration_s)
+    }
+
+    /// Its report.
+    pub fn report(self, run_id: &str, subject: &Subject, adjust: impl Fn(&mut Report)) -> Value {
+        let Span { start_unix_s, duration_s, told, .. } = self;
+        let made = |mut report: Report| {
+            report.git = commit::of_this_build().map(str::to_owned);
+            adjust(&mut report);
+            report
+        };
+        let unknown = |reason| made(Report::unknown(run_id, subject.to_string(), reason, start_unix_s, duration_s));
+        match told {
+            Err(reason) => unknown(Some(reason)).json(),
+            Ok(Told::Here(window)) => made(Report::of(run_id, subject.to_string(), *window)).json(),
+            // The work and the client are ours, and so are the figures of both.
+            Ok(Told::There(url, mut theirs)) => match unknown(None).complete(&mut theirs) {
+                Ok(()) => theirs,
+                Err(what) => unknown(Some(format!("{url}: what answers there is no agent: {what}"))).json(),
+            },
         }
     }
 }

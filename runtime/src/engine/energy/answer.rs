@@ -37,6 +37,8 @@ pub struct Energy {
     pub core_s: Option<f64>,
     /// Utilisation of accelerators, integrated.
     pub util_s: Option<f64>,
+    /// Whether a part of that is extrapolated from earlier minutes.
+    pub extrapolated: bool,
     /// Whether nothing of it is still to be told by a meter.
     pub settled: bool,
 }
@@ -58,6 +60,7 @@ impl From<RequestEnergy> for Energy {
             cpu_s: used.cpu_s,
             core_s: used.core_s,
             util_s: used.util_s,
+            extrapolated: used.extrapolated,
             settled: used.settled,
         }
     }
@@ -69,6 +72,7 @@ impl Energy {
         let sum = |a: Option<f64>, b: Option<f64>| a.zip(b).map(|(a, b)| a + b);
         let total_j = sum(self.total_j, other.total_j);
         let (low_j, high_j) = (sum(self.low_j, other.low_j), sum(self.high_j, other.high_j));
+        let util_s = sum(self.util_s, other.util_s);
         Energy {
             total_j,
             low_j,
@@ -82,7 +86,8 @@ impl Energy {
             interpolated: self.interpolated || other.interpolated,
             cpu_s: self.cpu_s + other.cpu_s,
             core_s: sum(self.core_s, other.core_s),
-            util_s: sum(self.util_s, other.util_s),
+            util_s,
+            extrapolated: util_s.is_some() && (self.extrapolated || other.extrapolated),
             settled: self.settled && other.settled,
         }
     }

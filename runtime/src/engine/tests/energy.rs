@@ -247,7 +247,8 @@ fn utilisation_is_conserved_like_joules() {
             .collect();
         let total = settled(&engine, &told).energy.util_s().unwrap_or(0.0);
         near(total, told.lock().unwrap().util_s);
-        let known: Vec<f64> = used.iter().filter_map(|u| u.util_s).collect();
+        assert!(used.iter().all(|u| !(u.extrapolated && u.settled)), "{used:?}");
+        let known: Vec<f64> = used.iter().filter(|u| !u.extrapolated).filter_map(|u| u.util_s).collect();
         let given: f64 = known.iter().sum();
         match minute {
             // The first reading is of loading, later ones may be of idling.

@@ -2,7 +2,7 @@
 
 use super::energy::{leave_midway, near};
 use super::*;
-use crate::engine::{Character, EnergySource, Later, Metered, Reading, RequestEnergy, Utilised};
+use crate::engine::{Character, Energy, EnergySource, Later, Metered, Reading, RequestEnergy, Utilised};
 use njoule_energy::{Joules, Method};
 use serde_json::Value;
 
@@ -133,6 +133,97 @@ fn settled_answers_and_buckets_are_what_was_told() {
     // What is settled stays as it is.
     minute(&engine, &driver, Utilised::Known(0.1), joules(1.0));
     answers.iter().zip(&used).for_each(|((_, later), used)| assert_eq!(later.now(), *used));
+}
+
+/// Core-seconds of all requests, and their utilisation-seconds as they were told.
+fn told_of_requests(engine: &Engine) -> (f64, f64) {
+    let stats = engine.stats().energy;
+    let util = stats.util.unwrap();
+    (stats.core_s.unwrap(), util.prefill_j + util.decode_j)
+}
+
+/// What an answer has of minutes that are still to be told is as many for each of its core-seconds as in those that were, and
+/// says so; what is told takes its place, and nothing else ever has the other.
+#[test]
+fn the_rest_of_a_minute_is_extrapolated_from_those_told_and_settled_as_told() {
+    let (engine, gate, driver) = driven();
+    gate.set(false);
+    let (first, first_later) = answered(ask(&engine, 1));
+    assert_eq!((first.util_s, first.extrapolated, first.settled), (None, false, false), "no minute was told");
+    minute(&engine, &driver, Utilised::Known(0.7), joules(5.0));
+    let first = settled(&first_later);
+    let (cores, util) = told_of_requests(&engine);
+    assert!(!first.extrapolated && util > 0.0);
+    near(first.util_s.unwrap(), util);
+
+    // All of it is still to be told.
+    let (second, second_later) = answered(ask(&engine, 2));
+    assert!(second.extrapolated && !second.settled && second.core_s.unwrap() > 0.0, "{second:?}");
+    near(second.util_s.unwrap(), util / cores * second.core_s.unwrap());
+    assert_eq!((second.joules, second.parts, second_later.now()), (None, None, second));
+    let sum = Energy::from(second).plus(first.into());
+    assert!(sum.extrapolated && !sum.settled);
+    near(sum.util_s.unwrap(), first.util_s.unwrap() + second.util_s.unwrap());
+    let stats = engine.stats().energy;
+    near(stats.util_s().unwrap(), 0.7);
+    near(stats.joules.unwrap().best(), 5.0);
+    minute(&engine, &driver, Utilised::Known(0.5), joules(5.0));
+    let second = settled(&second_later);
+    let (_, both) = told_of_requests(&engine);
+    assert!(!second.extrapolated);
+    near(second.util_s.unwrap(), both - util);
+
+    // A part of it is told.
+    let before = told_of_requests(&engine);
+    gate.set(true);
+    let mut third = ask(&engine, 3);
+    while !matches!(third.recv_timeout(Duration::from_millis(2)), Ok(Event::Token { .. })) {
+        gate.allow(Some(1));
+    }
+    driver.lock().unwrap().next = Some((Utilised::Known(0.9), joules(5.0)));
+    wait("a minute amid it", || driver.lock().unwrap().next.is_none());
+    wait("a look at it", || {
+        gate.allow(Some(1));
+        engine.stats().energy.util_s().unwrap() > 2.0
+    });
+    let midway = told_of_requests(&engine);
+    gate.allow(None);
+    let (third, third_later) = answered(third);
+    assert!(third.extrapolated && !third.settled, "{third:?}");
+    let rest_s = third.core_s.unwrap() - (midway.0 - before.0);
+    near(third.util_s.unwrap(), (midway.1 - before.1) + midway.1 / midway.0 * rest_s);
+    minute(&engine, &driver, Utilised::Known(0.3), joules(5.0));
+    let third = settled(&third_later);
+    let (stats, (_, all)) = (engine.stats().energy, told_of_requests(&engine));
+    near([first, second, third].iter().map(|used| used.util_s.unwrap()).sum(), all);
+    near(stats.util.unwrap().total(), driver.lock().unwrap().told[0]);
+    near(driver.lock().unwrap().told[0], 2.4);
+    near(stats.split.unwrap().total(), 20.0);
+}
+
+/// What lies in a gap of the driver is made up of nothing, however much was told before.
+#[test]
+fn a_gap_is_not_extrapolated_over() {
+    let (engine, gate, driver) = driven();
+    gate.set(false);
+    let (_, later) = answered(ask(&engine, 1));
+    minute(&engine, &driver, Utilised::Known(0.7), joules(5.0));
+    assert!(settled(&later).util_s.is_some());
+    gate.set(true);
+    let mut spans = ask(&engine, 2);
+    while !matches!(spans.recv_timeout(Duration::from_millis(2)), Ok(Event::Token { .. })) {
+        gate.allow(Some(1));
+    }
+    let unknown_s = engine.stats().energy.unknown_s;
+    driver.lock().unwrap().next = Some((Utilised::Unknown, Metered::Unknown));
+    wait("the gap", || driver.lock().unwrap().next.is_none());
+    wait("a look at it", || {
+        gate.allow(Some(1));
+        engine.stats().energy.unknown_s > unknown_s
+    });
+    gate.allow(None);
+    let (spans, _) = answered(spans);
+    assert_eq!((spans.util_s, spans.extrapolated, spans.settled), (None, false, false));
 }
 
 /// Of a minute that the driver does not know, what an answer had of it will never be known: it is settled so.

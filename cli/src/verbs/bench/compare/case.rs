@@ -5,7 +5,8 @@ use njoule_energy::report::util_seconds;
 use njoule_runtime::backend::neuron::plan::Instances;
 use serde_json::Value;
 
-use super::super::interval::{Interval, paired_ratio};
+use super::super::interval::{Interval, paired_ratio, ratio_of_runs};
+use super::super::record::BY_BLOCKS;
 use super::super::reports::tokens;
 use super::{Case, Given, Verdict, grounds};
 
@@ -78,6 +79,8 @@ fn used(report: &Value) -> Option<f64> {
 pub fn case(key: &str, a: &[Value], b: &[Value], given: Given) -> Case {
     let ratio = |amount: &dyn Fn(&Value) -> Option<f64>| paired_ratio(&per_token(a, amount)?, &per_token(b, amount)?);
     let (time, used_ratio, energy) = (ratio(&seconds), ratio(&used), ratio(&joules));
+    let by_blocks = by_blocks(a, b);
+    let energy = by_blocks.or(energy);
     let what = if has_devices(&a[0]) { "utilisation-seconds" } else { "CPU-seconds" };
     let mut case = Case {
         key: key.to_owned(),
@@ -122,7 +125,10 @@ pub fn case(key: &str, a: &[Value], b: &[Value], given: Given) -> Case {
     } else {
         None
     };
-    if time.is_some_and(|t| t.half.is_none()) {
+    if by_blocks.is_some() && evidence.is_some() {
+        say("one repeat of each: the interval is by blocks of 10 s within both, and what differs from run to run is not in it (--repeat)"
+            .to_owned());
+    } else if time.is_some_and(|t| t.half.is_none()) {
         say("one repeat of each: without repeats no interval is known, and no difference is claimed (--repeat)"
             .to_owned());
         if a == b {
@@ -150,6 +156,22 @@ pub fn case(key: &str, a: &[Value], b: &[Value], given: Given) -> Case {
     let fair = grounds::fair(a, b, given.same_types, &mut say);
     case.evidence = evidence.filter(|_| fair);
     case
+}
+
+/// Of one run on each side whose joules a sensor counts and whose intervals are by their blocks: the ratio of joules per token.
+fn by_blocks(a: &[Value], b: &[Value]) -> Option<Interval> {
+    let run = |reports: &[Value]| {
+        let [report] = reports else { return None };
+        let stats = &report["stats"]["output_tokens_per_joule"];
+        if stats["interval"] != BY_BLOCKS || grounds::no_sensor_method(reports) {
+            return None;
+        }
+        let end = |at: usize| stats["ci95"][at].as_f64();
+        let blocks = stats["blocks"].as_u64().and_then(|n| usize::try_from(n).ok())?;
+        Some((tokens(report)? / joules(report)?, [end(0)?, end(1)?], blocks))
+    };
+    // Of tokens per joule the logarithm's sign is the other one.
+    ratio_of_runs(run(b)?, run(a)?)
 }
 
 /// The ratios of which each may be the true one: measured joules have one; of an estimate's interval both ends, and of declared

@@ -35,10 +35,15 @@ pub fn two_kinds_of_joules(a: &[Value], b: &[Value]) -> Option<String> {
     })
 }
 
+/// Whether one of these has joules that no sensor counts.
+pub fn no_sensor_method(reports: &[Value]) -> bool {
+    let sensor = |r: &Value| matches!(r["energy"]["method"].as_str(), Some("measured" | "hardware_model"));
+    !reports.iter().all(sensor)
+}
+
 /// Why absolute joules of these reports cannot be held against another machine's, if they cannot.
 pub fn no_sensor(reports: &[Value]) -> Option<String> {
-    let sensor = |r: &Value| matches!(r["energy"]["method"].as_str(), Some("measured" | "hardware_model"));
-    if !reports.iter().all(sensor) {
+    if no_sensor_method(reports) {
         return Some("the energies are no sensor's: they decide nothing between two machines".to_owned());
     }
     let unsure = |m: &&Value| m["counts_in_total"] == true && m["rel_uncertainty"].is_null();

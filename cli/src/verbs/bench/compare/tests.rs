@@ -280,6 +280,32 @@ fn without_repeats_the_ratio_is_told_and_no_difference_claimed() {
     assert!(lines(a, b).contains("B over A: 1.250") && lines(a, b).contains("no interval is known"), "{}", lines(a, b));
 }
 
+/// One run of each, 2 and 2.5 tokens per joule: what their blocks say decides, and nothing else in its place.
+#[test]
+fn single_runs_are_compared_by_their_blocks_alone() {
+    let run = |joules: f64, width: f64| {
+        let rate = 100.0 / joules;
+        let ends = json!([rate * (1.0 - width), rate * (1.0 + width)]);
+        let stats = json!({"mean": rate, "ci95": ends, "cv": null, "interval": "block_bootstrap", "blocks": 30});
+        with(repeats(10.0, 20.0, Some(joules))[1..2].to_vec(), &[("/stats/output_tokens_per_joule", stats)])
+    };
+    let (a, b) = (run(50.0, 0.05), run(40.0, 0.05));
+    assert_eq!((verdict(&a, &b), verdict(&b, &a)), (Verdict::Better, Verdict::Worse));
+    assert!(lines(&a, &b).contains("by blocks of 10 s") && lines(&a, &b).contains("1.250 (1.1"), "{}", lines(&a, &b));
+    assert_eq!(verdict(&run(50.0, 0.2), &run(40.0, 0.2)), Verdict::Same);
+    assert_eq!(verdict(&a, &a), Verdict::Same);
+    // One side without, more than one repeat on a side, no sensor: as before.
+    let without = with(b.clone(), &[("/stats", Value::Null)]);
+    assert_eq!(verdict(&a, &without), Verdict::NotComparable);
+    assert_eq!(verdict(&a, &repeats(10.0, 20.0, Some(40.0))), Verdict::NotComparable);
+    let modelled = |reports: &[Value]| with(reports.to_vec(), &[("/energy/method", json!("estimated"))]);
+    assert_eq!(verdict(&modelled(&a), &modelled(&b)), Verdict::NotComparable);
+    let invalid = with(b.clone(), &[("/validity/ok", json!(false))]);
+    assert_eq!(verdict(&a, &invalid), Verdict::NotComparable);
+    let wall = with(b, &[("/energy/boundary", json!("wall"))]);
+    assert_eq!(verdict(&a, &wall), Verdict::NotComparable);
+}
+
 /// Two ends of a bracket of which one moved by chance, in one case of several: no contradiction, and no difference.
 #[test]
 fn chance_in_one_of_many_cases_is_no_difference() {
