@@ -300,7 +300,8 @@ pub fn isolation(scale: &Scale) -> anyhow::Result<String> {
         ensure!(first == 0 && again > 0, "salt {salt}: {first} tokens were another's, {again} its own");
     }
     Ok(format!(
-        "{count} answers with log-probabilities, in batches of up to 32 with joins and leaves, equal those that ran alone; no two          cache salts share a block"
+        "{count} answers with log-probabilities, in batches of up to 32 with joins and leaves, equal those that ran alone; no two cache \
+         salts share a block"
     ))
 }
 

@@ -7,6 +7,8 @@
 //! when power stays high or low for many seconds: a sum of such varies by `1 + 2 r` of what it would, `r` being their
 //! correlation. What differs from run to run is not in one run.
 
+use njoule_runtime::sampler::uniform;
+
 use super::interval::{beyond, student};
 use crate::verbs::energy::polled::Block;
 
@@ -21,11 +23,13 @@ pub fn interval(blocks: &[Block]) -> Result<[f64; 2], String> {
     if known.len() < n {
         return Err(format!("the meters did not tell the joules of {} of {n} blocks of 10 s", n - known.len()));
     }
-    let mut state = SEED;
+    let mut index = 0;
     let mut draw = || {
         let (mut done, mut joules) = (0.0, 0.0);
         for _ in 0..n {
-            let (more, cost) = known[below(&mut state, n)];
+            index += 1;
+            // Below n, as the number is below 1.
+            let (more, cost) = known[(uniform(SEED, index) * n as f64) as usize];
             (done, joules) = (done + more, joules + cost);
         }
         done / joules
@@ -55,17 +59,6 @@ fn alike(blocks: &[(f64, f64)]) -> f64 {
     // Of blocks that have nothing to do with each other it is below 0 by about 1/n.
     let found = together / square + 1.0 / blocks.len() as f64;
     if found > 0.0 { found.min(1.0) } else { 0.0 }
-}
-
-/// A number below `n`: splitmix64, whose high bits times `n` are cut.
-fn below(state: &mut u64, n: usize) -> usize {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^= z >> 31;
-    // Below n, which is a usize.
-    ((u128::from(z) * n as u128) >> 64) as usize
 }
 
 /// Blocks below which a draw says too little.
@@ -110,10 +103,13 @@ mod tests {
     /// how many of `runs` have the true tokens per joule within their interval.
     fn covered(runs: u64, blocks: usize, again: f64) -> f64 {
         let truth = 0.5;
-        let mut state = 7u64;
-        let mut uniform = || (below(&mut state, 1 << 30) as f64 + 0.5) / f64::from(1 << 30);
-        // Twelve uniforms are near enough to a normal variable.
-        let mut normal = || (0..12).map(|_| uniform()).sum::<f64>() - 6.0;
+        let mut index = 0;
+        let mut number = || {
+            index += 1;
+            uniform(7, index)
+        };
+        // Twelve of them are near enough to a normal variable.
+        let mut normal = || (0..12).map(|_| number()).sum::<f64>() - 6.0;
         let mut hits = 0;
         for _ in 0..runs {
             let mut off = 10.0 * normal();

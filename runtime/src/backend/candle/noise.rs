@@ -5,17 +5,21 @@
 use candle_core::{Result, Tensor};
 use njoule_models::program::{Op, Val};
 
+use crate::sampler::uniform;
+
 /// What each value is multiplied with: a number within `size` of 1, another for each.
 #[derive(Clone, Debug)]
 pub struct Noise {
-    state: u64,
+    seed: u64,
+    /// Of the next value.
+    index: u64,
     size: f32,
 }
 
 impl Noise {
     /// By a seed.
     pub fn new(seed: u64, size: f32) -> Noise {
-        Noise { state: seed, size }
+        Noise { seed, index: 0, size }
     }
 
     pub(super) fn on(&mut self, values: &Tensor) -> Result<Tensor> {
@@ -23,13 +27,11 @@ impl Noise {
         values * Tensor::from_vec(factors, values.shape(), values.device())?
     }
 
-    /// -1 to 1: SplitMix64 (Steele, Lea and Flood, 2014).
+    /// -1 to 1.
     fn next(&mut self) -> f32 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let x = (self.state ^ (self.state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        // The upper 24 bits, which f32 holds.
-        ((x ^ (x >> 31)) >> 40) as f32 / (1 << 23) as f32 - 1.0
+        self.index += 1;
+        // Rounds: what is nearer to 1 than an f32 can tell is 1.
+        (2.0 * uniform(self.seed, self.index) - 1.0) as f32
     }
 }
 
