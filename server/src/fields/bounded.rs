@@ -135,9 +135,11 @@ impl<'de> Visitor<'de> for Part<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
-        let mut map = Map::new();
+        let (mut map, mut count) = (Map::new(), 0);
         while let Some(name) = entries.next_key::<String>()? {
-            self.check(map.len())?;
+            // Names that come twice are entries too, though the last of them counts.
+            self.check(count)?;
+            count += 1;
             let value = entries.next_value_seed(self.of(&name))?;
             map.insert(name, value);
         }
@@ -167,6 +169,8 @@ mod tests {
             assert!(refused.message.contains(&format!("more than {most} ")), "{refused:?}");
             let keys: String = (0..=most).map(|key| format!("\"{key}\": 1,")).collect();
             assert_eq!(of(&format!("{{\"{name}\": {{{keys}")).unwrap_err(), refused);
+            let same = "\"1\": 1,".repeat(most + 1);
+            assert_eq!(of(&format!("{{\"{name}\": {{{same}")).unwrap_err(), refused);
             // A limit is the field's, not that of one within another of its name.
             assert!(of(&format!("{{\"a\": {}]}}}}", list(most + 1))).is_ok());
         }

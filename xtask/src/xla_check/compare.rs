@@ -116,9 +116,10 @@ pub fn first_row(
     tally.verdict()
 }
 
-/// How far the keys and values of the steps are off from those of other steps of candle's, of their size as above.
+/// How far the keys and values of the steps are off from those of other steps of candle's, of their size as above. An error where
+/// none agree or one is no number: that says nothing.
 pub fn between(got: &Kept, want: &Kept, script: Script, agrees: &dyn Fn(usize, usize) -> bool) -> anyhow::Result<f32> {
-    let mut tally = Tally::new(0.0);
+    let mut tally = Tally::new(f32::MAX);
     for ((_, _, got), (_, _, want)) in got.iter().zip(want) {
         for seq in 0..SEQUENCES {
             let (_, slots) = script.slots(seq);
@@ -126,6 +127,7 @@ pub fn between(got: &Kept, want: &Kept, script: Script, agrees: &dyn Fn(usize, u
             tally.sequence((0..got[0].len()).map(column), want, &slots, &|position| agrees(seq, position))?;
         }
     }
+    tally.verdict()?;
     Ok(tally.largest)
 }
 
