@@ -3,6 +3,7 @@
 //! Invariant: a request that was accepted ends with exactly one terminal [`Event`] ([`Event::Finished`] or
 //! [`Event::Failed`]), whatever happens to it or to the engine.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -53,6 +54,9 @@ pub struct Request {
     /// [`EngineConfig::max_unread_rows`](crate::engine::EngineConfig::max_unread_rows) rows are unread, so several such
     /// requests must be read in the order of submission or side by side.
     pub prompt_logits: bool,
+    /// Tokens that may be unread: the engine lets the request stand while so many are, and others go on, so that none are made far
+    /// ahead of a client that may have gone. Not while others wait for a place.
+    pub max_unread_tokens: Option<NonZeroUsize>,
     /// Lower runs first; equal priorities take turns over clients, and one client's run in order of arrival.
     pub priority: i64,
     /// Whose request it is: whoever had least of the engine is next. Clients of the same upper 32 bits are a group, which takes
@@ -83,6 +87,7 @@ impl Request {
             logprobs: None,
             prompt_logprobs: None,
             prompt_logits: false,
+            max_unread_tokens: None,
             priority: 0,
             client: 0,
             deadline: None,

@@ -325,7 +325,7 @@ impl<J> Scheduler<J> {
                 }
                 sequence.chunk = 0;
                 sequence.drafts.clear();
-                if kinds.hold(kind) {
+                if kinds.hold(kind) && !sequence.stands {
                     room.take(sequence.plan(limits.chunk.min(room.rows), room.outputs));
                 }
             }
@@ -343,7 +343,7 @@ impl<J> Scheduler<J> {
         let limits = self.limits;
         if limits.groups() > 1 {
             let mut present = [false; GROUPS];
-            for sequence in &self.running {
+            for sequence in self.running.iter().filter(|s| !s.stands) {
                 present[limits.group(limits.kind(sequence))] = true;
             }
             if self.running.len() < limits.running {

@@ -81,11 +81,11 @@ impl Messages {
         let Messages { model, stream, prompt_tokens, looks, work, id, tenant } = self;
         let keeper = Keeper::new(app, tenant);
         if stream {
-            let generation = Generation::start(app, &model, work, app.config.max_unread)?;
+            let generation = Generation::stream(app, &model, work)?;
             let render = stream::Stream::new(id, model.name().to_owned(), looks, prompt_tokens, keeper);
             return Ok(Reply::Events(EventStream::new(generation, Box::new(render), app.config.ping_interval)));
         }
-        let parts = Generation::start(app, &model, work, usize::MAX)?.finish().await?;
+        let parts = Generation::start(app, &model, work)?.finish().await?;
         let part = parts.into_iter().next().unwrap_or_default();
         let Answered { reasoning, content, calls, .. } = Answered::new(&looks, &part);
         let (stop_reason, stop_sequence) = stop_reason(&part, calls.len());

@@ -19,6 +19,13 @@ pub async fn aside<T: Send + 'static>(
     done.unwrap_or_else(|| Err(ApiError::engine("internal_error", "the request could not be handled", false)))
 }
 
+/// Lets others go first for a moment: tasks of this thread, and threads that wait for its core. Whoever makes or writes a token is
+/// not to wait until the time of a thread that takes in megabytes is used up.
+pub async fn give_way() {
+    std::thread::yield_now();
+    tokio::task::yield_now().await;
+}
+
 /// A thread of its own, as its priority cannot be raised again; `None` where it cannot be or panics.
 async fn behind<T: Send + 'static>(turn: OwnedSemaphorePermit, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (sender, receiver) = oneshot::channel();

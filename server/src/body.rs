@@ -3,8 +3,8 @@
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -14,7 +14,9 @@ use hyper::{Request, StatusCode};
 use tokio::time::{Instant, timeout_at};
 
 use crate::app::{App, Buffered};
+use crate::aside::give_way;
 use crate::error::ApiError;
+use crate::receipts::Receipts;
 
 /// The body of a response.
 pub struct Body {
@@ -27,10 +29,12 @@ pub struct Body {
 
 /// What a connection is handed before it has passed on to the system what it was handed before: hyper would take 128 KiB for a
 /// client that does not read.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Pace {
     /// Bytes since then.
     handed: AtomicUsize,
+    /// Of the stream that is written now, if it is one.
+    receipts: Mutex<Option<Arc<Receipts>>>,
 }
 
 impl Pace {
@@ -41,6 +45,28 @@ impl Pace {
 
     fn hand(&self, bytes: usize) {
         self.handed.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// There is no more to hand on for now.
+    fn waits(&self) {
+        // Nothing is written of what was taken out since then, if anything was.
+        if self.handed.load(Ordering::Relaxed) == 0
+            && let Some(receipts) = self.receipts()
+        {
+            receipts.passed();
+        }
+    }
+
+    /// Who is to hear of what is passed on now, if anybody.
+    pub fn receipts(&self) -> Option<Arc<Receipts>> {
+        self.receipts.lock().unwrap_or_else(PoisonError::into_inner).clone().filter(|receipts| receipts.is_due())
+    }
+
+    /// The system takes nothing for the client.
+    pub fn stalled(&self) {
+        if let Some(receipts) = &*self.receipts.lock().unwrap_or_else(PoisonError::into_inner) {
+            receipts.stalled();
+        }
     }
 
     /// Everything has been passed on.
@@ -61,6 +87,11 @@ enum Content {
 pub trait Chunks: Send {
     /// The next piece; `None` after the last.
     fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>>;
+
+    /// Who wants to hear when pieces have been passed on.
+    fn receipts(&self) -> Option<Arc<Receipts>> {
+        None
+    }
 }
 
 impl Body {
@@ -85,6 +116,11 @@ impl Body {
 
     /// Hands on no more than `pace` has room for.
     pub fn paced(self, pace: Arc<Pace>) -> Body {
+        let receipts = match &self.content {
+            Content::Whole(_) => None,
+            Content::Stream(chunks) => chunks.receipts(),
+        };
+        *pace.receipts.lock().unwrap_or_else(PoisonError::into_inner) = receipts;
         Body { pace: Some(pace), ..self }
     }
 }
@@ -103,7 +139,15 @@ impl HttpBody for Body {
             Content::Stream(chunks) => match &this.pace {
                 None => chunks.poll_chunk(context),
                 Some(pace) if pace.is_full() => return Poll::Pending,
-                Some(pace) => chunks.poll_chunk(context).map(|chunk| chunk.inspect(|bytes| pace.hand(bytes.len()))),
+                Some(pace) => {
+                    let chunk = chunks.poll_chunk(context);
+                    match &chunk {
+                        Poll::Ready(Some(bytes)) => pace.hand(bytes.len()),
+                        Poll::Ready(None) => {}
+                        Poll::Pending => pace.waits(),
+                    }
+                    chunk
+                }
             },
         };
         if let Poll::Ready(None) = chunk {
@@ -160,6 +204,9 @@ pub async fn read(request: Request<Incoming>, app: &Arc<App>) -> Result<(Vec<u8>
             room.grow(data.len())?;
         }
         bytes.extend_from_slice(&data);
+        if bytes.len() > FIRST {
+            give_way().await;
+        }
     }
 }
 

@@ -125,13 +125,13 @@ impl Chat {
         let prompt_token_ids = with_ids.then_some(prompt);
         let keeper = Keeper::new(app, params.tenant());
         if let Some(options) = params.stream {
-            let generation = Generation::start(app, &model, work, app.config.max_unread)?;
+            let generation = Generation::stream(app, &model, work)?;
             let prompt = stream::Prompt { tokens: prompt_tokens, ids: prompt_token_ids };
             let render = stream::Stream::new(head, options, layout, looks, logprobs, prompt, keeper);
             let stream = EventStream::new(generation, Box::new(render), app.config.ping_interval);
             return Ok(Reply::Events(stream));
         }
-        let parts = Generation::start(app, &model, work, usize::MAX)?.finish().await?;
+        let parts = Generation::start(app, &model, work)?.finish().await?;
         let mut prompt_logprobs = None;
         let (mut completion_tokens, mut thought, mut cached, mut used) = (0, 0, 0, Used::default());
         let mut choices = Vec::new();

@@ -120,14 +120,13 @@ impl Completions {
             layout,
         };
         let keeper = Keeper::new(app, params.tenant());
-        let unread = app.config.max_unread;
         if let Some(options) = params.stream {
-            let generation = Generation::start(app, &model, work, unread)?;
+            let generation = Generation::stream(app, &model, work)?;
             let render = stream::Stream::new(writer, head, options, keeper);
             let stream = EventStream::new(generation, Box::new(render), app.config.ping_interval);
             return Ok(Reply::Events(stream));
         }
-        let parts = Generation::start(app, &model, work, usize::MAX)?.finish().await?;
+        let parts = Generation::start(app, &model, work)?.finish().await?;
         let mut choices = Vec::new();
         let (mut completion_tokens, mut cached, mut used) = (0, 0, Used::default());
         for (sequence, mut part) in parts.into_iter().enumerate() {

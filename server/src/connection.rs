@@ -12,7 +12,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -128,7 +128,7 @@ pub async fn serve(stream: TcpStream, place: Place, tls: Option<TlsAcceptor>, ap
     let _ = timeout(LAST_WORDS, wire.shutdown()).await;
     if !failed && app.phase() < Phase::Ending {
         tokio::select! {
-            _ = timeout(LINGER, drop_rest(&mut wire, app.config.max_body + REST)) => {}
+            _ = timeout(LINGER, drop_rest(&wire, app.config.max_body + REST)) => {}
             _ = app.reached(Phase::Ending) => {}
         }
     }
@@ -136,10 +136,10 @@ pub async fn serve(stream: TcpStream, place: Place, tls: Option<TlsAcceptor>, ap
 
 /// Reads what a client still sends and drops it, up to so many bytes: a connection closed over unread bytes is reset, and a client
 /// that sends its whole body before it reads would never see the answer.
-async fn drop_rest(wire: &mut Wire, most: usize) {
-    let (mut buffer, mut read) = (vec![0; 16 << 10], 0);
+async fn drop_rest(wire: &Wire, most: usize) {
+    let mut read = 0;
     while read < most {
-        match wire.read(&mut buffer).await {
+        match wire.discard().await {
             Ok(0) | Err(_) => return,
             Ok(bytes) => read += bytes,
         }

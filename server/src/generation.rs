@@ -4,6 +4,7 @@
 //! has gone, so this is all there is to cancellation.
 
 use std::future::poll_fn;
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -15,6 +16,7 @@ use crate::app::App;
 use crate::error::ApiError;
 use crate::mailbox::{Mailbox, Part, Share};
 use crate::model::Model;
+use crate::receipts::Receipts;
 
 /// What one HTTP request runs: `n` choices for each prompt.
 pub struct Work {
@@ -56,6 +58,8 @@ impl Layout {
 pub struct Generation {
     mailbox: Arc<Mailbox>,
     tokens: Vec<CancelToken>,
+    /// Of a stream.
+    receipts: Option<Arc<Receipts>>,
     /// Sequences that have not ended.
     open: usize,
     constraint: Option<&'static str>,
@@ -64,13 +68,28 @@ pub struct Generation {
 }
 
 impl Generation {
-    /// Hands `work` to the engine; `unread` is the number of bytes that may wait for the client.
-    pub fn start(app: &App, model: &Model, work: Work, unread: usize) -> Result<Generation, ApiError> {
+    /// Hands `work` to the engine, for an answer that is sent when it is whole.
+    pub fn start(app: &App, model: &Model, work: Work) -> Result<Generation, ApiError> {
+        Generation::submit(app, model, work, usize::MAX)
+    }
+
+    /// The same for an answer that is sent as it is made, token by token: the engine does not get ahead of the connection, and
+    /// what waits for a slow client is bounded.
+    pub fn stream(app: &App, model: &Model, mut work: Work) -> Result<Generation, ApiError> {
+        work.requests.iter_mut().for_each(|request| request.max_unread_tokens = Some(AHEAD));
+        let mut generation = Generation::submit(app, model, work, app.config.max_unread)?;
+        generation.receipts = Some(Arc::new(Receipts::new(generation.tokens.clone())));
+        Ok(generation)
+    }
+
+    /// `unread` is the number of bytes that may wait for the client.
+    fn submit(app: &App, model: &Model, work: Work, unread: usize) -> Result<Generation, ApiError> {
         let open = work.requests.len();
         let mailbox = Arc::new(Mailbox::new(open, unread));
         let constraint = work.constraint;
         let copies = work.layout.copies;
-        let mut generation = Generation { mailbox, tokens: Vec::with_capacity(open), open, constraint, copies };
+        let tokens = Vec::with_capacity(open);
+        let mut generation = Generation { mailbox, tokens, receipts: None, open, constraint, copies };
         for (index, request) in work.requests.into_iter().enumerate() {
             let share = Share { copies: work.layout.copies, first: work.layout.is_first(index) };
             let sink = generation.mailbox.sink(index, share, &app.metrics);
@@ -80,6 +99,11 @@ impl Generation {
         }
         app.register(&generation.mailbox);
         Ok(generation)
+    }
+
+    /// Of a stream: who hears of what has been written.
+    pub fn receipts(&self) -> Option<&Arc<Receipts>> {
+        self.receipts.as_ref()
     }
 
     /// Whether every sequence has ended.
@@ -102,7 +126,10 @@ impl Generation {
                 _ => error,
             }
         })?;
-        for (_, part) in &out[first..] {
+        for (sequence, part) in &out[first..] {
+            if let Some(receipts) = &self.receipts {
+                receipts.take(*sequence, part.tokens);
+            }
             if let Some(end) = &part.end {
                 self.open -= 1;
                 match end.reason {
@@ -137,6 +164,9 @@ impl Drop for Generation {
         }
     }
 }
+
+/// Tokens of a stream that its connection may not have written: one that is written while the next is made.
+const AHEAD: NonZeroUsize = NonZeroUsize::new(2).unwrap();
 
 fn timed_out() -> ApiError {
     ApiError::new(hyper::StatusCode::REQUEST_TIMEOUT, "request_timeout", "the request took too long")

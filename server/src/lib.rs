@@ -34,6 +34,7 @@ mod openapi;
 mod orca;
 mod output;
 mod params;
+mod receipts;
 pub mod replicas;
 mod respond;
 mod routes;
@@ -149,6 +150,10 @@ impl Server {
         let listener = runtime.block_on(TcpListener::bind((host, config.port))).map_err(listen)?;
         // Connections have it from here. What a slow reader leaves lies in the system's memory first, which else is megabytes.
         rustix::net::sockopt::set_socket_send_buffer_size(&listener, SEND_BUFFER).map_err(|e| listen(e.into()))?;
+        // The same of what a client sends faster than it is read, which besides would keep both sides busy for milliseconds.
+        rustix::net::sockopt::set_socket_recv_buffer_size(&listener, RECEIVE_BUFFER).map_err(|e| listen(e.into()))?;
+        // Again, for a longer queue than the 128 that it has: a client for which there is no room tries again after a second.
+        rustix::net::listen(&listener, BACKLOG).map_err(|e| listen(e.into()))?;
         let address = listener.local_addr().map_err(listen)?;
         let app = Arc::new(App::new(config, address.ip().is_loopback()));
         let listening = runtime.spawn(accept(listener, tls, app.clone()));
@@ -285,4 +290,7 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 const LAST_TASKS: Duration = Duration::from_secs(2);
 /// Bytes that the system keeps for a client; Linux takes twice as many.
 const SEND_BUFFER: usize = 48 << 10;
+const RECEIVE_BUFFER: usize = 128 << 10;
+/// Connections that may wait to be accepted; Linux takes no more than net.core.somaxconn.
+const BACKLOG: i32 = 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

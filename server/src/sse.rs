@@ -6,6 +6,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use crate::body::Chunks;
 use crate::error::ApiError;
 use crate::generation::Generation;
 use crate::mailbox::Part;
+use crate::receipts::Receipts;
 use crate::respond::Failure;
 
 /// Writes an answer's parts as events.
@@ -126,6 +128,10 @@ impl Chunks for EventStream {
             return Poll::Ready(Some(out.into()));
         }
         Poll::Pending
+    }
+
+    fn receipts(&self) -> Option<Arc<Receipts>> {
+        self.generation.as_ref()?.receipts().cloned()
     }
 }
 

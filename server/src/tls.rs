@@ -9,7 +9,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
@@ -81,6 +83,36 @@ pub enum Transport {
     /// Behind a handshake.
     Tls(Box<TlsStream<TcpStream>>),
 }
+
+impl Transport {
+    /// Whether the other side has closed it, or is gone: what the system knows, before anybody has been told.
+    pub fn is_closed(&self) -> bool {
+        match recv(self.socket(), &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Ok((_, bytes)) => bytes == 0,
+            Err(error) => error != Errno::AGAIN && error != Errno::INTR,
+        }
+    }
+
+    /// Drops bytes as they came, without a look at them, and says how many; 0 at the end.
+    pub async fn discard(&self) -> io::Result<usize> {
+        let socket = self.socket();
+        let mut unused = vec![0; DISCARDED];
+        // Of a stream's bytes none is copied so.
+        let flags = RecvFlags::TRUNC | RecvFlags::DONTWAIT;
+        let discard = || Ok(recv(socket, &mut unused[..], flags)?.1);
+        socket.async_io(Interest::READABLE, discard).await
+    }
+
+    fn socket(&self) -> &TcpStream {
+        match self {
+            Transport::Plain(stream) => stream,
+            Transport::Tls(stream) => stream.get_ref().0,
+        }
+    }
+}
+
+/// Bytes that are dropped at once.
+const DISCARDED: usize = 64 << 10;
 
 impl AsyncRead for Transport {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {

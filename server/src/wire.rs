@@ -41,6 +41,11 @@ impl Wire {
         Wire { stream, write_timeout, stalled: None, replacement: Vec::new(), written: 0, partial, pace }
     }
 
+    /// Drops what has been received, when there is anything, and says how much that was; 0 at the end.
+    pub async fn discard(&self) -> io::Result<usize> {
+        self.stream.discard().await
+    }
+
     fn poll_replacement(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.written < self.replacement.len() {
             let written = ready!(Pin::new(&mut self.stream).poll_write(context, &self.replacement[self.written..]))?;
@@ -58,6 +63,7 @@ impl Wire {
             self.stalled = None;
             return polled;
         }
+        self.pace.stalled();
         let timeout = self.write_timeout;
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(timeout)));
         match stalled.as_mut().poll(context) {
@@ -102,6 +108,13 @@ impl AsyncWrite for Wire {
         if polled.is_ready() {
             // hyper flushes when it has written all that it had.
             self.pace.passed(context);
+            if let Some(receipts) = self.pace.receipts() {
+                // The system takes bytes for a client that has gone; nothing more is to be made for him.
+                if self.stream.is_closed() {
+                    return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+                }
+                receipts.passed();
+            }
         }
         self.in_time(polled, context)
     }

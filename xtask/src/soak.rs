@@ -59,7 +59,7 @@ const TESTS: [(&str, &str, &str, Test); 15] = [
     (
         "5",
         "disconnects",
-        "1000 clients leave: all places and blocks back within 200 ms, at most 2 tokens later, or those of 10 ms of a tiny model",
+        "1000 clients leave: all places and blocks back within 200 ms, at most 2 tokens later",
         load::disconnects,
     ),
     (

@@ -83,7 +83,7 @@ impl Inbox {
                 max_tokens: self.max_tokens,
             });
         }
-        let (id, control) = (self.next_id, Arc::new(Control::default()));
+        let (id, control) = (self.next_id, Arc::new(Control::new(&request)));
         self.next_id += 1;
         self.requests += 1;
         self.tokens = tokens;

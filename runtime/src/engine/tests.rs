@@ -1,5 +1,6 @@
 //! The engine against an executor that checks every batch; see [`super::mock`].
 
+use std::num::NonZero;
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -216,6 +217,40 @@ fn a_client_that_does_not_read_its_logits_pauses_alone() {
         })
         .sum();
     assert_eq!(unread + rest, 40);
+}
+
+#[test]
+fn a_client_that_does_not_read_its_tokens_stands_alone() {
+    let executor = MockExecutor::new(capacity(), VOCAB);
+    let engine = Engine::start(Box::new(executor), VOCAB, EngineConfig::new(capacity())).unwrap();
+    let request = Request { max_unread_tokens: NonZero::new(3), ..Request::new(prompt(6, 2), 58) };
+    let expected_of_it = expected(&request);
+    let mate = Request::new(prompt(10, 9), 20);
+    let made = |slow: &RequestHandle| {
+        assert_eq!(engine.submit(mate.clone()).unwrap().wait().unwrap().token_ids, expected(&mate));
+        let events = std::iter::from_fn(|| slow.events.try_recv().ok());
+        events.filter(|event| matches!(event, Event::Token { .. })).count()
+    };
+    let slow = engine.submit(request.clone()).unwrap();
+    assert_eq!(made(&slow), 3);
+    assert_eq!(made(&slow), 0);
+    // As many as are read, and no more.
+    slow.cancel_token().tokens_read(2);
+    assert_eq!(made(&slow), 2);
+    // Somebody who is there and slow is not waited for.
+    slow.cancel_token().reads_slowly(true);
+    let rest =
+        std::iter::from_fn(|| slow.events.recv_timeout(Duration::from_secs(10)).ok().filter(|e| !e.is_terminal()));
+    assert_eq!(rest.count(), 53);
+    // Nor is anybody while others wait for a place.
+    let slow = engine.submit(request.clone()).unwrap();
+    assert_eq!(made(&slow), 3);
+    let many: Vec<_> = (0..2 * capacity().max_seqs).map(|_| engine.submit(mate.clone()).unwrap()).collect();
+    assert!(many.into_iter().all(|mate| mate.wait().unwrap().token_ids.len() == 20));
+    assert!(made(&slow) > 0, "it stood");
+    drop(slow);
+    // Whoever reads by the handle does not notice.
+    assert_eq!(engine.submit(request).unwrap().wait().unwrap().token_ids, expected_of_it);
 }
 
 #[test]

@@ -80,6 +80,8 @@ struct Worker {
     metering: Metering,
     /// Sequences that have ended and wait for their energy, with their ends.
     settling: Vec<Settling>,
+    /// Whether somebody found no place in the last step.
+    crowded: bool,
     /// No request's deadline is earlier.
     earliest: Option<Instant>,
     leaving: Vec<(Key, FinishReason)>,
@@ -126,6 +128,7 @@ impl Worker {
             ended: Vec::new(),
             metering,
             settling: Vec::new(),
+            crowded: false,
             earliest: None,
             leaving: Vec::new(),
             idle_since: None,
@@ -148,6 +151,7 @@ impl Worker {
             }
             self.reap(shared, rung);
             self.settle(shared);
+            self.look_at_readers();
             if let Some(until) = self.pace(phase == Phase::Open) {
                 self.deliver(shared);
                 self.publish(shared);
@@ -158,7 +162,11 @@ impl Worker {
                 continue;
             }
             let plan = self.plan(shared);
+            let before = std::mem::replace(&mut self.crowded, self.scheduler.waiting().next().is_some());
             if plan == Plan::default() {
+                if self.crowded && !before && self.scheduler.running().iter().any(|s| s.stands) {
+                    continue;
+                }
                 self.deliver(shared);
                 self.publish(shared);
                 if phase == Phase::Closed && self.scheduler.is_empty() && self.settling.is_empty() {
@@ -168,7 +176,7 @@ impl Worker {
                 }
                 self.idle_since = None;
                 shared.doorbell.wait(self.next_wake());
-                self.metering.waited(Instant::now(), self.stats.generated_tokens);
+                self.account_waiting();
                 continue;
             }
             if let Err(error) = self.step(plan, shared) {
@@ -212,7 +220,8 @@ impl Worker {
             Waiter { since: s.job.since(), rows, state }
         };
         let running = self.scheduler.running();
-        let waiters = running.iter().map(|s| waiter(s)).chain(self.scheduler.waiting().map(waiter));
+        let waiters =
+            running.iter().filter(|s| !s.stands).map(|s| waiter(s)).chain(self.scheduler.waiting().map(waiter));
         let room = self.scheduler.places() - running.len();
         self.pace.decide(Instant::now(), waiters, room, self.config.token_budget)
     }
@@ -285,13 +294,19 @@ impl Worker {
         }
     }
 
-    fn plan(&mut self, shared: &Shared) -> Plan {
+    /// Lets nobody get further ahead of its reader than it may, unless others wait for its place: then it is to get done, and what
+    /// it has made is read in larger pieces.
+    fn look_at_readers(&mut self) {
         for sequence in self.scheduler.running_mut() {
+            let control = sequence.job.reply.control();
+            sequence.stands = !self.crowded && control.is_full();
             if sequence.job.prompt_logits {
-                let unread = sequence.job.reply.control().unread_rows();
-                sequence.prompt_allowance = self.config.max_unread_rows.saturating_sub(unread);
+                sequence.prompt_allowance = self.config.max_unread_rows.saturating_sub(control.unread_rows());
             }
         }
+    }
+
+    fn plan(&mut self, shared: &Shared) -> Plan {
         let (stats, looks) = (&mut self.stats, self.config.prefix_cache);
         let plan = self.scheduler.plan(&mut self.batch, |sequence| {
             if sequence.job.started.is_none() {
@@ -307,7 +322,7 @@ impl Worker {
         plan
     }
 
-    /// Books the time in which a step waited for company: it is theirs who hold a slot.
+    /// Books the time in which a step waited for company, or for readers: it is theirs who hold a slot.
     fn account_waiting(&mut self) {
         for sequence in self.scheduler.running() {
             if let Some(account) = &sequence.job.account {

@@ -3,12 +3,13 @@
 //! Invariant: the terminal event is sent once. [`Reply`] sends one when it is dropped without, so that unwinding the
 //! engine thread answers every request it held.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::time::Duration;
 
-use super::{Event, FinishReason, RequestError, StopMatch, Usage};
+use super::{Event, FinishReason, Request, RequestError, StopMatch, Usage};
 use crate::engine::Doorbell;
 use crate::sampler::TokenLogprob;
 
@@ -34,9 +35,25 @@ pub struct Control {
     cancelled: AtomicBool,
     /// Rows of prompt logits sent and not yet received.
     unread_rows: AtomicUsize,
+    /// Tokens sent and not yet received.
+    unread_tokens: AtomicUsize,
+    /// At so many of these it stands,
+    most_unread: Option<NonZeroUsize>,
+    /// but not while this is set.
+    reads_slowly: AtomicBool,
 }
 
 impl Control {
+    pub fn new(request: &Request) -> Self {
+        Control { most_unread: request.max_unread_tokens, ..Control::default() }
+    }
+
+    /// Whether as many tokens are unread as may be.
+    pub fn is_full(&self) -> bool {
+        let full = |most: NonZeroUsize| self.unread_tokens.load(Ordering::Relaxed) >= most.get();
+        self.most_unread.is_some_and(full) && !self.reads_slowly.load(Ordering::Relaxed)
+    }
+
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
     }
@@ -65,6 +82,27 @@ impl CancelToken {
     pub fn rows_read(&self, rows: usize) {
         self.control.unread_rows.fetch_sub(rows, Ordering::Relaxed);
         self.doorbell.ring();
+    }
+
+    /// Tells the engine that `tokens` events of [`Event::Token`] were consumed, of a request with
+    /// [`max_unread_tokens`](Request::max_unread_tokens). As with rows, an own [`EventSink`] must.
+    pub fn tokens_read(&self, tokens: usize) {
+        let before = self.control.unread_tokens.fetch_sub(tokens, Ordering::Relaxed);
+        if self
+            .control
+            .most_unread
+            .is_some_and(|most| before >= most.get() && before.saturating_sub(tokens) < most.get())
+        {
+            self.doorbell.ring();
+        }
+    }
+
+    /// Tells the engine that the request is, or is no longer, read by somebody who is there and slow: then it does not stand,
+    /// and its tokens pile up at the reader's.
+    pub fn reads_slowly(&self, slowly: bool) {
+        if self.control.reads_slowly.swap(slowly, Ordering::Relaxed) != slowly {
+            self.doorbell.ring();
+        }
     }
 }
 
@@ -139,6 +177,9 @@ impl RequestHandle {
         self.ended = event.is_terminal();
         if let Event::PromptLogits { vocab, rows, .. } = &event {
             self.token.rows_read(rows.len() / (*vocab).max(1));
+        }
+        if let Event::Token { .. } = &event {
+            self.token.tokens_read(1);
         }
         event
     }
@@ -225,6 +266,9 @@ impl Reply {
         if let Event::PromptLogits { vocab, rows, .. } = &event {
             let rows = rows.len() / (*vocab).max(1);
             self.control.unread_rows.fetch_add(rows, Ordering::Relaxed);
+        }
+        if let Event::Token { .. } = &event {
+            self.control.unread_tokens.fetch_add(1, Ordering::Relaxed);
         }
         if self.sink.send(event).is_err() {
             self.control.cancelled.store(true, Ordering::Relaxed);

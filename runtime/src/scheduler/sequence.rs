@@ -26,6 +26,8 @@ pub struct Sequence<J> {
     pub next_prompt_output: usize,
     /// Prompt outputs that may be produced in this step.
     pub prompt_allowance: usize,
+    /// Whether it stands in this step: its last tokens have not been read.
+    pub stands: bool,
     /// Tokens whose keys and values are in the cache.
     pub computed: usize,
     /// Its rows in this step.
@@ -73,6 +75,7 @@ impl<J> Sequence<J> {
             max_tokens,
             next_prompt_output: prompt_len,
             prompt_allowance: usize::MAX,
+            stands: false,
             computed: 0,
             chunk: 0,
             drafts: Vec::with_capacity(MOST_DRAFTS.min(max_new)),

@@ -73,13 +73,10 @@ pub fn disconnects(scale: &Scale) -> anyhow::Result<String> {
         "{count} clients left, no block leaked, idle after {:.0} ms at the latest",
         slowest.as_secs_f64() * 1e3
     );
-    // This model has a token in less time than a thread needs to be woken: so many come in that time.
-    let after = tokens_after_leaving(&live, scale.count(200, 20))?;
-    let begun = Instant::now();
-    live.ok("/v1/completions", &endless(false))?;
-    let late = begun.elapsed().mul_f64(after / 480.0);
-    write!(figures, "; {after:.0} tokens at most, {:.1} ms, after a client was gone", late.as_secs_f64() * 1e3)?;
-    ensure!(late <= scale.within(10), "{figures}");
+    // This model has a token in less time than a thread needs to be woken: nothing but the server's own restraint holds it back.
+    let after = tokens_after_leaving(&live, scale.count(1000, 100))?;
+    write!(figures, "; {after:.0} tokens at most after a client was gone")?;
+    ensure!(after <= 2.0, "{figures}");
     drop(live);
     if scale.full {
         let after = tokens_after_leaving(&Live::start_default(scale)?, 500)?;
