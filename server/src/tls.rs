@@ -145,3 +145,51 @@ impl AsyncWrite for Transport {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Whether it is closed soon, without the runtime's having heard of it: this thread does not let it.
+    fn ends(transport: &Transport) -> bool {
+        let begun = std::time::Instant::now();
+        while !transport.is_closed() && begun.elapsed().as_secs() < 10 {
+            std::thread::yield_now();
+        }
+        transport.is_closed()
+    }
+
+    #[tokio::test]
+    async fn bytes_are_dropped_and_an_end_is_known_at_once() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let transport = Transport::Plain(listener.accept().await.unwrap().0);
+        assert!(!transport.is_closed());
+        client.write_all(&[1; 3 * DISCARDED / 2]).await.unwrap();
+        // Nor while there is something to read.
+        assert!(!transport.is_closed());
+        let mut dropped = 0;
+        while dropped < 3 * DISCARDED / 2 {
+            dropped += transport.discard().await.unwrap();
+        }
+        assert_eq!(dropped, 3 * DISCARDED / 2);
+        assert!(!transport.is_closed());
+        drop(client);
+        assert!(ends(&transport));
+        assert_eq!(transport.discard().await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_reset_is_an_end() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut server = listener.accept().await.unwrap().0;
+        server.write_all(b"unread").await.unwrap();
+        client.readable().await.unwrap();
+        drop(client);
+        assert!(ends(&Transport::Plain(server)));
+    }
+}
