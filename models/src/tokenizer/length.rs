@@ -145,6 +145,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn letters_counted_many_at_once_are_those_counted_one_by_one() {
+        let one_by_one = |text: &[u8]| {
+            let stays = |at: usize| text[at].is_ascii_alphanumeric() && text.get(at + 1).is_none_or(u8::is_ascii);
+            (0..text.len()).filter(|at| stays(*at)).count()
+        };
+        for length in (0..20_usize).chain(250..262).chain(505..515) {
+            // Letters alone, and with marks wherever a block may end.
+            for mark in 1..=length + 1 {
+                let text: Vec<u8> =
+                    (0..length).map(|at| if mark > 1 && (at + 1).is_multiple_of(mark) { 0xcc } else { b'a' }).collect();
+                assert_eq!(letters(&text), one_by_one(&text), "{length} bytes, every {mark}th a mark");
+            }
+        }
+    }
+
+    #[test]
     fn no_canonical_form_is_shorter_than_is_reckoned_with() {
         let decomposed = |c: char| {
             let mut text = NormalizedString::from(c.to_string());
