@@ -89,6 +89,8 @@ pub struct MachineMeters {
     description: Value,
     /// Whether it has been read.
     begun: bool,
+    /// Whether a counter of the total has stood still, and none has moved since.
+    still: bool,
     /// Where joules come by the minute: the idle power that was declared, if nothing beside devices counts.
     minutes: Option<Option<f64>>,
     opened: Instant,
@@ -98,11 +100,14 @@ impl MachineMeters {
     /// Opens them; what they count from here on is the engine's.
     pub fn open(wanted: &Wanted) -> MachineMeters {
         let opened = Instant::now();
-        let mut meters = Meters::open(wanted);
+        MachineMeters::of(Meters::open(wanted), opened)
+    }
+
+    fn of(mut meters: Meters, opened: Instant) -> MachineMeters {
         let mark = meters.snapshot();
         let (utilisation, minutes) = (Utilisation::begin(&mark), minutes(&mark));
         let (cpu_s, description) = (own_cpu_s(), Value::Null);
-        MachineMeters { meters, mark, utilisation, cpu_s, description, begun: false, minutes, opened }
+        MachineMeters { meters, mark, utilisation, cpu_s, description, begun: false, still: false, minutes, opened }
     }
 
     /// Looks at what forgets that nobody has looked at it: once a second, while nobody reads.
@@ -136,7 +141,12 @@ impl EnergySource for MachineMeters {
         let told = self.utilisation.since(&now);
         let energy = match self.minutes {
             Some(_) => beside(&window, told.energy),
-            None => judge(&window),
+            None => judge(&window, self.still),
+        };
+        let stalled = window.flags.contains(&Flag::MeterStalled) && window.neuron.iter().all(|d| d.status != "stalled");
+        self.still = match energy {
+            Metered::Known(..) => false,
+            _ => self.still || (energy == Metered::Unknown && stalled),
         };
         if energy != Metered::NotYet {
             self.description = describe(&window, &now, energy, self.minutes.is_some());
@@ -172,8 +182,9 @@ fn beside(window: &Window, devices: Metered) -> Metered {
     })
 }
 
-/// What a window says, and whether a longer one may say more.
-fn judge(window: &Window) -> Metered {
+/// What a window says, and whether a longer one may say more: not where a counter has stood `still` and has not moved. Else every
+/// answer on a virtual machine whose counters are for show would wait for them.
+fn judge(window: &Window, still: bool) -> Metered {
     if let Some((joules, method)) = window.total.joules.zip(window.total.method) {
         return Metered::Known(joules, method);
     }
@@ -182,7 +193,7 @@ fn judge(window: &Window) -> Metered {
     // Devices that tell whole minutes and are in this total cannot be told here: watts or their part are unknown.
     let covered = window.meters.iter().any(|m| m.info.counts_in_total && m.info.covers_accelerators());
     let devices = !whole && !covered && !window.neuron.is_empty();
-    let hopeless = devices || !window.meters.iter().any(|m| m.info.counts_in_total);
+    let hopeless = still || devices || !window.meters.iter().any(|m| m.info.counts_in_total);
     match window.flags.contains(&Flag::ShortWindow) && !hopeless && window.duration_s < LONGEST_S {
         true => Metered::NotYet,
         false => Metered::Unknown,
@@ -242,3 +253,6 @@ const NO_WATTS: &str = "no watts are published for the chip: declare some with -
 
 /// A meter that says nothing new for so long will say nothing of that time.
 const LONGEST_S: f64 = 10.0;
+
+#[cfg(test)]
+mod tests;
