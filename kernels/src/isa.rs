@@ -125,19 +125,13 @@ impl Kernels {
     }
 }
 
-/// The entry points of one instruction set: generic kernels made concrete under its target features.
-macro_rules! entry_points {
-    ($isa:expr, $simd:ty $(, $feature:literal)?) => {
+/// The products of one instruction set: generic kernels made concrete under its target features.
+macro_rules! products {
+    ($simd:ty $(, $feature:literal)?) => {
         $(#[target_feature(enable = $feature)])?
         unsafe fn tile<const STORED: u8, const NT: usize>(a: &TileArgs) {
             // SAFETY: the caller's; the features are those of this function.
             unsafe { gemm::tile::<$simd, STORED, NT>(a) }
-        }
-
-        $(#[target_feature(enable = $feature)])?
-        unsafe fn attend<const KV: u8>(a: &AttendArgs<'_>) {
-            // SAFETY: as above.
-            unsafe { attention::attend::<$simd, KV>(a) }
         }
 
         $(#[target_feature(enable = $feature)])?
@@ -152,6 +146,40 @@ macro_rules! entry_points {
         ) {
             // SAFETY: as above.
             unsafe { gemm::pack_row::<$simd>(kind, x, cols, act, meta, token, fine) }
+        }
+
+        const fn tiles<const STORED: u8>() -> [TileFn; MAX_TILE] {
+            [
+                tile::<STORED, 1>,
+                tile::<STORED, 2>,
+                tile::<STORED, 3>,
+                tile::<STORED, 4>,
+                tile::<STORED, { limit(5) }>,
+                tile::<STORED, { limit(6) }>,
+                tile::<STORED, { limit(7) }>,
+                tile::<STORED, { limit(8) }>,
+            ]
+        }
+
+        /// Sizes above the set's tile are never called; they share one instance.
+        const fn limit(n: usize) -> usize {
+            if n <= <$simd as Simd>::TILE { n } else { 1 }
+        }
+
+        const TILES: [[TileFn; MAX_TILE]; Stored::ALL.len()] =
+            [tiles::<0>(), tiles::<1>(), tiles::<2>(), tiles::<3>(), tiles::<4>(), tiles::<5>()];
+    };
+}
+
+/// All entry points of one instruction set.
+macro_rules! entry_points {
+    ($isa:expr, $simd:ty $(, $feature:literal)?) => {
+        products!($simd $(, $feature)?);
+
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn attend<const KV: u8>(a: &AttendArgs<'_>) {
+            // SAFETY: as above.
+            unsafe { attention::attend::<$simd, KV>(a) }
         }
 
         $(#[target_feature(enable = $feature)])?
@@ -246,29 +274,11 @@ macro_rules! entry_points {
             unsafe { route::route::<$simd>(routing, x, experts, out) }
         }
 
-        const fn tiles<const STORED: u8>() -> [TileFn; MAX_TILE] {
-            [
-                tile::<STORED, 1>,
-                tile::<STORED, 2>,
-                tile::<STORED, 3>,
-                tile::<STORED, 4>,
-                tile::<STORED, { limit(5) }>,
-                tile::<STORED, { limit(6) }>,
-                tile::<STORED, { limit(7) }>,
-                tile::<STORED, { limit(8) }>,
-            ]
-        }
-
-        /// Sizes above the set's tile are never called; they share one instance.
-        const fn limit(n: usize) -> usize {
-            if n <= <$simd as Simd>::TILE { n } else { 1 }
-        }
-
-        pub(in crate::isa) static KERNELS: Kernels = Kernels {
+        pub(in crate::isa) const TABLE: Kernels = Kernels {
             isa: $isa,
             tile: <$simd as Simd>::TILE,
             bf16: <$simd as Simd>::BF16,
-            tiles: [tiles::<0>(), tiles::<1>(), tiles::<2>(), tiles::<3>(), tiles::<4>(), tiles::<5>()],
+            tiles: TILES,
             attend: [attend::<0>, attend::<1>, attend::<2>, attend::<3>],
             pack_row,
             act,
@@ -285,6 +295,8 @@ macro_rules! entry_points {
             clamp,
             route,
         };
+
+        pub(in crate::isa) static KERNELS: Kernels = TABLE;
     };
 }
 
@@ -336,10 +348,13 @@ mod x86_64 {
 
     pub mod bf16 {
         use super::super::*;
-        entry_points!(
-            Isa::Avx512Bf16,
-            crate::simd::x86_64::avx512::Avx512<true>,
-            "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16"
-        );
+        use super::vnni;
+
+        type Bf16 = crate::simd::x86_64::avx512::Avx512<true>;
+        products!(Bf16, "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16");
+
+        /// Only products differ: the rest is built once.
+        pub(in crate::isa) static KERNELS: Kernels =
+            Kernels { isa: Isa::Avx512Bf16, bf16: true, tiles: TILES, pack_row, ..vnni::TABLE };
     }
 }
