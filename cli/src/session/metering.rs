@@ -141,7 +141,7 @@ impl EnergySource for MachineMeters {
         let told = self.utilisation.since(&now);
         let energy = match self.minutes {
             Some(_) => beside(&window, told.energy),
-            None => judge(&window, self.still),
+            None => judge(&window, self.still && anew(&self.mark, &now)),
         };
         let stalled = window.flags.contains(&Flag::MeterStalled) && window.neuron.iter().all(|d| d.status != "stalled");
         self.still = match energy {
@@ -182,8 +182,13 @@ fn beside(window: &Window, devices: Metered) -> Metered {
     })
 }
 
-/// What a window says, and whether a longer one may say more: not where a counter has stood `still` and has not moved. Else every
-/// answer on a virtual machine whose counters are for show would wait for them.
+/// Whether every meter of the total says more of its time than before: an outside one may be silent for longer than a request lasts.
+fn anew(mark: &Snapshot, now: &Snapshot) -> bool {
+    let before = |id: &str| mark.meters.iter().find(|meter| meter.info.id == id).map_or(0, |meter| meter.at_ns);
+    now.meters.iter().filter(|meter| meter.info.counts_in_total).all(|meter| meter.at_ns > before(&meter.info.id))
+}
+
+/// What a window says, and whether a longer one may say more: not where counters were read anew and stand `still` as before. Else every answer on a virtual machine whose counters are for show would wait for them.
 fn judge(window: &Window, still: bool) -> Metered {
     if let Some((joules, method)) = window.total.joules.zip(window.total.method) {
         return Metered::Known(joules, method);

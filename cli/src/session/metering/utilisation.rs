@@ -116,18 +116,10 @@ const SLACK_NS: u64 = 500_000_000;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use njoule_energy::clock::{Clock, Now};
+    use crate::session::metering::tests::Hands;
+    use njoule_energy::clock::Now;
     use njoule_energy::{Meters, Root, Wanted};
     use std::sync::{Arc, Mutex};
-
-    #[derive(Clone)]
-    struct Hands(Arc<Mutex<Now>>);
-
-    impl Clock for Hands {
-        fn now(&self) -> Now {
-            *self.0.lock().unwrap()
-        }
-    }
 
     /// A machine whose devices say what a test wants, minute by minute.
     struct Machine {
